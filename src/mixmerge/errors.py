@@ -1,0 +1,64 @@
+"""The error tree: every error a person can meet says where, what, and what to do, on one line.
+
+A `UserError` is a mistake in what the user gave (recipe, data, arguments): the command line prints it
+without a traceback and exits 2. Any other `MixmergeError` is something that went wrong outside our code
+while working (a corrupt file, a full disk): printed likewise, exit 1. Everything else is a bug, exit 70.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+MOST_NAMES = 24  # a longer list is cut: an error is one line
+
+
+class MixmergeError(Exception):
+    """Something a person can mend; `str()` gives `where: what; do` on one line."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, do: str | None = None) -> None:
+        self.what, self.where, self.do = what, where, do
+        text = what if where is None else f"{where}: {what}"
+        super().__init__(" ".join((text if do is None else f"{text}; {do}").split()))
+
+
+class UserError(MixmergeError, ValueError):
+    """A mistake in what the user gave; nothing was started."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe or merge configuration that does not hold together; `where` is `file:line: key.path`."""
+
+
+class DataError(UserError):
+    """A data file or row that cannot be used; `where` is `file:row`."""
+
+
+class ModelError(UserError):
+    """A model folder that cannot be used: missing file, wrong shape, unknown format."""
+
+
+class CheckpointError(MixmergeError, OSError):
+    """A file that is damaged or cannot be read or written whole (corrupt safetensors, full disk)."""
+
+
+class StepError(MixmergeError, RuntimeError):
+    """A step of a study that failed; what was finished before it is kept."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Advice for an unknown name: the nearest known one, or the list of all.
+
+    >>> did_you_mean("tie", ["linear", "ties"])
+    "did you mean 'ties'?"
+    """
+    names = sorted(str(k) for k in known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMES else ""
+    return f"known: {', '.join(names[:MOST_NAMES])}{more}"
