@@ -1,0 +1,11 @@
+"""Merging models: `merge("config.yml", out)` on mergekit's YAML; stands alone, needs neither recipe nor torch."""
+
+from mixmerge.callable import make_callable
+from mixmerge.merge.config import load_config, parse_config
+from mixmerge.merge.methods import METHODS
+from mixmerge.merge.settings import MergeConfig
+from mixmerge.merge.stream import merge
+
+__all__ = ["METHODS", "MergeConfig", "load_config", "merge", "parse_config"]
+
+make_callable(__name__)

@@ -1,0 +1,259 @@
+"""Safetensors model folders: headers read and checked without torch, tensors read in stretches.
+
+The one idea: a header already says everything that can make a merge impossible, so all of it is checked before any
+tensor is read. Invariants: only safetensors (a pickle runs code); an error names its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mixmerge.errors import CheckpointError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
+ITEM_BYTES |= {"U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+FLOATS = ("F32", "F16", "BF16")
+_MAX_HEADER = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Where a tensor lies: its safetensors dtype, its shape, its file and the offset of its first byte there."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path = Path()
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model folder whose headers have been read and checked; `name` is what the user called it."""
+
+    name: str
+    folder: Path
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+
+    def read(self, name: str) -> torch.Tensor:
+        """A whole tensor, in its stored dtype."""
+        from safetensors import safe_open
+
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def read_floats(self, name: str, start: int, size: int) -> npt.NDArray[np.float32]:
+        """Elements start .. start+size of a float tensor as float32, flat; exact for every dtype of FLOATS."""
+        return decode(self.read_bytes(name, start, size), self.tensors[name].dtype)
+
+    def read_bytes(self, name: str, start: int = 0, size: int | None = None) -> bytearray:
+        """The bytes of elements start .. start+size (default: all)."""
+        tensor = self.tensors[name]
+        item = ITEM_BYTES[tensor.dtype]
+        data = bytearray((tensor.size if size is None else size) * item)
+        try:
+            with tensor.file.open("rb") as file:
+                file.seek(tensor.offset + start * item)
+                got = file.readinto(data)
+        except OSError as error:
+            raise CheckpointError(f"cannot read tensor '{name}': {error.strerror}", where=str(tensor.file)) from error
+        if got != len(data):
+            raise CheckpointError(f"the file ends inside tensor '{name}'", where=str(tensor.file), do=_AGAIN)
+        return data
+
+    def fingerprint(self) -> str:
+        """A hash of the headers and of each file's size and time: enough to know that nothing was exchanged."""
+        files = sorted({tensor.file for tensor in self.tensors.values()})
+        state = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+        layout = sorted((name, t.dtype, t.shape, t.offset) for name, t in self.tensors.items())
+        return hashlib.sha256(json.dumps([state, layout, self.config], sort_keys=True).encode()).hexdigest()
+
+
+def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
+    """Read and check the headers of a model folder: `model.safetensors`, or shards with their index.
+
+    Raises:
+        ModelError: not a folder that can be used: no config.json, no safetensors, an adapter.
+        CheckpointError: a missing, truncated or corrupt file, which is named.
+    """
+    name = name or str(folder)
+    if not folder.is_dir():
+        raise ModelError("no such folder", where=name)
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        do = "loaders would disagree on which to take: remove the one that is stale"
+        raise ModelError(f"both {SINGLE} and {INDEX} are there", where=str(folder), do=do)
+    if not single.exists() and not index.exists():
+        raise _nothing_to_read(folder)
+    if not (folder / "config.json").exists():
+        raise ModelError("config.json is missing", where=str(folder), do="copy it from where the model came from")
+    tensors = read_header(single) if single.exists() else _read_shards(index)
+    return Checkpoint(name, folder, tensors, _read_json(folder / "config.json"))
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file; raises CheckpointError for a file that is damaged or cut short."""
+    try:
+        length = file.stat().st_size
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            text = opened.read(size) if 8 + size <= length and size <= _MAX_HEADER else b""
+    except OSError as error:
+        raise CheckpointError(f"cannot read: {error.strerror}", where=str(file)) from error
+    if length < 8 or not text:
+        raise CheckpointError("the file is cut short or is no safetensors file", where=str(file), do=_AGAIN)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        rows = sorted((_entry(name, entry) for name, entry in header.items()), key=lambda row: row[3:])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError("the header is corrupt", where=str(file), do=_AGAIN) from error
+    tensors, end = {}, 0
+    for name, dtype, shape, first, last in rows:
+        if dtype not in ITEM_BYTES:
+            raise CheckpointError(f"tensor '{name}' has the unknown dtype {dtype}", where=str(file))
+        tensor = Tensor(dtype, shape, file, 8 + size + first)
+        if first != end or last - first != tensor.bytes:
+            raise CheckpointError(f"the header is corrupt at tensor '{name}'", where=str(file), do=_AGAIN)
+        tensors[name], end = tensor, last
+    if length != 8 + size + end:
+        what = f"the file has {length} bytes where its header promises {8 + size + end}"
+        raise CheckpointError(what, where=str(file), do=_AGAIN)
+    return tensors
+
+
+def decode(raw: bytes | bytearray, dtype: str) -> npt.NDArray[np.float32]:
+    """Stored floats as float32, exactly."""
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, "<f2" if dtype == "F16" else "<f4").astype(np.float32, copy=False)
+
+
+def encode(values: npt.NDArray[np.float64], dtype: str) -> tuple[bytes, bool]:
+    """Floats rounded to nearest, ties to even, as stored, and whether all of them are finite there."""
+    with np.errstate(over="ignore"):
+        stored = values.astype("<f2" if dtype == "F16" else "<f4")
+    finite = bool(np.isfinite(stored).all())
+    if dtype != "BF16":
+        return stored.tobytes(), finite
+    bits = stored.view("<u4")
+    bits += 0x7FFF + (bits >> 16 & 1)
+    bits &= 0xFFFF0000
+    return (bits >> 16).astype("<u2").tobytes(), finite and bool(np.isfinite(stored).all())
+
+
+def locate_model(reference: str, relative_to: Path) -> Path:
+    """The folder of a model: a local one, relative to `relative_to`, or a Hub id (`org/name[@revision]`) downloaded.
+
+    Only safetensors, JSON and tokenizer files are ever fetched.
+
+    Raises:
+        ModelError: neither a folder nor a model that the Hub (or its local cache) can give.
+    """
+    local = relative_to / Path(reference).expanduser()
+    if local.is_dir():
+        return local
+    repo, _, revision = reference.partition("@")
+    if reference[0] in "./~" or repo.count("/") != 1:
+        raise ModelError("no such model folder", where=reference, do=f"looked for {local}; a Hub id is org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=["*.safetensors", "*.json", *COPIED])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        do = f"there is no local folder {local} either; check the name and, for a closed model, your login"
+        raise ModelError(f"the Hub did not give this model: {reason}", where=reference, do=do) from error
+
+
+# what a tokenizer or processor needs, and nothing that belongs to a training or to other weights
+COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def _entry(name: str, entry: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
+    """Name, dtype, shape, first and last byte of a header's entry; ValueError where a number is none."""
+    first, last = entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (first, last, *entry["shape"])):
+        raise ValueError(name)
+    return name, str(entry["dtype"]), tuple(entry["shape"]), first, last
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    content = _read_json(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(Path(str(file)).name == file for file in weight_map.values()):
+        raise CheckpointError("the index is corrupt: its weight_map must name files of this folder", where=str(index))
+    headers = {}
+    for file in sorted(set(weight_map.values())):
+        if not (index.parent / file).exists():
+            raise CheckpointError(
+                "the index names this file, and it is missing", where=str(index.parent / file), do=_AGAIN
+            )
+        headers[file] = read_header(index.parent / file)
+    for name, file in weight_map.items():
+        if name not in headers[file]:
+            what = f"the index promises tensor '{name}' in {file}, and it is not there"
+            raise CheckpointError(what, where=str(index), do=_AGAIN)
+    return {name: headers[file][name] for name, file in weight_map.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read: {error.strerror}", where=str(path)) from error
+    except ValueError as error:
+        raise CheckpointError("not valid JSON", where=str(path), do=_AGAIN) from error
+    if not isinstance(content, dict):
+        raise CheckpointError("not a JSON object", where=str(path), do=_AGAIN)
+    return content
+
+
+def _nothing_to_read(folder: Path) -> ModelError:
+    if (folder / "adapter_config.json").exists():
+        do = "fold it into its model first (peft's merge_and_unload) and name that folder"
+        return ModelError("this is a LoRA adapter, not a whole model", where=str(folder), do=do)
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        do = "load it with transformers and save_pretrained it again: that writes safetensors"
+        return ModelError("only pickled weights, which can run code when read", where=str(folder), do=do)
+    return ModelError(f"neither {SINGLE} nor {INDEX} is there", where=str(folder))
+
+
+_AGAIN = "copy or download it again"

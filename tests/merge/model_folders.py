@@ -1,0 +1,57 @@
+"""Real model folders for the merge tests: safetensors on disk, written by safetensors or by transformers."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mixmerge.merge import merge, parse_config
+
+Tensors = dict[str, torch.Tensor]
+
+
+def write_model(folder: Path, tensors: Tensors, **config) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": False} | config))
+    return folder
+
+
+def read_model(folder: Path) -> Tensors:
+    tensors: Tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
+
+
+def config_for(method, models, *, base=None, per_model=None, **top):
+    """A checked configuration; `models` and `base` are folders, `per_model` one mapping of parameters each."""
+    entries = [{"model": str(folder)} for folder in models]
+    for entry, parameters in zip(entries, per_model or [], strict=bool(per_model)):
+        entry["parameters"] = parameters
+    raw = {"merge_method": method, "models": entries, **top}
+    return parse_config(raw | ({"base_model": str(base)} if base is not None else {}))
+
+
+def merge_tensors(method, inputs, *, base=None, per_model=None, out_dtype=None, seed=0, threads=1, **parameters):
+    """Write each input (tensor or tensors) as a model, merge, and give what came out in the same form."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+
+        def write(name, value):
+            return write_model(root / name, value if isinstance(value, dict) else {"w": value})
+
+        folders = [write(f"m{i}", value) for i, value in enumerate(inputs)]
+        base_folder = None if base is None else write("base", base)
+        top = {"parameters": parameters, "seed": seed} | ({"out_dtype": out_dtype} if out_dtype else {})
+        config = config_for(method, folders, base=base_folder, per_model=per_model, **top)
+        merge(config, root / "out", threads=threads)
+        tensors = read_model(root / "out")
+    return tensors if isinstance(inputs[0], dict) else tensors["w"]
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    kind = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(a.view(kind), b.view(kind))
