@@ -1,0 +1,242 @@
+"""Drawing a mixture: so many rows or tokens, shared among (objective, language) cells, in a reproducible order.
+
+One idea: every random order is a sort by sha256(seed, purpose, key), so it depends on nothing but the recipe and the
+rows: not on the order of files, of dicts, on a library's generator or on the machine; a larger budget draws a superset.
+Rows come out interleaved, so that any stretch of the mixture holds the shares of the whole. Shares are met to within
+one row a cell, or drawing fails; no row is used more than `max_repeats` times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from mixmerge.data.formats import Row
+from mixmerge.errors import DataError
+
+Cell = tuple[str, str]
+Unit = Literal["rows", "tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A row in a mixture; `turn` counts its uses from 0."""
+
+    row: Row
+    objective: str
+    turn: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellDraw:
+    """What one cell gave. Shares are fractions of the mixture, in its unit; `ids` in drawing order."""
+
+    objective: str
+    lang: str
+    share_asked: float
+    share_got: float
+    rows: int
+    tokens: int
+    available_rows: int
+    repeats: int
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Rows in training order, and the account of each cell in the order of its key."""
+
+    rows: tuple[Drawn, ...]
+    cells: tuple[CellDraw, ...]
+    budget: int
+    unit: Unit
+    max_repeats: int
+    seed: int
+
+
+def draw_mixture(
+    cells: Mapping[Cell, Sequence[Row]],
+    shares: Mapping[Cell, float],
+    *,
+    budget: int,
+    unit: Unit,
+    max_repeats: int,
+    seed: int,
+    count_tokens: Callable[[Row], int],
+) -> Mixture:
+    """Draw `budget` rows or tokens from the cells in proportion to `shares` (any positive scale; normalised here).
+
+    In rows, the cells' numbers come from largest remainders and sum to the budget. In tokens, rows are taken in the
+    cell's seeded order up to the total nearest to the cell's part. A cell without share, or with share 0, gives nothing.
+
+    Raises:
+        DataError: impossible shares, an empty cell, a part too small for one row, or one larger than the cell's data
+            times `max_repeats`; says what to change.
+    """
+    if budget < 1 or max_repeats < 1:
+        raise DataError(f"budget {budget} and max_repeats {max_repeats} must be at least 1")
+    wanted = _normalised(shares)
+    for cell in wanted:
+        if not cells.get(cell):
+            raise DataError(
+                f"no rows for {_name(cell)}, which has a share of {float(wanted[cell]):.3g}",
+                do="add data for it, or set its share to 0",
+            )
+    parts = _largest_remainder(wanted, budget) if unit == "rows" else {c: wanted[c] * budget for c in wanted}
+    drawn: dict[Cell, list[Drawn]] = {}
+    for cell, part in parts.items():
+        taken = _take(cells[cell], cell, part, unit, max_repeats, seed, count_tokens)
+        if not taken:
+            raise DataError(
+                f"the budget of {budget} {unit} leaves {float(part):.3g} for {_name(cell)}, less than one row",
+                do="raise the budget or set the cell's share to 0",
+            )
+        drawn[cell] = taken
+    total = sum(_size(item, unit) for taken in drawn.values() for item in taken)
+    accounts = tuple(
+        CellDraw(
+            objective=cell[0],
+            lang=cell[1],
+            share_asked=float(wanted[cell]),
+            share_got=sum(_size(item, unit) for item in taken) / total,
+            rows=len(taken),
+            tokens=sum(item.tokens for item in taken),
+            available_rows=len(cells[cell]),
+            repeats=sum(item.turn > 0 for item in taken),
+            ids=tuple(item.row.id for item in taken),
+        )
+        for cell, taken in drawn.items()
+    )
+    return Mixture(tuple(_interleave(drawn, seed)), accounts, budget, unit, max_repeats, seed)
+
+
+def write_mixture(mixture: Mixture, out: Path) -> dict[str, Any]:
+    """Write rows.jsonl and manifest.json into the folder `out`; return the manifest.
+
+    A line of rows.jsonl is {"id", "objective", "lang", "prompt": [message], "completion": [message]}. The manifest holds
+    what was asked and got per cell, the ids drawn, and the sha256 of rows.jsonl.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [
+        _json(
+            {
+                "id": item.row.id,
+                "objective": item.objective,
+                "lang": item.row.lang,
+                "prompt": item.row.prompt,
+                "completion": [{"role": "assistant", "content": item.row.completion}],
+            }
+        )
+        for item in mixture.rows
+    ]
+    data = "".join(f"{line}\n" for line in lines).encode()
+    (out / "rows.jsonl").write_bytes(data)
+    manifest = {
+        "budget": mixture.budget,
+        "unit": mixture.unit,
+        "max_repeats": mixture.max_repeats,
+        "seed": mixture.seed,
+        "rows": len(mixture.rows),
+        "tokens": sum(item.tokens for item in mixture.rows),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "cells": [
+            {name: list(value) if name == "ids" else value for name, value in _fields(cell)} for cell in mixture.cells
+        ],
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _normalised(shares: Mapping[Cell, float]) -> dict[Cell, Fraction]:
+    """Positive shares as exact fractions of 1, in the order of their keys."""
+    for cell, share in shares.items():
+        if not math.isfinite(share) or share < 0:
+            raise DataError(f"the share of {_name(cell)} is {share}", do="give a number from 0 up")
+    total = sum((Fraction(share) for share in shares.values()), Fraction(0))
+    if total == 0:
+        raise DataError("no share is above 0, so there is nothing to draw")
+    return {cell: Fraction(shares[cell]) / total for cell in sorted(shares) if shares[cell] > 0}
+
+
+def _largest_remainder(wanted: Mapping[Cell, Fraction], budget: int) -> dict[Cell, Fraction]:
+    whole = {cell: math.floor(share * budget) for cell, share in wanted.items()}
+    by_remainder = sorted(wanted, key=lambda cell: (whole[cell] - wanted[cell] * budget, cell))
+    for cell in by_remainder[: budget - sum(whole.values())]:
+        whole[cell] += 1
+    return {cell: Fraction(count) for cell, count in whole.items()}
+
+
+def _take(
+    rows: Sequence[Row],
+    cell: Cell,
+    part: Fraction,
+    unit: Unit,
+    max_repeats: int,
+    seed: int,
+    count_tokens: Callable[[Row], int],
+) -> list[Drawn]:
+    """The rows of one cell, in its seeded order, whose total in `unit` is nearest to `part`."""
+    taken: list[Drawn] = []
+    total = 0
+    for turn, row in _passes(rows, cell, seed, max_repeats + 1):
+        item = Drawn(row, cell[0], turn, count_tokens(row))
+        size = _size(item, unit)
+        # Nearest total: one more row must bring it nearer than stopping does; a tie stops.
+        if abs(total + size - part) >= abs(part - total):
+            break
+        if turn == max_repeats:
+            have = "row" if len(rows) == 1 else "rows"
+            raise DataError(
+                f"{_name(cell)} has {len(rows)} {have}, which give {total} {unit} with max_repeats {max_repeats}, "
+                f"but its share of the budget is {math.ceil(part)}",
+                do=f"lower the budget, raise max_repeats to {math.ceil(part * max_repeats / max(total, 1))}, add data "
+                "or give the cell a smaller share",
+            )
+        taken.append(item)
+        total += size
+    return taken
+
+
+def _passes(rows: Sequence[Row], cell: Cell, seed: int, passes: int) -> Iterator[tuple[int, Row]]:
+    """Pass after pass over the rows, each in a new order that depends on the rows' ids and contents only."""
+    for turn in range(passes):
+        keyed = [(_digest(seed, "order", *cell, turn, _json(_fields(row))), row) for row in rows]
+        for _, row in sorted(keyed, key=lambda pair: pair[0]):
+            yield turn, row
+
+
+def _interleave(drawn: Mapping[Cell, Sequence[Drawn]], seed: int) -> list[Drawn]:
+    """All cells in one order: the i-th of a cell's n rows falls at a seeded place in the i-th n-th of the mixture."""
+    placed = []
+    for cell, taken in drawn.items():
+        for index, item in enumerate(taken):
+            jitter = Fraction(int.from_bytes(_digest(seed, "interleave", *cell, index)[:8]), 2**64)
+            placed.append(((index + jitter) / len(taken), cell, index, item))
+    return [item for *_, item in sorted(placed, key=lambda entry: entry[:3])]
+
+
+def _size(item: Drawn, unit: Unit) -> int:
+    return 1 if unit == "rows" else item.tokens
+
+
+def _digest(seed: int, purpose: str, *key: str | int) -> bytes:
+    return hashlib.sha256(_json([seed, purpose, *key]).encode()).digest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _fields(value: Row | CellDraw) -> list[tuple[str, Any]]:
+    return [(name, getattr(value, name)) for name in value.__slots__]
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell[0]}/{cell[1]}"
