@@ -1,0 +1,27 @@
+"""Tiny models and a mixture that several tests train on; made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_training import FACTS, tiny_model, write_rows
+
+
+@pytest.fixture(scope="session")
+def facts(tmp_path_factory) -> Path:
+    """24 rows, four facts asked in six ways."""
+    forms = ["what is the colour of {}", "tell me the colour of {}", "{} please", "now {}", "what is {}", "the {} says"]
+    return write_rows(
+        tmp_path_factory.mktemp("facts"), [(form.format(thing), answer) for form in forms for thing, answer in FACTS]
+    )
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("llama"), attention_dropout=0.1)
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("gemma"), "gemma3")

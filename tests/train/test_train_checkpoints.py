@@ -1,0 +1,62 @@
+import shutil
+
+import pytest
+
+from mixmerge.errors import StepError
+from mixmerge.train.checkpoints import MARKER, last_whole, mark_whole
+
+
+def checkpoint(work, step, mark=None):
+    folder = work / f"checkpoint-{step}"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"x" * step)
+    (folder / "deep" / "optimizer.pt").write_bytes(b"y" * step)
+    if mark is not None:
+        mark_whole(folder, mark)
+    return folder
+
+
+def test_without_checkpoints_there_is_nothing_to_carry_on_from(tmp_path):
+    assert last_whole(tmp_path, "t") is None
+    assert last_whole(tmp_path / "absent", "t") is None
+
+
+def test_marking_a_checkpoint_removes_those_before_it(tmp_path):
+    checkpoint(tmp_path, 5, "t")
+    newest = checkpoint(tmp_path, 10, "t")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert last_whole(tmp_path, "t") == newest
+
+
+def test_a_newer_half_written_checkpoint_is_removed_and_the_whole_one_before_it_is_used(tmp_path):
+    whole = checkpoint(tmp_path, 5, "t")
+    half = checkpoint(tmp_path, 10)
+    assert last_whole(tmp_path, "t") == whole
+    assert not half.exists()
+
+
+def test_numbers_decide_which_is_newest_not_names(tmp_path):
+    checkpoint(tmp_path / "a", 9, "t")
+    checkpoint(tmp_path / "b", 10, "t")
+    shutil.move(tmp_path / "a" / "checkpoint-9", tmp_path / "b" / "checkpoint-9")
+    assert last_whole(tmp_path / "b", "t").name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "deep/optimizer.pt", MARKER])
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_a_checkpoint_with_a_file_cut_or_missing_is_not_whole(tmp_path, name, damage):
+    folder = checkpoint(tmp_path, 5, "t")
+    file = folder / name
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        file.unlink()
+    assert last_whole(tmp_path, "t") is None
+    assert not folder.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused_and_kept(tmp_path):
+    folder = checkpoint(tmp_path, 5, "one")
+    with pytest.raises(StepError, match="of another training"):
+        last_whole(tmp_path, "two")
+    assert folder.exists()
