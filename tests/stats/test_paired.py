@@ -1,0 +1,195 @@
+"""The bootstrap against other computations, its coverage on clustered data, the front against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from mixmerge.stats.paired import (
+    best_set,
+    bootstrap_means,
+    clusters_in,
+    estimate,
+    generator,
+    interval,
+    means,
+    on_front,
+)
+
+
+def clustered(rng: np.random.Generator, clusters: int, languages: int, gap: float) -> np.ndarray:
+    """Binary answers of two candidates (2, L, P) that share hard and easy prompts; the second is better by `gap` logits."""
+    hard = rng.normal(0, 1, clusters)
+    lean = np.linspace(-0.5, 0.5, languages)
+    logits = np.stack([lean[:, None] + hard, lean[:, None] + gap + hard])
+    return (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(float)
+
+
+def true_means(languages: int, gap: float) -> tuple[float, float]:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    lean = np.linspace(-0.5, 0.5, languages)
+    both = [
+        float((weights / weights.sum() / (1 + np.exp(-(lean[:, None] + g + nodes)))).sum(1).mean()) for g in (0, gap)
+    ]
+    return both[0], both[1]
+
+
+def test_a_mean_leaves_out_what_is_not_there() -> None:
+    values = np.array([[[1.0, 0.0, np.nan], [np.nan, np.nan, np.nan]]])
+    assert means(values)[0, 0] == 0.5
+    assert np.isnan(means(values)[0, 1])
+
+
+def test_the_same_seed_gives_the_same_draws_and_another_purpose_others() -> None:
+    assert generator(1, "a").random() == generator(1, "a").random()
+    assert len({generator(1, "a").random(), generator(2, "a").random(), generator(1, "a", "b").random()}) == 3
+    assert generator(1, "a", "b").random() != generator(1, "ab").random()
+
+
+def test_one_draw_takes_the_same_clusters_for_every_candidate_and_language() -> None:
+    one = np.random.default_rng(0).random((1, 1, 12))
+    drawn = bootstrap_means(np.tile(one, (3, 2, 1)), draws=50, seed=0, purpose="x")
+    assert np.ptp(drawn.reshape(50, 6), axis=1).max() < 1e-12
+    assert np.ptp(drawn[:, 0, 0]) > 0
+
+
+def test_bootstrap_draws_have_the_spread_that_theory_says() -> None:
+    values = np.random.default_rng(3).random((1, 1, 40))
+    drawn = bootstrap_means(values, draws=20_000, seed=0, purpose="x")[:, 0, 0]
+    assert drawn.mean() == pytest.approx(values.mean(), abs=0.002)
+    assert drawn.std() == pytest.approx(values.std() / np.sqrt(40), rel=0.03)
+
+
+def test_the_unwidened_interval_is_that_of_scipy() -> None:
+    values = np.random.default_rng(5).random(400)
+    drawn = bootstrap_means(values[None, None], draws=20_000, seed=0, purpose="x")[:, 0, 0]
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
+    # with this many clusters the widening is below a tenth of the interval's Monte Carlo error
+    assert interval(drawn, 0.95, 10**6) == pytest.approx((theirs.low, theirs.high), abs=0.0015)
+
+
+def test_a_widened_interval_is_near_students_interval_for_the_mean() -> None:
+    values = np.random.default_rng(8).normal(size=12)
+    drawn = bootstrap_means(values[None, None], draws=20_000, seed=0, purpose="x")[:, 0, 0]
+    low, high = interval(drawn, 0.95, 12)
+    student = stats.t.interval(0.95, 11, values.mean(), values.std(ddof=1) / np.sqrt(12))
+    assert high - low == pytest.approx(student[1] - student[0], rel=0.06)
+    plain = np.quantile(drawn, [0.025, 0.975])
+    assert low < plain[0]
+    assert high > plain[1]
+
+
+def test_from_one_cluster_nothing_is_known() -> None:
+    drawn = np.full(100, 0.3)
+    assert interval(drawn, 0.95, 1) == (0.0, 1.0)
+    assert interval(drawn, 0.95, 1, (-1.0, 1.0)) == (-1.0, 1.0)
+    assert best_set(np.tile([0.1, 0.9], (100, 1)), np.array([0.1, 0.9]), 0.95, 1).all()
+
+
+@pytest.mark.parametrize(("clusters", "least"), [(8, 0.885), (30, 0.92)])
+def test_intervals_of_clustered_answers_cover_the_truth_about_as_often_as_they_say(clusters: int, least: float) -> None:
+    rng, runs, hits = np.random.default_rng(11), 400, np.zeros(2)
+    first, second = true_means(6, 0.7)
+    for run in range(runs):
+        values = clustered(rng, clusters, 6, 0.7)
+        drawn = bootstrap_means(values, draws=600, seed=run, purpose="x")
+        mean = estimate(values[0], drawn[:, 0], 0.95)
+        low, high = interval(drawn[:, 1].mean(1) - drawn[:, 0].mean(1), 0.95, clusters)
+        hits += [mean.low <= first <= mean.high, low <= second - first <= high]
+    assert (hits / runs >= least).all(), hits / runs
+    assert (hits / runs <= 0.99).all(), hits / runs
+
+
+def test_counting_translations_as_independent_would_be_too_sure() -> None:
+    values = clustered(np.random.default_rng(2), 40, 6, 0)[:1]
+    values[:] = values[:, :1]  # every language answers as the first one does
+    together = bootstrap_means(values, draws=4000, seed=0, purpose="x")[:, 0].mean(1).std()
+    apart = bootstrap_means(values.reshape(1, 1, 240), draws=4000, seed=0, purpose="x")[:, 0, 0].std()
+    assert together / apart == pytest.approx(np.sqrt(6), rel=0.06)
+
+
+def test_differences_are_known_better_than_either_number() -> None:
+    values = clustered(np.random.default_rng(4), 60, 6, 0.3)
+    drawn = bootstrap_means(values, draws=2000, seed=0, purpose="x").mean(2)
+    unpaired = np.hypot(drawn[:, 0].std(), drawn[:, 1].std())
+    assert (drawn[:, 1] - drawn[:, 0]).std() < 0.8 * unpaired
+
+
+def test_a_draw_never_loses_a_language() -> None:
+    values = np.full((1, 2, 10), np.nan)
+    values[0, 0] = 1.0
+    values[0, 1, 0] = 0.25  # a single prompt: many draws leave it out
+    drawn = bootstrap_means(values, draws=200, seed=0, purpose="x")
+    assert not np.isnan(drawn).any()
+    assert (drawn[:, 0, 1] == 0.25).all()
+
+
+def test_a_rate_of_nought_has_wilsons_interval_over_clusters() -> None:
+    values = np.zeros((3, 20))
+    found = estimate(values, np.zeros((500, 3)), 0.95)
+    expected = stats.binomtest(0, 20).proportion_ci(0.95, method="wilson")
+    assert (found.value, found.n) == (0.0, 60)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert estimate(1 - values, np.ones((500, 3)), 0.95).low < 0.9
+
+
+def test_clusters_are_counted_once_whatever_languages_they_are_in() -> None:
+    values = np.full((2, 3, 5), np.nan)
+    values[0, :, :2] = 1
+    values[1, 2, 4] = 0
+    assert clusters_in(values) == 3
+
+
+POINTS = hnp.arrays(
+    float, st.tuples(st.integers(1, 7), st.integers(1, 3)), elements=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+)
+
+
+@given(POINTS)
+def test_the_front_is_what_its_definition_says(points: np.ndarray) -> None:
+    for i, found in enumerate(on_front(points)):
+        dominated = any(
+            all(b >= a for a, b in zip(points[i], other, strict=True))
+            and any(b > a for a, b in zip(points[i], other, strict=True))
+            for other in points
+        )
+        assert found == (not dominated)
+
+
+@given(POINTS)
+def test_there_is_always_someone_on_the_front_and_the_best_of_each_axis_ties_to_it(points: np.ndarray) -> None:
+    front = on_front(points)
+    assert front.any()
+    for axis in range(points.shape[1]):
+        assert points[front, axis].max() == points[:, axis].max()
+
+
+def test_the_front_of_many_draws_is_the_front_of_each() -> None:
+    draws = np.random.default_rng(0).random((20, 5, 2))
+    assert (on_front(draws) == np.stack([on_front(draw) for draw in draws])).all()
+
+
+@given(st.integers(0, 1000), st.integers(2, 5))
+def test_identical_candidates_are_never_told_apart(seed: int, copies: int) -> None:
+    values = np.tile(np.random.default_rng(seed).integers(0, 2, (1, 2, 9)).astype(float), (copies, 1, 1))
+    drawn = bootstrap_means(values, draws=100, seed=seed, purpose="x").mean(2)
+    assert best_set(drawn, means(values).mean(1), 0.95, 9).all()
+
+
+def test_a_clearly_worse_candidate_is_left_out_and_the_best_is_always_in() -> None:
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.random((2, 50)) < p for p in (0.9, 0.85, 0.2)]).astype(float)
+    drawn = bootstrap_means(values, draws=1000, seed=0, purpose="x").mean(2)
+    assert best_set(drawn, means(values).mean(1), 0.95, 50).tolist() == [True, True, False]
+
+
+def test_the_best_set_shares_its_level_over_the_comparisons() -> None:
+    # a difference of 2.1 standard errors: told apart as the only one, not as one of twenty
+    draws = np.random.default_rng(0).normal(size=100_000)
+    drawn = np.stack([np.zeros_like(draws), (draws - 2.1) / 100, *[np.full_like(draws, -0.5)] * 18], 1)
+    assert best_set(drawn[:, :2], drawn[:, :2].mean(0), 0.95, 10**6).tolist() == [True, False]
+    assert best_set(drawn, drawn.mean(0), 0.95, 10**6)[1]
