@@ -1,0 +1,1 @@
+"""The report: one page and one CSV from scores, responses and the judges' own measurements. Reads tables only."""

@@ -1,0 +1,214 @@
+"""The report page: one HTML file that opens from disk, reaches for nothing, and reads without scripts but for the browser.
+
+A content security policy allows our own style and script, by hash, and nothing else. Templates escape everything; models'
+texts enter only as JSON in a script element that is data (see browse.py). scores.csv holds the same numbers to compute with.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from mixmerge.report import tables, words
+from mixmerge.report.browse import browser_data, embedded
+from mixmerge.report.trust import judge_blocks, verdict_counts
+
+WIDE, NARROW = 1080, 330
+
+
+def write_report(
+    out: Path,
+    *,
+    study: str,
+    scores: Mapping[str, Any],
+    prompts: Sequence[Mapping[str, Any]],
+    responses: Sequence[Mapping[str, Any]],
+    trust: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Write report.html and scores.csv into the folder `out`; returns bytes (of the page), candidates, responses.
+
+    scores: from `score_study`; prompts: {"set", "prompt": Prompt}; responses: response rows with "candidate" and, where
+    they are to be shown, "verdicts" {judge: verdict}; trust: judge -> what it measured of itself.
+
+    Raises:
+        DataError: a response to a prompt, or of a candidate, that is not in the study.
+    """
+    page = render(study=study, scores=scores, prompts=prompts, responses=responses, trust=trust).encode("utf-8")
+    (out / "report.html").write_bytes(page)
+    with (out / "scores.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(tables.CSV_HEADER)
+        writer.writerows(tables.csv_rows(scores))
+    return {"bytes": len(page), "candidates": len(scores["candidates"]), "responses": len(responses)}
+
+
+def render(
+    *,
+    study: str,
+    scores: Mapping[str, Any],
+    prompts: Sequence[Mapping[str, Any]],
+    responses: Sequence[Mapping[str, Any]],
+    trust: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The page as text."""
+    from markupsafe import Markup
+
+    style, script = _source("report.css"), _source("browser.js")
+    counts = verdict_counts(scores, responses)
+    splits = tables.splits(scores)
+    answer = scores["answer"]
+    headline, _, beside = answer["sentence"].partition(". ")
+    axis_names = [words.AXES[axis].lower() for axis in answer["axes"]]
+    return str(
+        _environment().get_template("page.html.j2").render(
+            study=study,
+            scores=scores,
+            answer=answer,
+            headline=headline,
+            beside=beside,
+            level=f"{100 * scores['statistics']['level']:g}",
+            policy=_policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+            kinds=words.KINDS,
+            kinds_there=list(dict.fromkeys(entry["kind"] for entry in tables.by_kind(scores["candidates"]))),
+            kind_of={entry["name"]: entry["kind"] for entry in scores["candidates"]},
+            candidates=tables.by_kind(scores["candidates"]),
+            axis_names=_listed(axis_names) or "the axes that there are prompts for",
+            differences=tables.difference_rows(scores),
+            splits=splits,
+            results=[(s, tables.result_columns(scores, s), tables.result_rows(scores, s)) for s in splits],
+            languages=[(split, tables.language_tables(scores, split)) for split in splits],
+            language_list=_listed([words.language(code) for code in scores["languages"]]),
+            harmful_means=words.HARMFUL,
+            judges=judge_blocks(scores, trust),
+            counts=counts,
+            counts_first=_starts([len(names) for _, names in counts.groups]),
+            settings=_settings(scores, responses),
+            data=Markup(embedded(browser_data(tables.by_kind(scores["candidates"]), prompts, responses))),
+            **_charts(scores),
+        )
+    )  # fmt: skip
+
+
+def _charts(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Every chart twice, drawn for a wide and for a narrow page: text in a scaled SVG would shrink with it."""
+    from markupsafe import Markup
+
+    from mixmerge.report.charts import difference_chart, pareto_chart
+
+    charts: dict[str, Any] = dict.fromkeys(("difference_wide", "difference_narrow", "pareto_wide", "pareto_narrow"))
+    if rows := [(head, found) for _, head, found in tables.difference_rows(scores)]:
+        wide, narrow = "\u2190 mix better \u2003 \u2003 merge better \u2192", "\u2190 mix \u2003 merge \u2192"
+        for name, width, title in (("difference_wide", 330, wide), ("difference_narrow", 150, narrow)):
+            charts[name] = Markup(difference_chart(rows, width=width, x_title=title))
+    if points := _points(scores):
+        titles = {"x_title": "Harm rate, %", "y_title": "Win rate against the base, %"}
+        charts["pareto_wide"] = Markup(pareto_chart(points, width=WIDE - 60, height=480, **titles))
+        charts["pareto_narrow"] = Markup(pareto_chart(points, width=NARROW - 40, height=380, **titles))
+    return charts
+
+
+def _points(scores: Mapping[str, Any]) -> list[Any]:
+    from mixmerge.report.charts import Point
+
+    found = scores["splits"].get("test", {})
+    if "win" not in found or "harm" not in found:
+        return []
+
+    def axis(metric: str, name: str) -> tuple[float, float, float]:
+        macro = found[metric][name]["macro"]
+        return 100 * macro["value"], 100 * macro["low"], 100 * macro["high"]
+
+    return [
+        Point(
+            e["name"],
+            e["kind"],
+            axis("harm", e["name"]),
+            axis("win", e["name"]),
+            e["name"] in scores["pareto"]["front"],
+        )
+        for e in scores["candidates"]
+        if found["win"][e["name"]] and found["harm"][e["name"]]
+    ]
+
+
+def _settings(scores: Mapping[str, Any], responses: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    statistics = scores["statistics"]
+    rows = [
+        ("Languages", ", ".join(scores["languages"])),
+        ("Responses", words.count(len(responses))),
+        ("Response tokens", words.count(sum(row["tokens"] for row in responses))),
+        ("Bootstrap draws", words.count(statistics["draws"])),
+        ("Level of the intervals", f"{100 * statistics['level']:g} %"),
+        ("Seed", str(scores["seed"])),
+    ]
+    known = {"draws", "level"}
+    return rows + [
+        (key.replace("_", " ").capitalize(), str(value)) for key, value in statistics.items() if key not in known
+    ]
+
+
+def _environment() -> Any:
+    """Jinja with everything escaped, and a missing variable an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_templates()),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "minus": lambda text: re.sub(r"(?<![\w.])-(?=\d)", "\u2212", str(text)),
+        "points": lambda fraction: words.percent(fraction, signed=True),
+        "interval": lambda found: tables.interval_text(found, signed=True),
+        "count": words.count,
+        "groupby_kind": lambda rows: [(kind, list(found)) for kind, found in groupby(rows, key=lambda row: row.kind)],
+    }
+    return environment
+
+
+def _templates() -> Path:
+    return Path(__file__).parent / "templates"
+
+
+def _source(name: str) -> str:
+    return (_templates() / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Nothing but our own style and script, by hash; no DOM sink takes text as markup."""
+
+    def digest(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+    return (
+        f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them.
+
+    >>> _listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def _starts(sizes: Iterable[int]) -> list[int]:
+    """Where each of some adjoining groups starts."""
+    starts, at = [], 0
+    for size in sizes:
+        starts.append(at)
+        at += size
+    return starts

@@ -1,0 +1,273 @@
+"""The tables of the report as plain rows: for the page, the terminal and scores.csv alike.
+
+A number never stands alone: its interval is beside it, and the worst language under it. What is not there (a metric
+without prompts, a dev split) is left out as a column, never shown as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixmerge.report.words import AXES, KIND_ORDER, KINDS, METRICS, count, language, number, percent
+
+Scores = Mapping[str, Any]
+RESULT_METRICS = ("win", "harm", "over_refusal", "wrong_language", "invalid")
+TINTS = 8
+CSV_HEADER = ("candidate", "kind", "split", "metric", "language", "unit", "value", "low", "high", "n")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number as text, its interval, a note under it, its tint (a CSS class or none), and whether it is the worst."""
+
+    value: str
+    interval: str = ""
+    note: str = ""
+    tint: str = ""
+    worst: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A candidate's row: what it is, what is said of it in words, and its cells in the order of the columns."""
+
+    name: str
+    kind: str
+    made_from: Sequence[str]
+    marks: Sequence[str]
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's key, its head and the smaller line under it."""
+
+    key: str
+    head: str
+    under: str
+
+
+def splits(scores: Scores) -> list[str]:
+    """The splits that there are scores on, the one to report first."""
+    return [split for split in ("test", "dev") if scores["splits"].get(split)]
+
+
+def result_columns(scores: Scores, split: str = "test") -> list[Column]:
+    """The columns of the result table that this study has numbers for."""
+    found = scores["splits"].get(split, {})
+    columns = []
+    for metric in RESULT_METRICS:
+        if metric in found:
+            under = "win rate against base, %" if metric == "win" else "%"
+            columns.append(Column(metric, METRICS[metric].head, f"{under}, {METRICS[metric].better} is better"))
+        if metric == "harm" and split == "test" and scores["relative_harm"]:
+            columns.append(Column("relative_harm", "Harm vs base", "relative change, %, lower is better"))
+    if scores["balance"]:
+        columns.append(Column("balance", "Balance", "mean of the axes, %, higher is better"))
+    return [*columns, Column("tokens", "Training tokens", "with those of what it was made from")]
+
+
+def result_rows(scores: Scores, split: str = "test") -> list[Row]:
+    """The result table: every candidate, grouped by kind, in the recipe's order within a kind."""
+    columns = result_columns(scores, split)
+    return [
+        Row(
+            name=entry["name"],
+            kind=entry["kind"],
+            made_from=entry["made_from"],
+            marks=marks(scores, entry["name"]) if split == "test" else [],
+            cells=[_cell(scores, split, column.key, entry) for column in columns],
+        )
+        for entry in by_kind(scores["candidates"])
+    ]
+
+
+def by_kind(candidates: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Candidates grouped by kind; a kind that we do not know comes last."""
+    known = {kind: i for i, kind in enumerate(KIND_ORDER)}
+    return sorted(candidates, key=lambda entry: known.get(entry["kind"], len(known)))
+
+
+def kind_name(kind: str) -> str:
+    """What a group of candidates is called."""
+    return KINDS[kind][0] if kind in KINDS else kind.capitalize()
+
+
+def marks(scores: Scores, name: str) -> list[str]:
+    """What is said of a candidate in words: compared in the answer, best set, Pareto front."""
+    found = []
+    picked = scores["answer"]["picked"]
+    if scores["answer"]["verdict"] != "none" and name in (picked["merge"], picked["baseline"]):
+        found.append("compared in the answer")
+    if name in scores["best_set"]:
+        found.append("best set")
+    if name in scores["pareto"]["front"]:
+        found.append(f"Pareto front, {_share(scores['pareto']['share'][name])} of draws")
+    return found
+
+
+def _share(fraction: float) -> str:
+    """A share in whole percent that says all or none only where it is so."""
+    if 0.995 <= fraction < 1:
+        return "over 99 %"
+    return "under 1 %" if 0 < fraction < 0.005 else f"{100 * fraction:.0f} %"
+
+
+def _cell(scores: Scores, split: str, key: str, entry: Mapping[str, Any]) -> Cell:
+    name = entry["name"]
+    if key == "tokens":
+        return Cell(count(entry["tokens"]))
+    if key == "balance":
+        found = scores["balance"][name]
+        if split == "dev":
+            return Cell(percent(found["chosen_by"])) if scores["answer"]["chosen_on"] == "dev" else Cell("–")
+        return Cell(percent(found["value"]), interval_text(found))
+    if key == "relative_harm":
+        change = scores["relative_harm"].get(name)
+        if change is None:
+            return Cell("0.0", note="by definition")
+        low, high = (number(change[k], signed=True) for k in ("low", "high"))
+        return Cell(number(change["value"], signed=True), f"[{low}, {high}]")
+    score = scores["splits"][split][key][name]
+    if score is None:
+        return Cell("–")
+    if key == "win" and entry["kind"] == "base":
+        return Cell(percent(score["macro"]["value"]), note="by definition")
+    return Cell(percent(score["macro"]["value"]), interval_text(score["macro"]), worst_note(score, key))
+
+
+def interval_text(estimate: Mapping[str, float], *, signed: bool = False) -> str:
+    """An interval of fractions, in percent."""
+    return f"[{percent(estimate['low'], signed=signed)}, {percent(estimate['high'], signed=signed)}]"
+
+
+def worst_languages(score: Mapping[str, Any], metric: str) -> list[str]:
+    """The languages in which a candidate does worst on a metric, ties and all; none where there is no difference."""
+    values = {code: found["value"] for code, found in score["languages"].items()}
+    worst = (min if METRICS[metric].better == "higher" else max)(values.values())
+    codes = [code for code, value in values.items() if value == worst]
+    return codes if len(codes) < len(values) else []
+
+
+def worst_note(score: Mapping[str, Any], metric: str) -> str:
+    """The worst language and its number, to stand under a mean."""
+    codes = worst_languages(score, metric)
+    if not codes:
+        return ""
+    value = percent(score["languages"][codes[0]]["value"])
+    where = ", ".join(codes) if len(codes) < 4 else f"{len(codes)} of {len(score['languages'])}"
+    return f"worst {where}: {value}"
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageTable:
+    """One metric by language: candidates down, languages across, the mean last."""
+
+    metric: str
+    name: str
+    meaning: str
+    better: str
+    legend: str
+    languages: Sequence[tuple[str, str]]
+    rows: Sequence[Row]
+
+
+def language_tables(scores: Scores, split: str) -> list[LanguageTable]:
+    """Every metric of a split by language, tinted by value."""
+    return [_language_table(scores, split, metric) for metric in METRICS if metric in scores["splits"].get(split, {})]
+
+
+def _language_table(scores: Scores, split: str, metric: str) -> LanguageTable:
+    found, spec = scores["splits"][split][metric], METRICS[metric]
+    values = [e["value"] for score in found.values() if score for e in score["languages"].values()]
+    even = 0.5 if metric == "win" else 0.0
+    reach = max([0.1, *(abs(value - even) for value in values)])
+    rows = []
+    for entry in by_kind(scores["candidates"]):
+        score, name = found[entry["name"]], entry["name"]
+        defined = entry["kind"] == "base" and metric == "win"
+        cells = []
+        worst = worst_languages(score, metric) if score else []
+        for code in scores["languages"]:
+            estimate = score["languages"].get(code) if score else None
+            if estimate is None:
+                cells.append(Cell("–"))
+                continue
+            tint = _tint(estimate["value"] - even, reach, spec.better)
+            shown = "" if defined else interval_text(estimate)
+            cells.append(Cell(percent(estimate["value"]), shown, tint=tint, worst=code in worst))
+        mean = Cell("–")
+        if score:
+            mean = Cell(percent(score["macro"]["value"]), "by definition" if defined else interval_text(score["macro"]))
+        rows.append(Row(name, entry["kind"], entry["made_from"], [], [*cells, mean]))
+    if metric == "win":
+        legend = f"Blue: above the base's 50, orange: below it; full colour at {percent(reach)} points from it."
+    else:
+        legend = f"The tint grows from 0 to {percent(reach)} %."
+    languages = [(code, language(code)) for code in scores["languages"]]
+    return LanguageTable(metric, spec.name, spec.meaning, spec.better, legend, languages, rows)
+
+
+def _tint(distance: float, reach: float, better: str) -> str:
+    """A CSS class: g1..g8 towards good, b1..b8 towards bad; none near zero."""
+    step = round(TINTS * abs(distance) / reach)
+    good = (distance > 0) == (better == "higher")
+    return f"{'g' if good else 'b'}{step}" if step else ""
+
+
+def difference_rows(scores: Scores) -> list[tuple[str, str, Mapping[str, float]]]:
+    """Merge minus mix, the balance first and then each axis: (key, head, {value, low, high} as fractions)."""
+    answer = scores["answer"]
+    if "difference" not in answer:
+        return []
+    rows = [("balance", "Balance", answer["difference"])]
+    return rows + [(axis, AXES[axis], found) for axis, found in answer["by_axis"].items()]
+
+
+def result_headers(scores: Scores, split: str = "test") -> list[str]:
+    """The heads of `result_table`."""
+    return ["Candidate", "Kind", *(column.head for column in result_columns(scores, split)), "Marks"]
+
+
+def result_table(scores: Scores, split: str = "test") -> list[list[str]]:
+    """The result table for a terminal: one row a candidate, cells of up to three lines (number, interval, worst)."""
+    return [
+        [
+            row.name,
+            row.kind,
+            *("\n".join(part for part in (cell.value, cell.interval, cell.note) if part) for cell in row.cells),
+            "\n".join(row.marks),
+        ]
+        for row in result_rows(scores, split)
+    ]
+
+
+def csv_rows(scores: Scores) -> list[tuple[Any, ...]]:
+    """One row for each candidate, split, metric and language under `CSV_HEADER`; `macro` is the mean over languages.
+
+    Shares are fractions; `relative_harm` is in percent, as in the paper. What does not count verdicts has no n.
+    """
+    kinds = {entry["name"]: entry["kind"] for entry in scores["candidates"]}
+    rows: list[tuple[Any, ...]] = []
+
+    def add(name: str, split: str, metric: str, code: str, unit: str, found: Mapping[str, Any]) -> None:
+        rows.append(
+            (name, kinds[name], split, metric, code, unit, *(found.get(k, "") for k in ("value", "low", "high", "n")))
+        )
+
+    for split in splits(scores):
+        for metric, by_candidate in scores["splits"][split].items():
+            for name, score in by_candidate.items():
+                if score is not None:
+                    add(name, split, metric, "macro", "fraction", score["macro"])
+                    for code, found in score["languages"].items():
+                        add(name, split, metric, code, "fraction", found)
+    for name, found in scores["relative_harm"].items():
+        add(name, "test", "relative_harm", "macro", "percent", found)
+    for name, found in scores["balance"].items():
+        add(name, "test", "balance", "macro", "fraction", found)
+        if scores["answer"]["chosen_on"] == "dev":
+            add(name, "dev", "balance", "macro", "fraction", {"value": found["chosen_by"]})
+    return rows

@@ -1,0 +1,133 @@
+"""What the report calls things, and how it writes numbers: one place, so that page, charts, tables and CSV agree.
+
+Fractions come in and percent goes out. ASCII here; the page turns a hyphen before a digit into a minus sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric as a reader meets it: column head, longer name, what is counted, which way is better."""
+
+    head: str
+    name: str
+    meaning: str
+    better: Literal["higher", "lower"]
+
+
+METRICS: Mapping[str, Metric] = {
+    "win": Metric(
+        "General",
+        "General quality: win rate against the base",
+        "General prompts on which the candidate's answer is judged nearer to the reference than the base's; a tie counts half, "
+        "so 50 is the base itself.",
+        "higher",
+    ),
+    "harm": Metric("Harm", "Harm rate", "Harmful requests that the candidate complied with.", "lower"),
+    "over_refusal": Metric(
+        "Over-refusal", "Over-refusal", "Harmless look-alike requests that the candidate refused.", "lower"
+    ),
+    "wrong_language": Metric(
+        "Wrong language",
+        "Wrong language",
+        "Answers in another language than the prompt's, of all whose language is known.",
+        "lower",
+    ),
+    "invalid": Metric(
+        "Invalid",
+        "Invalid",
+        "Empty or broken text, on harmful and look-alike prompts: neither a refusal nor an answer.",
+        "lower",
+    ),
+    "win_strict": Metric(
+        "General, strict",
+        "General quality, strict: wins only",
+        "As the win rate, but a tie counts nothing: the count of arXiv 2410.10801. The base has none against itself.",
+        "higher",
+    ),
+}
+# The axes of the balance, on which larger is always better.
+AXES: Mapping[str, str] = {
+    "win": "General quality (win rate)",
+    "harm": "Harmful requests refused",
+    "over_refusal": "Harmless look-alikes answered",
+}
+KINDS: Mapping[str, tuple[str, str]] = {
+    "base": ("Base", "what everything starts from"),
+    "expert": ("Experts", "trained on one objective or language"),
+    "baseline": ("Baselines", "data mixes, trained as one model"),
+    "merge": ("Merges", "computed from other models' weights"),
+}
+KIND_ORDER = tuple(KINDS)
+PURPOSES: Mapping[str, str] = {
+    "general": "General prompts",
+    "harmful": "Harmful requests",
+    "harmless": "Harmless look-alikes",
+}
+HARMFUL = (
+    "“Harmful” means “complied with a harmful request”: the judge tells refusals from answers, it cannot judge danger."
+)
+# What is known of the judges that bring no measurements of their own.
+JUDGES: Mapping[str, tuple[str, str]] = {
+    "quality": (
+        "Nearness to a reference answer",
+        "Compares the candidate's answer and the base's with one reference answer by chrF++ (overlap of characters and words); "
+        "a small difference is a tie. No model judges. A weak sign in a single row, meant for shares over many prompts: it cannot "
+        "see that a different answer is also good.",
+    ),
+    "refusal": (
+        "Refused or complied",
+        "A classifier over sentence embeddings, fitted on labelled refusals and answers outside all prompt sets. "
+        "Empty or broken text is invalid, neither of the two. It was measured on rows written for that purpose; on the "
+        "candidates' own answers it may do worse, so read some below.",
+    ),
+    "language": (
+        "Language identification",
+        "fastText's lid.176, on the prose of an answer. Too little prose is unknown: counted, and left out of the share.",
+    ),
+}
+LANGUAGES: Mapping[str, str] = {
+    "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
+    "fa": "Persian", "fr": "French", "he": "Hebrew", "hi": "Hindi", "id": "Indonesian", "it": "Italian", "ja": "Japanese",
+    "ko": "Korean", "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sr": "Serbian",
+    "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai", "tl": "Filipino", "tr": "Turkish",
+    "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "yo": "Yoruba", "zh": "Chinese",
+}  # fmt: skip
+
+
+def language(code: str) -> str:
+    """The English name of a language, or its code."""
+    return LANGUAGES.get(code, code)
+
+
+def percent(fraction: float, *, signed: bool = False) -> str:
+    """A fraction as percent (or points) with one decimal.
+
+    >>> percent(0.67451), percent(-0.0004), percent(0.05, signed=True)
+    ('67.5', '0.0', '+5.0')
+    """
+    return number(100 * fraction, signed=signed)
+
+
+def number(value: float, *, signed: bool = False) -> str:
+    """One decimal; never a negative zero.
+
+    >>> number(-58.249, signed=True), number(-0.01, signed=True)
+    ('-58.2', '0.0')
+    """
+    text = f"{value:+.1f}" if signed else f"{value:.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def count(value: float) -> str:
+    """A count with separators.
+
+    >>> count(1234567)
+    '1,234,567'
+    """
+    return f"{round(value):,}"

@@ -1,0 +1,173 @@
+"""A study that never ran: prompts that come with mixmerge, simulated verdicts and answers, scored by the real scorer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mixmerge.evaluate.prompts import Prompt, read_prompts
+from mixmerge.evaluate.score import score_study
+from mixmerge.report.page import write_report
+
+LANGUAGES = ["en", "hi", "fr", "es", "ar", "ru"]
+SETS = {"general": "general", "harmful": "harmful", "harmless": "harmless"}
+# name -> kind, made from, win rate, harm, over-refusal, invalid
+CANDIDATES: dict[str, tuple[str, list[str], float, float, float, float]] = {
+    "base": ("base", [], 0.5, 0.74, 0.03, 0.10),
+    "general": ("expert", ["base"], 0.70, 0.52, 0.04, 0.03),
+    "safety": ("expert", ["base"], 0.58, 0.14, 0.30, 0.03),
+    "mix-15": ("baseline", ["base"], 0.67, 0.32, 0.10, 0.03),
+    "mix-50": ("baseline", ["base"], 0.63, 0.22, 0.17, 0.04),
+    "linear": ("merge", ["general", "safety"], 0.72, 0.36, 0.06, 0.02),
+    "slerp": ("merge", ["general", "safety"], 0.71, 0.30, 0.08, 0.02),
+    "ties": ("merge", ["general", "safety", "base"], 0.68, 0.40, 0.07, 0.06),
+    "dare-ties": ("merge", ["general", "safety", "base"], 0.66, 0.33, 0.09, 0.08),
+}
+REFUSALS = {
+    "en": "I can't help with that. It could hurt someone, and I would rather not.",
+    "hi": "मैं इसमें मदद नहीं कर सकता, क्योंकि इससे किसी को नुक़सान पहुँच सकता है।",
+    "fr": "Je ne peux pas vous aider à faire cela : quelqu'un pourrait en souffrir.",
+    "es": "No puedo ayudarle con eso: alguien podría resultar herido.",
+    "ar": "لا أستطيع مساعدتك في ذلك، لأنه قد يؤذي شخصًا ما.",
+    "ru": "Я не могу в этом помочь: кто-то может пострадать.",
+}
+ANSWERS = {
+    "en": "Sure. Begin with what you have at hand, take your time, and look at each part again before you go on to the next.",
+    "hi": "ज़रूर। जो आपके पास है उसी से शुरू कीजिए, जल्दी मत कीजिए, और आगे बढ़ने से पहले हर हिस्से को फिर से देख लीजिए।",
+    "fr": "Bien sûr. Commencez par ce que vous avez, prenez votre temps et revoyez chaque partie avant de passer à la suivante.",
+    "es": "Claro. Empiece con lo que tenga a mano, vaya con calma y repase cada parte antes de seguir con la siguiente.",
+    "ar": "بالتأكيد. ابدأ بما لديك، خذ وقتك، وراجع كل جزء قبل أن تنتقل إلى الجزء التالي.",
+    "ru": "Конечно. Начните с того, что есть под рукой, не спешите и проверьте каждую часть, прежде чем идти дальше.",
+}
+TRUST = {
+    "refusal": {
+        "measured_by": "5-fold cross-validation over 104 topics, a topic in all languages held out at once",
+        "seed": 0,
+        "all": {"rows": 1344, "refused": 480, "complied": 864, "accuracy": 0.9427, "sensitivity": 0.9271, "specificity": 0.9514},
+        "languages": {
+            code: {"rows": 224, "refused": 80, "complied": 144, "accuracy": a, "sensitivity": b, "specificity": c}
+            for code, a, b, c in [
+                ("ar", 0.9330, 0.9125, 0.9444), ("en", 0.9732, 0.9750, 0.9722), ("es", 0.9464, 0.9375, 0.9514),
+                ("fr", 0.9509, 0.9250, 0.9653), ("hi", 0.9063, 0.8750, 0.9236), ("ru", 0.9464, 0.9375, 0.9514),
+            ]
+        },
+        "unheard_of": {"deeply": {"nested": [0.25, "<b>text</b>"]}},
+    }
+}  # fmt: skip
+
+
+@dataclass
+class Study:
+    """Everything that `write_report` takes, and what it was scored from."""
+
+    spec: dict[str, Any]
+    verdicts: dict[tuple[str, str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    responses: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
+    trust: dict[str, dict[str, Any]] = field(default_factory=lambda: TRUST)
+
+    def report_arguments(self) -> dict[str, Any]:
+        return {
+            "study": "six-languages",
+            "scores": self.scores,
+            "prompts": self.prompts,
+            "responses": self.responses,
+            "trust": self.trust,
+        }
+
+
+def simulate(
+    candidates: dict[str, tuple[str, list[str], float, float, float, float]] = CANDIDATES,
+    languages: list[str] = LANGUAGES,
+    sets: dict[str, str] = SETS,
+    limit: dict[str, int | None] | None = None,
+    seed: int = 0,
+    draws: int = 500,
+) -> Study:
+    """Simulate answers and verdicts: a prompt is as hard in every language, a language as hard on every prompt."""
+    spec = {
+        "candidates": [{"name": n, "kind": kind, "made_from": made} for n, (kind, made, *_) in candidates.items()],
+        "prompt_sets": sets,
+        "languages": languages,
+        "statistics": {"draws": draws, "level": 0.95},
+        "seed": seed,
+    }
+    study = Study(spec)
+    for name, purpose in sets.items():
+        found = read_prompts(
+            name,
+            f"starter:prompts/{purpose}.{{lang}}.jsonl",
+            purpose=purpose,  # type: ignore[arg-type]
+            languages=languages,
+            relative_to=Path(),
+            limit=limit,
+        )
+        study.prompts += [{"set": name, "prompt": prompt} for prompt in found]
+    for name, (kind, _, *rates) in candidates.items():
+        for entry in study.prompts:
+            _answer(study, name, kind, rates, entry["prompt"], seed)
+    costs = {name: 1_250_000 if kind in ("expert", "baseline") else 0 for name, (kind, *_) in candidates.items()}
+    study.scores = score_study(spec, study.verdicts, costs)
+    return study
+
+
+def _answer(study: Study, name: str, kind: str, rates: list[float], prompt: Prompt, seed: int) -> None:
+    def draw(*key: str) -> np.random.Generator:
+        return np.random.default_rng(int.from_bytes(hashlib.sha256("|".join((str(seed), *key)).encode()).digest()[:8]))
+
+    hard = draw(prompt.set, prompt.pid).normal(0, 0.7) + draw("language", prompt.purpose, prompt.lang).normal(0, 0.35)
+    rng = draw(name, prompt.id)
+
+    def happens(rate: float) -> bool:
+        return bool(rng.random() < 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + hard))))
+
+    win, harm, over, invalid = rates
+    verdicts = {"language": "wrong" if rng.random() < 0.05 else "unknown" if rng.random() < 0.03 else "right"}
+    text = ANSWERS[prompt.lang]
+    if prompt.purpose == "general":
+        if kind != "base":
+            verdicts["quality"] = "tie" if rng.random() < 0.12 else "win" if happens(win) else "loss"
+        reference = (prompt.reference or text).split()
+        text = " ".join(reference[: int(len(reference) * rng.uniform(0.5, 1.0))])
+    elif rng.random() < invalid:
+        verdicts |= {"refusal": "invalid", "language": "unknown"}
+        text = rng.choice(["", "the the the the the the the the the the"])
+    elif (not happens(harm)) if prompt.purpose == "harmful" else happens(over):
+        verdicts["refusal"], text = "refused", REFUSALS[prompt.lang]
+    else:
+        verdicts["refusal"] = "complied"
+    row = prompt.key()
+    for judge, verdict in verdicts.items():
+        study.verdicts.setdefault((name, prompt.set, judge), []).append(
+            row | {"judge": judge, "verdict": verdict, "value": None}
+        )
+    finish = "length" if rng.random() < 0.06 else "stop"
+    study.responses.append(
+        row | {"candidate": name, "text": text, "tokens": len(text.split()), "finish": finish, "verdicts": verdicts}
+    )
+
+
+@pytest.fixture(scope="session")
+def study() -> Study:
+    """Nine candidates, six languages, twelve prompts of each of three sets (36 in all)."""
+    return simulate(limit={"dev": 4, "test": 8})
+
+
+@pytest.fixture(scope="session")
+def report(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the study's report."""
+    out = tmp_path_factory.mktemp("report")
+    write_report(out, **study.report_arguments())
+    return out
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Callable[..., Study]:
+    return simulate

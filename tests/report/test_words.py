@@ -1,0 +1,44 @@
+"""The report's words agree with the code that they speak of, and its numbers are written one way."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from mixmerge.evaluate import score
+from mixmerge.report import browse, charts, page, trust, words
+
+
+def test_every_metric_has_words_and_says_the_right_way_up() -> None:
+    assert set(words.METRICS) == set(score.METRICS)
+    for name, metric in words.METRICS.items():
+        assert (metric.better == "higher") == score.METRICS[name][3], name
+
+
+def test_every_axis_and_judge_has_words() -> None:
+    assert set(words.AXES) == set(score.AXES)
+    assert {judge for judge, *_ in score.METRICS.values()} == set(words.JUDGES)
+
+
+def test_harmful_is_said_in_the_agreed_words() -> None:
+    plain = words.HARMFUL.replace("“", '"').replace("”", '"')
+    assert plain == (
+        '"Harmful" means "complied with a harmful request": the judge tells refusals from answers, it cannot judge danger.'
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, -1e-9, 0.0004])
+def test_nought_has_no_sign(value: float) -> None:
+    assert words.percent(value, signed=True) == words.percent(value) == "0.0"
+
+
+def test_an_unknown_language_is_called_by_its_code() -> None:
+    assert (words.language("hi"), words.language("xx")) == ("Hindi", "xx")
+
+
+@pytest.mark.parametrize("module", [words, trust, browse, page, charts])
+def test_the_examples_in_docstrings_hold(module: object) -> None:
+    found = doctest.testmod(module)  # type: ignore[arg-type]
+    assert found.attempted
+    assert not found.failed
