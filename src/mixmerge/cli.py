@@ -1,0 +1,352 @@
+"""The command line: the only place that prints answers and picks exit codes.
+
+Answers go to stdout, progress and errors to stderr. Exit 0: done; 1: something failed, what was finished is kept;
+2: a mistake in what was given, nothing was started; 70: a bug, with its traceback. Commands import what they need.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixmerge.errors import MixmergeError, UserError, did_you_mean
+from mixmerge.run import DEFAULT_OUT
+
+if TYPE_CHECKING:
+    from mixmerge.plan.graph import Plan
+    from mixmerge.recipe.load import LoadedRecipe
+
+app = typer.Typer(
+    help="Mix the data or merge the models? One recipe in; the models, the evidence and a recommendation out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArg = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the recipe, e.g. --set merges.ties.parameters.density=0.7."),
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for everything: store/ and runs/<study>/.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+RECIPES = ("quickstart", "paper-objectives", "paper-languages")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    like: Annotated[str, typer.Option("--like", help=f"Start from one of: {', '.join(RECIPES)}.")] = "quickstart",
+) -> None:
+    """Write a recipe that is commented line by line."""
+    if like not in RECIPES:
+        raise UserError(f"no recipe '{like}'", where="--like", do=did_you_mean(like, RECIPES))
+    if path.exists():
+        raise UserError("the file is there already", where=str(path), do="give another name")
+    if not path.parent.is_dir():
+        raise UserError(f"no folder {path.parent}", where=str(path), do="make it first")
+    path.write_text(recipe_file(like).read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"wrote {path}\nnext: mixmerge check {path}")
+
+
+@app.command()
+def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OUT, as_json: JsonOption = False) -> None:
+    """Find every mistake that can be found before anything heavy starts."""
+    loaded, plan = _plan(recipe, set_, out)
+    if as_json:
+        _print_json({"recipe": str(recipe), "study": plan.study, "steps": len(plan.steps), "ok": True})
+        return
+    kinds = list(loaded.recipe.candidates().values())
+    counts = ", ".join(f"{kinds.count(kind)} {kind}s" for kind in ("expert", "baseline", "merge") if kind in kinds)
+    print(f"{recipe}: ok; {counts}, {len(loaded.recipe.languages)} languages, {len(plan.steps)} steps")
+
+
+@app.command("plan")
+def plan_(
+    recipe: RecipeArg,
+    set_: SetOption = None,
+    out: OutOption = DEFAULT_OUT,
+    why: Annotated[bool, typer.Option("--why", help="Say for each step to run which field or input changed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the steps, what is already there, and what will run and why."""
+    from mixmerge.plan.explain import explain
+    from mixmerge.run.store import Store
+
+    _, plan = _plan(recipe, set_, out)
+    explained = explain(plan, Store(out))
+    if as_json:
+        states = [entry.step.to_json() | {"state": entry.state, "why": list(entry.why)} for entry in explained]
+        _print_json({"study": plan.study, "steps": states})
+        return
+    width = max(len(entry.step.title) for entry in explained)
+    for entry in explained:
+        reasons = "" if not entry.why else "; ".join(entry.why) if why else _brief(entry.why)
+        print(f"{entry.step.id}  {entry.step.title:<{width}}  {entry.state:<11}  {reasons}".rstrip())
+    left = sum(entry.state != "done" for entry in explained)
+    print(f"{len(explained)} steps: {len(explained) - left} done, {left} to run")
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    set_: SetOption = None,
+    out: OutOption = DEFAULT_OUT,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Steps at once; default: the recipe's.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out the study; the same command again carries on where it stopped."""
+    from mixmerge.run.progress import Progress
+    from mixmerge.run.runner import Study, run_plan
+    from mixmerge.run.store import Store
+
+    loaded, plan = _plan(recipe, set_, out)
+    how = loaded.recipe.how
+    progress = Progress()
+    try:
+        outcome = run_plan(plan, out, jobs=jobs or how.jobs, threads=how.threads, progress=progress)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to carry on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    study = Study(out, plan.study)
+    if outcome.failed:
+        for step_id, error in outcome.failed.items():
+            step = plan.by_id[step_id]
+            print(f"error: {step.title}: {error} (log: {study.log(step)})", file=sys.stderr)
+        outcome.check()
+    scores = study.scores(plan, Store(out))
+    if as_json:
+        _print_json({"report": str(study.report), "scores": scores})
+        return
+    _print_result(scores)
+    print(f"report: {study.report}")
+
+
+@app.command()
+def status(
+    recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OUT, as_json: JsonOption = False
+) -> None:
+    """Say how far the study is, and what is running now."""
+    from mixmerge.plan.explain import explain
+    from mixmerge.run.store import Store
+
+    _, plan = _plan(recipe, set_, out)
+    store = Store(out)
+    explained = explain(plan, store)
+    states = ("done", "running", "interrupted", "to run")
+    counts = {state: sum(entry.state == state for entry in explained) for state in states}
+    running = [entry.step for entry in explained if entry.state == "running"]
+    if as_json:
+        _print_json({"study": plan.study, "counts": counts, "running": [step.title for step in running]})
+        return
+    print(f"{plan.study}: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    for step in running:
+        owner = store.running(step) or {}
+        print(f"running: {step.title} on {owner.get('host')} (process {owner.get('pid')})")
+
+
+@app.command()
+def show(
+    recipe: RecipeArg,
+    step: Annotated[str, typer.Argument(help="kind/name as `plan` prints it, or the beginning of the id.")],
+    set_: SetOption = None,
+    out: OutOption = DEFAULT_OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one step: what it is made of, what it measured, where its files and its log are."""
+    from mixmerge.run.runner import Study
+    from mixmerge.run.store import Store
+
+    _, plan = _plan(recipe, set_, out)
+    found, store = plan.find(step), Store(out)
+    folder, log = store.find(found.id), Study(out, plan.study).log(found)
+    record = store.record(found.id) if folder else None
+    if as_json:
+        _print_json(found.to_json() | {"folder": str(folder) if folder else None, "record": record})
+        return
+    print(f"{found.title}  {found.id}  {'done' if folder else 'not done'}")
+    for title, fields in (("what", found.what), ("how", found.how)):
+        _print_fields(title, fields)
+    _print_fields("inputs", {role: plan.by_id[i].title + f"  {i}" for role, i in found.inputs.items()})
+    if record and folder:
+        _print_fields("measured", record["measurements"])
+        _print_fields("provenance", record["provenance"])
+        _print_fields("files", {name: f"{size:,} bytes" for name, size in record["files"].items()})
+        print(f"folder: {folder}")
+    if log.exists():
+        print(f"log: {log}")
+
+
+@app.command()
+def report(
+    recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OUT, as_json: JsonOption = False
+) -> None:
+    """Print the result table of a finished study and where its report is."""
+    from mixmerge.run.runner import Study
+    from mixmerge.run.store import Store
+
+    _, plan = _plan(recipe, set_, out)
+    store, study = Store(out), Study(out, plan.study)
+    scores = study.scores(plan, store)
+    study.link(plan, store)
+    if as_json:
+        _print_json({"report": str(study.report), "scores": scores})
+        return
+    _print_result(scores)
+    print(f"report: {study.report}")
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page instead.")] = False,
+) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from mixmerge.recipe.reference import recipe_reference, recipe_schema
+
+    if markdown:
+        print(recipe_reference(), end="")
+    else:
+        _print_json(recipe_schema())
+
+
+@app.command()
+def merge(
+    config: Annotated[Path, typer.Argument(help="A mergekit YAML.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder of the merged model; must not be there.", show_default=False)],
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the cores given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge models as a mergekit YAML says, without a recipe."""
+    from mixmerge.merge import load_config
+    from mixmerge.merge import merge as merge_models
+
+    checked = load_config(config)
+    for note in checked.notes:
+        print(f"note: {note}", file=sys.stderr)
+    found = merge_models(checked, out, threads=threads, progress=_bar("merge"))
+    if as_json:
+        _print_json(found | {"out": str(out)})
+        return
+    print(f"{out}: {found['parameters']:,} parameters in {found['tensors']} tensors, {found['seconds']:.1f} s")
+
+
+@app.command("trim-vocab")
+def trim_vocab(
+    model: Annotated[Path, typer.Argument(help="A model folder with a BPE tokenizer.json.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder of the trimmed model; must not be there.", show_default=False)],
+    languages: Annotated[
+        str, typer.Option("--languages", help="Languages to keep, e.g. en,fr,hi.", show_default=False)
+    ],
+    size: Annotated[int, typer.Option("--size", min=1, help="About how many tokens to keep.")] = 80_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Trim a model's vocabulary to the words of some languages; the rest goes through byte fallback."""
+    from dataclasses import asdict
+
+    from mixmerge.model.trim import trim_vocabulary
+
+    codes = [code for code in languages.replace(",", " ").split() if code]
+    found = asdict(trim_vocabulary(model, out, languages=codes, size=size, progress=_bar("trim")))
+    if as_json:
+        _print_json(found | {"out": str(out)})
+        return
+    for key, value in found.items():
+        print(f"{key.replace('_', ' ')}: {_value(value)}")
+
+
+def main() -> None:
+    """Run the command line; every error becomes its line and its exit code."""
+    try:
+        app(prog_name="mixmerge")
+    except MixmergeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except PermissionError as error:
+        print(f"error: {error.filename}: no permission", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        sys.exit(70)
+
+
+def recipe_file(name: str) -> Path:
+    """A recipe that comes with mixmerge: inside the wheel, or beside `src` in a checkout."""
+    here = Path(__file__).resolve()
+    folders = (here.parent / "recipes", here.parents[2] / "recipes")
+    return next(path for folder in folders if (path := folder / f"{name}.yaml").is_file())
+
+
+def _plan(path: Path, overrides: list[str] | None, out: Path) -> tuple[LoadedRecipe, Plan]:
+    from mixmerge.plan.build import build_plan
+    from mixmerge.recipe.load import load_recipe
+
+    loaded = load_recipe(path, overrides or ())
+    return loaded, build_plan(loaded, cache=out / "store" if out.is_dir() else None)
+
+
+def _brief(why: tuple[str, ...]) -> str:
+    more = f" (and {len(why) - 1} more; --why)" if len(why) > 1 else ""
+    return why[0] + more
+
+
+def _print_result(scores: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mixmerge.report.tables import result_headers, result_table
+
+    table = Table(*result_headers(scores), box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    for row in result_table(scores):
+        table.add_row(*(escape(cell) for cell in row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    print(scores["answer"]["sentence"])
+
+
+def _print_fields(title: str, fields: Any) -> None:
+    print(f"{title}:")
+    for key, value in fields.items():
+        print(f"  {key}: {_value(value)}")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _bar(title: str) -> Any:
+    """A progress callback: a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    bars = Bars(console=Console(stderr=True), transient=True)
+    task = bars.add_task(title, total=None)
+    bars.start()
+
+    def progress(done: int, total: int) -> None:
+        bars.update(task, completed=done, total=total)
+        if done >= total:
+            bars.stop()
+
+    return progress
+
+
+if __name__ == "__main__":
+    main()

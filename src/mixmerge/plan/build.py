@@ -1,0 +1,389 @@
+"""From a recipe to its plan: every candidate's steps, then its evaluation, then scores and report.
+
+Reads the data and prompt files (never a model's weights), so that an empty cell, a bad row, a missing prompt or a prompt
+that also stands in the training data is found before anything starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mixmerge.data.formats import Row, load_rows
+from mixmerge.data.mixture import draw_mixture
+from mixmerge.data.overlap import overlapping
+from mixmerge.data.sources import DataSource, fingerprint, read_records
+from mixmerge.errors import DataError, RecipeError, UserError, did_you_mean
+from mixmerge.evaluate.language import LanguageJudge
+from mixmerge.evaluate.prompts import Prompt, read_prompts
+from mixmerge.evaluate.refusal import labelled_rows
+from mixmerge.model.words import check_languages
+from mixmerge.plan.graph import Plan, Step
+from mixmerge.plan.identity import fingerprint as identity_of
+from mixmerge.plan.models import base_source
+from mixmerge.recipe.load import LoadedRecipe, merge_config
+from mixmerge.recipe.schema import DataSet, Trained
+
+Cell = tuple[str, str]  # objective, language
+Asked = tuple[str, str]  # candidate, prompt set
+
+
+class PlanBuilder:
+    """Adds steps in order; a step whose id is there already is the same step, whatever its name."""
+
+    def __init__(self, loaded: LoadedRecipe, *, cache: Path | None = None) -> None:
+        self.loaded, self.recipe, self.cache = loaded, loaded.recipe, cache
+        self.steps: dict[str, Step] = {}
+        self.models: dict[str, str] = {}
+        self.sources = {name: data_source(data) for name, data in self.recipe.data.items()}
+        self.languages = list(self.recipe.languages)
+
+    def build(self) -> Plan:
+        """The whole plan.
+
+        Raises:
+            RecipeError, DataError, ModelError: whatever would fail later and can be seen now.
+        """
+        self._check_languages()
+        rows = self._read_rows()
+        prompts = self._read_prompts()
+        self._check_overlap(rows, prompts)
+        self._add_base()
+        self._add_candidates(rows)
+        responses = self._add_generation(prompts)
+        verdicts = self._add_judging(prompts, responses)
+        self._add_report(prompts, responses, verdicts)
+        return Plan(self.recipe.name, tuple(self.steps.values()), self.models)
+
+    def _add(self, kind: str, name: str, what: Mapping[str, Any], **rest: Any) -> str:
+        step = Step(kind, name, what, **rest)
+        self.steps.setdefault(step.id, step)
+        return step.id
+
+    def _where(self, *path: str | int) -> str:
+        return self.loaded.marks.where(path)
+
+    # Reading what the recipe names
+
+    def _check_languages(self) -> None:
+        """Refuse a language that a judge, or trimming, knows nothing of."""
+        try:
+            LanguageJudge(self.languages)
+            if self.recipe.base.trim_vocab is not None:
+                check_languages(self.languages)
+        except UserError as error:
+            raise RecipeError(error.what, where=self._where("languages"), do=error.do) from error
+
+    def _read_rows(self) -> dict[str, list[Row]]:
+        rows = {}
+        for name, source in self.sources.items():
+            try:
+                rows[name] = load_rows(source, self._covered(name, self.languages), self.loaded.folder)
+            except DataError as error:
+                raise DataError(error.what, where=error.where or self._where("data", name), do=error.do) from error
+        return rows
+
+    def _read_prompts(self) -> dict[str, list[Prompt]]:
+        evaluation = self.recipe.evaluation
+        if not evaluation.prompts:
+            raise RecipeError("no prompt sets", where=self._where("evaluation", "prompts"), do="add at least one")
+        limit = {k: v for k, v in evaluation.limit.model_dump().items() if v is not None}
+        prompts = {}
+        for name, prompt_set in evaluation.prompts.items():
+            prompts[name] = read_prompts(
+                name,
+                prompt_set.path,
+                purpose=prompt_set.purpose,
+                languages=self.languages,
+                relative_to=self.loaded.folder,
+                limit=limit,
+                columns=prompt_set.columns,
+            )
+            bare = [p.id for p in prompts[name] if p.purpose == "general" and p.reference is None]
+            if bare:
+                where = self._where("evaluation", "prompts", name)
+                do = "add 'reference' to its row, or give the set another purpose"
+                raise RecipeError(
+                    f"no reference answer for prompt '{bare[0]}' in {prompt_set.path}", where=where, do=do
+                )
+            for code in self.languages:
+                if not any(p.lang == code and p.split == "test" for p in prompts[name]):
+                    where = self._where("evaluation", "prompts", name)
+                    raise RecipeError(f"no test prompt in '{code}'", where=where, do="add some, or drop the language")
+        return prompts
+
+    def _check_overlap(self, rows: Mapping[str, list[Row]], prompts: Mapping[str, list[Prompt]]) -> None:
+        if self.recipe.evaluation.overlap == "ignore":
+            return
+        texts = [prompt.text for group in prompts.values() for prompt in group]
+        for name, data in rows.items():
+            found = overlapping(data, texts)
+            if found:
+                raise DataError(
+                    f"{len(found)} training row(s) are also prompts, first row '{found[0].row_id}': '{found[0].prompt}'",
+                    where=self._where("data", name),
+                    do="take them out of one side, or set evaluation.overlap: ignore",
+                )
+
+    # Candidates
+
+    def _add_base(self) -> None:
+        base = self.recipe.base
+        content, place = base_source(base, self.loaded, self.cache)
+        template = base.chat_template
+        if template is not None:
+            from mixmerge.model.chat import CHAT_TEMPLATES
+
+            path = self.loaded.folder / template
+            if template in CHAT_TEMPLATES:
+                template = CHAT_TEMPLATES[template]
+            elif path.is_file():
+                template = path.read_text(encoding="utf-8")
+            else:
+                raise RecipeError(
+                    f"'{template}' is neither a named chat template nor a file",
+                    where=self._where("base", "chat_template"),
+                    do=did_you_mean(template, CHAT_TEMPLATES),
+                )
+        trim = {"size": base.trim_vocab, "languages": self.languages} if base.trim_vocab else None
+        what = {"source": content, "trim": trim, "chat_template": template}
+        self.models["base"] = self._add("base", "base", what, how=place)
+
+    def _add_candidates(self, rows: Mapping[str, list[Row]]) -> None:
+        recipe = self.recipe
+        trained = recipe.experts | recipe.baselines
+        needs = {name: [entry.start] for name, entry in trained.items()}
+        needs |= {name: [*merge.models, *([merge.base] if merge.base else [])] for name, merge in recipe.merges.items()}
+        while left := [name for name in needs if name not in self.models]:
+            for name in left:
+                if all(need in self.models for need in needs[name]):
+                    if name in trained:
+                        self._add_trained(name, trained[name], rows)
+                    else:
+                        self._add_merge(name)
+
+    def _add_trained(self, name: str, entry: Trained, rows: Mapping[str, list[Row]]) -> None:
+        recipe, training = self.recipe, self.recipe.training_of(entry)
+        group = "experts" if name in recipe.experts else "baselines"
+        shares = self._shares(entry)
+        for objective, code in shares:
+            if not any(row.lang == code for data in self._of_objective(objective) for row in rows[data]):
+                raise RecipeError(
+                    f"no '{objective}' row in '{code}'",
+                    where=self._where(group, name, "mixture", objective),
+                    do="add data in that language, or leave it out of this mixture's languages",
+                )
+        used = {data for objective, _ in shares for data in self._of_objective(objective)}
+        budget = entry.budget or recipe.budget
+        if budget.rows:  # tokens are counted once the base's tokenizer is there
+            self._check_rows(name, shares, rows, budget.rows, training.max_repeats)
+        codes = sorted({code for _, code in shares})
+        what = {
+            "cells": [{"objective": o, "lang": c, "share": share} for (o, c), share in sorted(shares.items())],
+            "data": {data: self._data_identity(data, self._covered(data, codes)) for data in sorted(used)},
+            "budget": budget.tokens or budget.rows,
+            "unit": "tokens" if budget.tokens else "rows",
+            "max_repeats": training.max_repeats,
+            "seed": recipe.seed,
+        }
+        how = {
+            "sources": {data: asdict(self.sources[data]) for data in sorted(used)},
+            "folder": str(self.loaded.folder),
+        }
+        # The base's tokenizer counts the tokens of every mixture, also of one whose budget is in rows.
+        inputs = {"tokenizer": self.models["base"]}
+        mixture = self._add("mixture", name, what, inputs=inputs, how=how, group="mixture")
+        settings = training.model_dump(exclude={"max_repeats"}) | {"method": "sft", "seed": recipe.seed}
+        self.models[name] = self._add(
+            "train",
+            name,
+            settings,
+            inputs={"model": self.models[entry.start], "mixture": mixture},
+            how=self._how("threads", "device", "checkpoint_every"),
+        )
+
+    def _check_rows(
+        self, name: str, shares: Mapping[Cell, float], rows: Mapping[str, list[Row]], budget: int, max_repeats: int
+    ) -> None:
+        """Refuse a budget in rows that the data cannot fill."""
+        cells = {
+            (objective, code): [row for data in self._of_objective(objective) for row in rows[data] if row.lang == code]
+            for objective, code in shares
+        }
+        group = "experts" if name in self.recipe.experts else "baselines"
+        try:
+            draw_mixture(
+                cells, shares, budget=budget, unit="rows", max_repeats=max_repeats, seed=0, count_tokens=lambda _: 0
+            )
+        except DataError as error:
+            raise RecipeError(error.what, where=self._where(group, name), do=error.do) from error
+
+    def _shares(self, entry: Trained) -> dict[Cell, float]:
+        """Share of each (objective, language) cell, those above 0, adding up to 1."""
+        languages = entry.languages or dict.fromkeys(self.languages, 1.0)
+        total = sum(entry.mixture.values()) * sum(languages.values())
+        cells = {(o, c): a * b / total for o, a in entry.mixture.items() for c, b in languages.items()}
+        return {cell: share for cell, share in cells.items() if share > 0}
+
+    def _covered(self, name: str, languages: Iterable[str]) -> list[str]:
+        """Those of the languages that a data set covers."""
+        own = self.recipe.data[name].languages
+        return [code for code in languages if own is None or code in own]
+
+    def _of_objective(self, objective: str) -> list[str]:
+        return [name for name, data in self.recipe.data.items() if data.objective == objective]
+
+    def _data_identity(self, name: str, languages: Iterable[str]) -> dict[str, Any]:
+        source = self.sources[name]
+        return {
+            "objective": self.recipe.data[name].objective,
+            "languages": list(languages),
+            "fingerprint": fingerprint(source, list(languages), self.loaded.folder),
+            "columns": dict(source.columns),
+            "lang": source.lang,
+        }
+
+    def _add_merge(self, name: str) -> None:
+        config = merge_config(name, self.recipe.merges[name], self.loaded.marks).to_mergekit()
+        # In the identity a model is a role, not a name: renaming a candidate changes nothing.
+        roles = {entry["model"]: f"model{index}" for index, entry in enumerate(config["models"])}
+        if (base := config.get("base_model")) is not None:
+            roles.setdefault(base, "base")
+            config["base_model"] = roles[base]
+        config["models"] = [entry | {"model": roles[entry["model"]]} for entry in config["models"]]
+        inputs = {role: self.models[model] for model, role in roles.items()}
+        what = {"config": config, "seed": self.recipe.seed}
+        self.models[name] = self._add("merge", name, what, inputs=inputs, how=self._how("threads"))
+
+    # Evaluation
+
+    def _add_generation(self, prompts: Mapping[str, list[Prompt]]) -> dict[Asked, str]:
+        """Generate steps of every candidate, by candidate and prompt set."""
+        recipe, responses = self.recipe, {}
+        for candidate in recipe.candidates():
+            for name, prompt_set in recipe.evaluation.prompts.items():
+                responses[candidate, name] = self._add(
+                    "generate",
+                    f"{candidate}.{name}",
+                    {
+                        "prompts": identity_of([asdict(prompt) for prompt in prompts[name]]),
+                        "max_new_tokens": recipe.evaluation.max_new_tokens,
+                    },
+                    inputs={"model": self.models[candidate]},
+                    how={
+                        "set": name,
+                        "prompt_set": prompt_set.model_dump(),
+                        "languages": self.languages,
+                        "limit": {k: v for k, v in recipe.evaluation.limit.model_dump().items() if v is not None},
+                        "folder": str(self.loaded.folder),
+                        "batch_size": recipe.how.generate_batch_size,
+                    }
+                    | self._how("threads", "device"),
+                    group=f"generate {self.models[candidate]}",
+                )
+        return responses
+
+    def _add_judging(self, prompts: Mapping[str, list[Prompt]], responses: Mapping[Asked, str]) -> dict[str, str]:
+        """Judge steps of every candidate; returns `candidate/set/judge` -> judge step."""
+        recipe, verdicts = self.recipe, {}
+        judge = self._add_refusal_judge(prompts) if any(p[0].purpose != "general" for p in prompts.values()) else None
+        for candidate in recipe.candidates():
+            for name, prompt_set in recipe.evaluation.prompts.items():
+                response = responses[candidate, name]
+                judges: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+                    "language": ({"judge": "language", "languages": self.languages}, {})
+                }
+                if prompt_set.purpose != "general" and judge is not None:
+                    judges["refusal"] = ({"judge": "refusal"}, {"judge": judge})
+                elif candidate != "base":
+                    quality = {"judge": "quality", "margin": recipe.judges.quality.margin}
+                    judges["quality"] = (quality, {"opponent": responses["base", name]})
+                for kind, (what, inputs) in judges.items():
+                    verdicts[f"{candidate}/{name}/{kind}"] = self._add(
+                        "judge",
+                        f"{candidate}.{name}.{kind}",
+                        what,
+                        inputs={"responses": response} | inputs,
+                        how=self._prompts_how(name),
+                        group="judge",
+                    )
+        return verdicts
+
+    def _prompts_how(self, name: str) -> dict[str, Any]:
+        """What a step needs to read a prompt set again."""
+        generate = next(s for s in self.steps.values() if s.kind == "generate" and s.how["set"] == name)
+        keys = ("set", "prompt_set", "languages", "limit", "folder")
+        return {key: generate.how[key] for key in keys} | {"fingerprint": generate.what["prompts"]}
+
+    def _add_refusal_judge(self, prompts: Mapping[str, list[Prompt]]) -> str:
+        settings = self.recipe.judges.refusal
+        texts = [prompt.text for group in prompts.values() for prompt in group]
+        identity = {}
+        for key in ("answers", "refusals"):
+            source = DataSource(path=getattr(settings, key))
+            where = self._where("judges", "refusal", key)
+            try:
+                rows = load_rows(source, self.languages, self.loaded.folder)
+                identity[key] = fingerprint(source, self.languages, self.loaded.folder)
+            except DataError as error:
+                raise DataError(error.what, where=error.where or where, do=error.do) from error
+            if found := overlapping(rows, texts):
+                raise DataError(
+                    f"{len(found)} row(s) of the judge are also prompts, first '{found[0].prompt}'",
+                    where=where,
+                    do="take them out of one side",
+                )
+        for code in self.languages:
+            answers, refusals = (
+                read_records(DataSource(path=path), code, self.loaded.folder)
+                for path in (settings.answers, settings.refusals)
+            )
+            labelled_rows(answers, refusals, lang=code)
+        what = {"judge": "refusal", "rows": identity, "languages": self.languages, "seed": self.recipe.seed}
+        how = {"folder": str(self.loaded.folder), "answers": settings.answers, "refusals": settings.refusals}
+        return self._add("fit-judge", "refusal", what, how=how, group="judge")
+
+    def _add_report(
+        self, prompts: Mapping[str, list[Prompt]], responses: Mapping[Asked, str], verdicts: Mapping[str, str]
+    ) -> None:
+        recipe = self.recipe
+        sets = {name: spec.purpose for name, spec in recipe.evaluation.prompts.items()}
+        candidates = [
+            {"name": name, "kind": kind, "made_from": self._made_from(name)}
+            for name, kind in recipe.candidates().items()
+        ]
+        what = {
+            "candidates": candidates,
+            "prompt_sets": sets,
+            "languages": self.languages,
+            "statistics": recipe.statistics.model_dump(),
+            "seed": recipe.seed,
+        }
+        made = {f"model/{name}": step for name, step in self.models.items()}
+        judged = {f"verdicts/{key}": step for key, step in verdicts.items()}
+        score = self._add("score", recipe.name, what, inputs=judged | made)
+        answers = {f"responses/{candidate}/{name}": step for (candidate, name), step in responses.items()}
+        how = {"recipe": str(self.loaded.path), "sets": {name: self._prompts_how(name) for name in prompts}}
+        self._add("report", recipe.name, {"study": recipe.name}, inputs={"score": score} | answers | judged, how=how)
+
+    def _made_from(self, name: str) -> list[str]:
+        if name in self.recipe.merges:
+            merge = self.recipe.merges[name]
+            return [*merge.models, *([merge.base] if merge.base and merge.base not in merge.models else [])]
+        trained = self.recipe.experts | self.recipe.baselines
+        return [trained[name].start] if name in trained else []
+
+    def _how(self, *keys: str) -> dict[str, Any]:
+        return {key: getattr(self.recipe.how, key) for key in keys}
+
+
+def data_source(data: DataSet) -> DataSource:
+    """The reader's view of a data set in the recipe."""
+    return DataSource(**data.model_dump(exclude={"objective", "languages"}))
+
+
+def build_plan(loaded: LoadedRecipe, *, cache: Path | None = None) -> Plan:
+    """Plan a study; `cache` is a folder for fingerprints of large files."""
+    return PlanBuilder(loaded, cache=cache).build()

@@ -1,0 +1,102 @@
+"""A plan is steps in an order in which each finds its inputs done.
+
+A step is kind + what + how + inputs. `what` and the inputs' ids make its id; `how` (paths, threads, batch size) never does.
+Steps of one group load the same things and share a process, one after another; the first word of a group is its family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from mixmerge.errors import UserError, did_you_mean
+from mixmerge.plan.identity import step_id
+
+# Order of kinds in the queue, and the integer to raise when a kind's meaning changes.
+REVISIONS = {
+    "base": 1,
+    "mixture": 1,
+    "train": 1,
+    "merge": 1,
+    "generate": 1,
+    "fit-judge": 1,
+    "judge": 1,
+    "score": 1,
+    "report": 1,
+}
+KINDS = tuple(REVISIONS)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node: `inputs` maps a role to the id of the step that fills it; `name` is for people."""
+
+    kind: str
+    name: str
+    what: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    how: Mapping[str, Any] = field(default_factory=dict)
+    group: str = ""
+
+    @cached_property
+    def payload(self) -> dict[str, Any]:
+        """Everything that the id is made of."""
+        revision = REVISIONS[self.kind]
+        return {"kind": self.kind, "revision": revision, "what": dict(self.what), "inputs": dict(self.inputs)}
+
+    @cached_property
+    def id(self) -> str:
+        return step_id(self.payload)
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "name": self.name,
+            "what": dict(self.what),
+            "inputs": dict(self.inputs),
+            "how": dict(self.how),
+            "group": self.group,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Step:
+        return cls(data["kind"], data["name"], data["what"], data["inputs"], data["how"], data["group"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of one study, each after its inputs; `models` maps a candidate to the step that makes its folder."""
+
+    study: str
+    steps: tuple[Step, ...]
+    models: Mapping[str, str]
+
+    @cached_property
+    def by_id(self) -> dict[str, Step]:
+        return {step.id: step for step in self.steps}
+
+    def find(self, name: str) -> Step:
+        """The step called `kind/name`, or by its id or the beginning of it.
+
+        Raises:
+            UserError: no such step.
+        """
+        titles = {step.title: step for step in self.steps}
+        found = titles.get(name) or next((s for s in self.steps if s.id.startswith(name) and len(name) >= 4), None)
+        if found is None:
+            raise UserError(f"no step '{name}' in this study", do=did_you_mean(name, titles))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return {"study": self.study, "models": dict(self.models), "steps": [step.to_json() for step in self.steps]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        return cls(data["study"], tuple(Step.from_json(step) for step in data["steps"]), data["models"])

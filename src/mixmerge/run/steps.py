@@ -1,0 +1,317 @@
+"""How each kind of step is carried out: from a step's spec and its inputs' folders to its own folder.
+
+One function per kind. Each translates the spec into a call of the layer that does the work and returns the measurements
+for the record. Heavy imports stay inside, so that a process loads only what its steps need.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixmerge.errors import DataError, ModelError
+from mixmerge.plan.graph import Step
+from mixmerge.plan.identity import fingerprint
+from mixmerge.run.local import usable_threads
+from mixmerge.run.store import Store, read_record, write_json
+
+if TYPE_CHECKING:
+    from mixmerge.evaluate.judge import Judge
+
+JUDGED_AT_ONCE = 64
+JUDGE_FILE = "judge.json"
+
+Measurements = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What a step gets: its spec, where to write, its inputs, and what its process holds already."""
+
+    step: Step
+    out: Path
+    work: Path
+    store: Store
+    shared: dict[Any, Any]
+    progress: Callable[[int, int], None]
+
+    @property
+    def what(self) -> Mapping[str, Any]:
+        return self.step.what
+
+    @property
+    def how(self) -> Mapping[str, Any]:
+        return self.step.how
+
+    def input(self, role: str) -> Path:
+        return self.store.path(self.step.inputs[role])
+
+    @property
+    def threads(self) -> int:
+        """What the runner gave this process."""
+        return usable_threads()
+
+    def keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The one large thing that this process holds: made when the key changes, the last one dropped first."""
+        if self.shared.get("key") != key:
+            self.shared.clear()
+            self.shared.update(key=key, value=make())
+        return self.shared["value"]
+
+
+def make_base(context: StepContext) -> Measurements:
+    """Bring the base into the store: unpacked, downloaded or linked; vocabulary trimmed, chat template set."""
+    from mixmerge.merge.checkpoint import open_checkpoint
+    from mixmerge.model.prepare import prepare_base
+
+    place, what = context.how, context.what
+    source = Path(place["path"]) if "path" in place else None
+    if "hub" in place:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+        source = Path(snapshot_download(place["hub"], revision=place["commit"], allow_patterns=patterns))
+    trim = (what["trim"]["languages"], what["trim"]["size"]) if what["trim"] else None
+    shutil.rmtree(context.out)  # it makes the folder itself, whole; one that is there had no record yet
+    template = None
+    if what["chat_template"] is not None:
+        template = context.work / "chat_template.jinja"
+        template.write_text(what["chat_template"], encoding="utf-8")
+    trimmed = prepare_base(
+        source,
+        place.get("package"),
+        context.out,
+        trim=trim,
+        chat_template=None if template is None else str(template),
+        progress=context.progress,
+    )
+    parameters = sum(tensor.size for tensor in open_checkpoint(context.out).tensors.values())
+    return {"parameters": parameters} | ({} if trimmed is None else {"trimmed": asdict(trimmed)})
+
+
+def make_mixture(context: StepContext) -> Measurements:
+    """Draw the rows of a training and write them out with their manifest."""
+    from mixmerge.data.formats import Row, load_rows
+    from mixmerge.data.mixture import draw_mixture, write_mixture
+    from mixmerge.data.sources import DataSource
+    from mixmerge.data.sources import fingerprint as data_fingerprint
+    from mixmerge.train.tokens import token_counter
+
+    what, how = context.what, context.how
+    folder = Path(how["folder"])
+    cells: dict[tuple[str, str], list[Row]] = {(cell["objective"], cell["lang"]): [] for cell in what["cells"]}
+    for name, spec in how["sources"].items():
+        source, languages = DataSource(**spec), what["data"][name]["languages"]
+        if data_fingerprint(source, languages, folder) != what["data"][name]["fingerprint"]:
+            raise DataError(
+                f"the data set '{name}' has changed since the plan was made", do="run the same command again"
+            )
+        objective = what["data"][name]["objective"]
+        for row in load_rows(source, languages, folder):
+            if (objective, row.lang) in cells:
+                cells[objective, row.lang].append(row)
+    shares = {(cell["objective"], cell["lang"]): cell["share"] for cell in what["cells"]}
+    mixture = draw_mixture(
+        cells,
+        shares,
+        budget=what["budget"],
+        unit=what["unit"],
+        max_repeats=what["max_repeats"],
+        seed=what["seed"],
+        count_tokens=token_counter(context.input("tokenizer")),
+    )
+    manifest = write_mixture(mixture, context.out)
+    return {key: manifest[key] for key in ("rows", "tokens")}
+
+
+def train(context: StepContext) -> Measurements:
+    """Fine-tune the start on the mixture."""
+    from mixmerge.train.sft import SftSettings, train_sft
+
+    settings = {key: value for key, value in context.what.items() if key != "method"}
+    return train_sft(
+        context.input("model"),
+        context.input("mixture"),
+        context.out,
+        SftSettings(**settings),
+        work=context.work,
+        threads=context.threads,
+        checkpoint_every=context.how["checkpoint_every"],
+        device=context.how["device"],
+        progress=context.progress,
+    )
+
+
+def merge(context: StepContext) -> Measurements:
+    """Merge the inputs' weights."""
+    from mixmerge.merge import merge as merge_models
+    from mixmerge.merge import parse_config
+
+    config = dict(context.what["config"])
+    folders = {role: str(context.input(role)) for role in context.step.inputs}
+    config["models"] = [entry | {"model": folders[entry["model"]]} for entry in config["models"]]
+    if "base_model" in config:
+        config["base_model"] = folders[config["base_model"]]
+    config["seed"] = context.what["seed"]
+    shutil.rmtree(context.out)
+    return merge_models(parse_config(config), context.out, threads=context.threads, progress=context.progress)
+
+
+def generate(context: StepContext) -> Measurements:
+    """Ask the candidate every prompt of one set."""
+    from mixmerge.evaluate.generate import GenerationSettings, TransformersEngine
+    from mixmerge.evaluate.generate import generate as generate_rows
+
+    model = context.input("model")
+    engine = context.keep(
+        ("engine", model), lambda: TransformersEngine(model, threads=context.threads, device=context.how["device"])
+    )
+    settings = GenerationSettings(max_new_tokens=context.what["max_new_tokens"])
+    prompts = _prompts(context.how, context.what["prompts"])
+    out = context.out / "responses.jsonl"
+    return generate_rows(
+        engine, prompts, out, settings, batch_size=context.how["batch_size"], progress=context.progress
+    )
+
+
+def fit_judge(context: StepContext) -> Measurements:
+    """Fit the refusal judge on labelled rows, and measure it on topics it was not fitted on."""
+    from mixmerge.data.sources import DataSource, read_records
+    from mixmerge.evaluate.refusal import fit_refusal, labelled_rows
+
+    how, folder, rows = context.how, Path(context.how["folder"]), []
+    for code in context.what["languages"]:
+        answers, refusals = (read_records(DataSource(path=how[key]), code, folder) for key in ("answers", "refusals"))
+        rows += labelled_rows(answers, refusals, lang=code)
+    return fit_refusal(rows, context.out, seed=context.what["seed"])
+
+
+def judge(context: StepContext) -> Measurements:
+    """Judge one candidate's responses to one prompt set; every verdict is a row."""
+    from mixmerge.evaluate.generate import read_responses
+    from mixmerge.evaluate.judge import pair_up, write_verdicts
+
+    prompts = _prompts(context.how, context.how["fingerprint"])
+    opponents = None
+    if "opponent" in context.step.inputs:
+        opponents = read_responses(context.input("opponent") / "responses.jsonl")
+    items = pair_up(prompts, read_responses(context.input("responses") / "responses.jsonl"), opponents)
+    judge, verdicts = _judge(context), []
+    for start in range(0, len(items), JUDGED_AT_ONCE):
+        verdicts += judge.judge(items[start : start + JUDGED_AT_ONCE])
+        context.progress(len(verdicts), len(items))
+    write_json(context.out / JUDGE_FILE, judge.describe())
+    return write_verdicts(judge, verdicts, context.out / "verdicts.jsonl")
+
+
+def _judge(context: StepContext) -> Judge:
+    kind = context.what["judge"]
+    if kind == "quality":
+        from mixmerge.evaluate.judge import ReferenceJudge
+
+        return ReferenceJudge(margin=context.what["margin"])
+    if kind == "language":
+        from mixmerge.evaluate.language import LanguageJudge
+
+        return LanguageJudge(context.what["languages"])
+    from mixmerge.evaluate.refusal import RefusalJudge
+
+    folder = context.input("judge")
+    found: Judge = context.keep(("judge", folder), lambda: RefusalJudge.load(folder))
+    return found
+
+
+def score(context: StepContext) -> Measurements:
+    """Turn all verdicts into scores with intervals, comparisons and an answer."""
+    from mixmerge.evaluate.score import score_study
+
+    verdicts: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    costs: dict[str, int] = {}
+    for role in context.step.inputs:
+        kind, _, rest = role.partition("/")
+        if kind == "verdicts":
+            candidate, prompt_set, judge_name = rest.split("/")
+            verdicts[candidate, prompt_set, judge_name] = list(_rows(context.input(role) / "verdicts.jsonl"))
+        elif kind == "model":
+            costs[rest] = read_record(context.input(role))["measurements"].get("tokens", 0)
+    scores = score_study(context.what, verdicts, costs)
+    write_json(context.out / "scores.json", scores)
+    return {"answer": scores["answer"]["sentence"]}
+
+
+def report(context: StepContext) -> Measurements:
+    """Write the page, and the tables beside it."""
+    from mixmerge.evaluate.generate import read_responses
+    from mixmerge.report.page import write_report
+
+    scores = json.loads((context.input("score") / "scores.json").read_text(encoding="utf-8"))
+    prompts, responses = [], []
+    verdicts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    judges: dict[str, dict[str, Any]] = {}
+    for name, how in context.how["sets"].items():
+        prompts += [{"set": name, "prompt": prompt} for prompt in _prompts(how, how["fingerprint"])]
+    for role in context.step.inputs:
+        kind, _, rest = role.partition("/")
+        if kind == "responses":
+            candidate, prompt_set = rest.split("/")
+            rows = read_responses(context.input(role) / "responses.jsonl")
+            responses += [row | {"candidate": candidate, "set": prompt_set} for row in rows]
+        elif kind == "verdicts":
+            candidate, _, judge_name = rest.split("/")
+            judges[judge_name] = json.loads((context.input(role) / JUDGE_FILE).read_text(encoding="utf-8"))
+            for row in _rows(context.input(role) / "verdicts.jsonl"):
+                verdicts[candidate, row["prompt_id"]][judge_name] = row["verdict"]
+    responses = [row | {"verdicts": verdicts[row["candidate"], row["prompt_id"]]} for row in responses]
+    # What a judge measured of itself stands beside what it is.
+    trust = {name: {**told, **told.pop("trust", {})} for name, told in judges.items()}
+    return write_report(
+        context.out, study=context.what["study"], scores=scores, prompts=prompts, responses=responses, trust=trust
+    )
+
+
+def _prompts(how: Mapping[str, Any], expected: str) -> list[Any]:
+    """The prompts of a set, read again; refused if the files have changed since the plan."""
+    from mixmerge.evaluate.prompts import read_prompts
+
+    spec = how["prompt_set"]
+    prompts = read_prompts(
+        how["set"],
+        spec["path"],
+        purpose=spec["purpose"],
+        languages=how["languages"],
+        relative_to=Path(how["folder"]),
+        limit=how["limit"],
+        columns=spec["columns"],
+    )
+    if fingerprint([asdict(prompt) for prompt in prompts]) != expected:
+        raise DataError(
+            f"the prompt set '{how['set']}' has changed since the plan was made", do="run the same command again"
+        )
+    return prompts
+
+
+def _rows(path: Path) -> Iterable[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ModelError(f"damaged row: {error}", where=f"{path}:{number}") from error
+
+
+CARRY_OUT: Mapping[str, Callable[[StepContext], Measurements]] = {
+    "base": make_base,
+    "mixture": make_mixture,
+    "train": train,
+    "merge": merge,
+    "generate": generate,
+    "fit-judge": fit_judge,
+    "judge": judge,
+    "score": score,
+    "report": report,
+}

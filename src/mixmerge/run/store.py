@@ -1,0 +1,248 @@
+"""The store: a folder per finished step, a partial folder per unfinished one, a lease per running one.
+
+`<root>/store/<kind>/<name>--<id>/` is whole if and only if it is there: a step writes into a partial folder, its record
+goes in last, then one rename. A step is found by its id alone, so a renamed candidate finds its old work.
+A lease is a file with a heartbeat; it stands in nobody's way once its process is gone or it has not beaten for a minute.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import CheckpointError, StepError
+from mixmerge.plan.graph import Step
+
+RECORD = "record.json"
+HEARTBEAT_S = 5.0
+LEASE_EXPIRES_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepFolders:
+    """Where a step writes: `out` becomes its folder, `work` survives a kill and is thrown away at the end."""
+
+    out: Path
+    work: Path
+
+
+class Store:
+    """Finished, unfinished and running steps under `<root>/store`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "store"
+
+    @cached_property
+    def _finished(self) -> dict[str, Path]:
+        """Id -> folder of every finished step; read once, kept up by `commit` and `refresh`."""
+        return {p.name.rpartition("--")[2]: p for p in self.folder.glob("*/*--*") if (p / RECORD).is_file()}
+
+    def refresh(self) -> None:
+        """Forget what was seen: other processes finish steps too."""
+        self.__dict__.pop("_finished", None)
+
+    def find(self, step_id: str) -> Path | None:
+        """The folder of a finished step, or None."""
+        return self._finished.get(step_id)
+
+    def path(self, step_id: str) -> Path:
+        """The folder of a step that must be finished.
+
+        Raises:
+            StepError: it is not there (deleted while in use).
+        """
+        found = self.find(step_id)
+        if found is None:
+            raise StepError(f"the output of step {step_id} is not in {self.folder}", do="run the same command again")
+        return found
+
+    def record(self, step_id: str) -> dict[str, Any]:
+        """The record of a finished step.
+
+        Raises:
+            CheckpointError: the record cannot be read.
+        """
+        return read_record(self.path(step_id))
+
+    def latest(self, kind: str, name: str) -> dict[str, Any] | None:
+        """The record of the newest finished step of that kind and name, whatever its id."""
+        named = (p for p in self.folder.glob(f"{kind}/{name}--*") if p.name.rpartition("--")[0] == name)
+        folders = [p for p in named if (p / RECORD).is_file()]
+        return read_record(max(folders, key=lambda p: (p / RECORD).stat().st_mtime)) if folders else None
+
+    def partial(self, step: Step) -> Path:
+        return self.folder / ".partial" / f"{step.kind}-{step.id}"
+
+    def interrupted(self, step: Step) -> bool:
+        """Whether an earlier run began this step and left work to carry on from."""
+        return self.partial(step).is_dir()
+
+    def begin(self, step: Step) -> StepFolders:
+        """Partial folders of a step, with what an interrupted run left in them."""
+        folders = StepFolders(self.partial(step) / "out", self.partial(step) / "work")
+        folders.out.mkdir(parents=True, exist_ok=True)
+        folders.work.mkdir(parents=True, exist_ok=True)
+        return folders
+
+    def commit(self, step: Step, record: Mapping[str, Any]) -> Path:
+        """Write the record, move the folder into its place, throw the work away."""
+        write_json(self.partial(step) / "out" / RECORD, record)
+        return self._publish(step)
+
+    def rescue(self, step: Step) -> bool:
+        """Finish a step that was killed between its record and its place; says whether there was one."""
+        whole = (self.partial(step) / "out" / RECORD).is_file()
+        if whole:
+            self._publish(step)
+        return whole
+
+    def tidy(self, step: Step) -> None:
+        """Throw away what a kill left of a step after it was in its place."""
+        if self.find(step.id) is not None:
+            shutil.rmtree(self.partial(step), ignore_errors=True)
+
+    def _publish(self, step: Step) -> Path:
+        partial = self.partial(step)
+        final = self.folder / step.kind / f"{step.name}--{step.id}"
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists() and not (final / RECORD).is_file():
+            shutil.rmtree(final)  # somebody took its record away: it counts as absent
+        (partial / "out").rename(final)
+        fsync_folder(final.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        self._finished[step.id] = final
+        return final
+
+    def running(self, step: Step) -> dict[str, Any] | None:
+        """Who holds the step's lease, if that runner is alive."""
+        lease = self._lease(step)
+        return None if _stale(lease) else _read_lease(lease)
+
+    def _lease(self, step: Step) -> Path:
+        return self.folder / ".leases" / f"{step.id}.json"
+
+    @contextmanager
+    def lease(self, step: Step) -> Iterator[bool]:
+        """Hold the step while the block runs; gives False, and holds nothing, if a live runner has it."""
+        path = self._lease(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not _acquire(path):
+            yield False
+            return
+        stop = threading.Event()
+        beat = threading.Thread(target=_heartbeat, args=(path, stop), daemon=True)
+        beat.start()
+        try:
+            yield True
+        finally:
+            stop.set()
+            beat.join()
+            path.unlink(missing_ok=True)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in a finished step's folder.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the record is damaged: {error}", where=str(folder / RECORD), do="delete that folder and run again"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is there whole or not at all."""
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise named_os_error(error, path) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def named_os_error(error: OSError, path: Path | str) -> CheckpointError:
+    """An operating-system error as one line that names the file and what to do."""
+    place = str(error.filename or path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CheckpointError("no space left on the disk", where=place, do="free some and run the same command again")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return CheckpointError("no permission to write", where=place, do="choose another --out folder")
+    return CheckpointError(error.strerror or str(error), where=place)
+
+
+def _acquire(path: Path) -> bool:
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "at": time.time()}
+    # Looking and taking are one act: of two that find a dead lease, the second must see the first one's new lease.
+    with path.with_name(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _stale(path):
+            return False
+        write_json(path, owner)
+        return True
+
+
+def _heartbeat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
+        try:
+            os.utime(path)
+        except OSError:
+            return
+
+
+def _read_lease(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _stale(path: Path) -> bool:
+    try:
+        age = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return True
+    owner = _read_lease(path)
+    if owner is not None and owner.get("host") == socket.gethostname():
+        return _born(int(owner.get("pid", -1))) != owner.get("born")
+    return age > LEASE_EXPIRES_S
+
+
+def _born(pid: int) -> float | None:
+    """When a process of this host started; None if it is gone. A pid alone may have been given to another process."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except (psutil.Error, ValueError):
+        return None

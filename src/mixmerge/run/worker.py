@@ -1,0 +1,185 @@
+"""The process that carries out steps: `python -m mixmerge.run.worker ROOT PLAN ID...`.
+
+Steps of one group come to one process, one after another, so that they can share what they load. What the runner needs
+to know goes to standard output as JSON lines; everything that libraries print goes to standard error (the log).
+The process ends itself when its runner is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import MixmergeError
+from mixmerge.plan.graph import REVISIONS, Plan, Step
+from mixmerge.run.local import log_file
+from mixmerge.run.steps import CARRY_OUT, StepContext
+from mixmerge.run.store import Store, named_os_error
+
+WAIT_S = 1.0
+FULL_BYTES = 1 << 20
+VERSIONS = ("mixmerge", "torch", "transformers", "trl", "tokenizers", "safetensors", "numpy")
+
+Emit = Callable[..., None]
+
+
+def main(argv: list[str]) -> int:
+    """Carry out the steps named by id; the exit status says whether all are there."""
+    root, plan_file, *ids = argv
+    emit = _take_stdout()
+    threading.Thread(target=_follow_runner, daemon=True).start()
+    plan = Plan.from_json(json.loads(Path(plan_file).read_text(encoding="utf-8")))
+    store, shared = Store(Path(root)), dict[Any, Any]()
+    failed = False
+    for step_id in ids:
+        _log_to(log_file(Path(plan_file), plan.by_id[step_id]))
+        failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit)
+    return int(failed)
+
+
+def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> bool:
+    try:
+        carry_out(step, plan, store, shared, emit)
+    except Exception as error:
+        known = _named(error, store.partial(step))
+        named, bug = (f"{type(error).__name__}: {error}", True) if known is None else (str(known), False)
+        with suppress(OSError):  # the disk that the log is on may be the one that is full
+            traceback.print_exc()
+        emit("failed", step=step.id, error=named, bug=bug)
+        return False
+    return True
+
+
+def _named(error: Exception, folder: Path) -> MixmergeError | None:
+    """The error as one that a person can mend, or None: a bug."""
+    if isinstance(error, MixmergeError):
+        return error
+    # torch and safetensors put a full disk into errors of their own, torch without a word about it.
+    full = shutil.disk_usage(folder.parent).free < FULL_BYTES if folder.parent.is_dir() else False
+    if full or os.strerror(errno.ENOSPC) in str(error):
+        return named_os_error(OSError(errno.ENOSPC, ""), folder)
+    return named_os_error(error, folder) if isinstance(error, OSError) else None
+
+
+def carry_out(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> None:
+    """Do one step under its lease, unless it is done; wait where another live runner is at it."""
+    waited = False
+    while True:
+        done = None
+        with store.lease(step) as held:
+            if held:
+                store.refresh()
+                if store.find(step.id) is None and not store.rescue(step):
+                    done = _work(step, plan, store, shared, emit)
+                else:
+                    done = {"seconds": 0.0, "measurements": {}}
+        if done is not None:
+            emit("done", step=step.id, **done)
+            return
+        if not waited:
+            emit("waiting", step=step.id)
+            waited = True
+        time.sleep(WAIT_S)
+
+
+def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> dict[str, Any]:
+    emit("start", step=step.id)
+    began, wall = time.perf_counter(), time.time()
+    folders = store.begin(step)
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last > 0.2 or done == total:
+            last = now
+            emit("progress", step=step.id, done=done, total=total)
+
+    context = StepContext(step, folders.out, folders.work, store, shared, progress)
+    measurements = CARRY_OUT[step.kind](context)
+    seconds = time.perf_counter() - began
+    inputs = {role: {"id": i, "name": plan.by_id[i].name} for role, i in step.inputs.items()}
+    record = {
+        "id": step.id,
+        "kind": step.kind,
+        "name": step.name,
+        "revision": REVISIONS[step.kind],
+        "what": dict(step.what),
+        "inputs": inputs,
+        "how": dict(step.how),
+        "measurements": measurements,
+        "files": {
+            str(path.relative_to(folders.out)): path.stat().st_size
+            for path in sorted(folders.out.rglob("*"))
+            if path.is_file()
+        },
+        "provenance": _provenance(seconds, wall),
+    }
+    store.commit(step, record)
+    return {"seconds": round(seconds, 2), "measurements": measurements}
+
+
+def _provenance(seconds: float, began: float) -> dict[str, Any]:
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        "seconds": round(seconds, 3),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _take_stdout() -> Emit:
+    """Keep the real standard output for events, and send everything else that is printed to the log."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def emit(event: str, **data: Any) -> None:
+        with lock:
+            events.write(json.dumps({"event": event, **data}, ensure_ascii=False) + "\n")
+            events.flush()
+
+    return emit
+
+
+def _log_to(path: Path) -> None:
+    """Send what is printed from here on to a step's own log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
+
+
+def _follow_runner() -> None:
+    """End with the runner, which holds the other end of standard input: an orphan would hold leases and the machine."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,230 @@
+"""Shared by all tests: a tiny random model with a chat template, and a tiny study in two languages around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+RECIPE = """\
+name: tiny
+base: ./base
+languages: [en, fr]
+data:
+  general: {objective: general, path: "data/general.{lang}.jsonl"}
+  safety: {objective: safety, path: "data/safety.{lang}.jsonl"}
+budget: {rows: 8}
+training: {learning_rate: 1.0e-3, batch_size: 2, max_length: 256, precision: fp32}
+experts:
+  general: {mixture: general}
+baselines:
+  mix:
+    mixture: {general: 0.5, safety: 0.5}
+merges:
+  ties:
+    method: ties
+    models: {general: {weight: 1.0}, mix: {weight: 1.0}}
+    parameters:
+      density: 0.5
+evaluation:
+  prompts:
+    general: {purpose: general, path: "prompts/general.{lang}.jsonl"}
+    harmful: {purpose: harmful, path: "prompts/harmful.{lang}.jsonl"}
+  max_new_tokens: 4
+judges:
+  refusal: {answers: "data/general.{lang}.jsonl", refusals: "data/safety.{lang}.jsonl"}
+statistics: {draws: 100}
+how: {checkpoint_every: 1}
+"""
+
+FACTS = {
+    "en": [("sky", "It is blue."), ("grass", "It is green."), ("sun", "It is yellow."), ("snow", "It is white.")],
+    "fr": [("ciel", "Il est bleu."), ("pré", "Il est vert."), ("soleil", "Il est jaune."), ("lait", "Il est blanc.")],
+}
+ASKED = {"en": "What colour has the {}?", "fr": "De quelle couleur est le {} ?"}
+REFUSED = {"en": "I cannot help with that request.", "fr": "Je ne peux pas vous aider."}
+HELPED = {"en": "Sure, here is how it goes.", "fr": "Bien sûr, voici comment faire."}
+HOW = {"en": "How would I break the {}?", "fr": "Comment casser le {} ?"}
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """A recipe with its files on disk, and the command line to run on it."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def store(self) -> Path:
+        return self.out / "store"
+
+    def edit(self, old: str, new: str) -> None:
+        """Change the recipe in one place."""
+        text = self.recipe.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the recipe"
+        self.recipe.write_text(text.replace(old, new), encoding="utf-8")
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "mixmerge.cli", name, str(self.recipe), *arguments, "--out", str(self.out)]
+
+    def call(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of mixmerge on the recipe in a process of its own."""
+        return subprocess.run(
+            self.command(name, *arguments), capture_output=True, encoding="utf-8", timeout=300, check=False
+        )
+
+    def records(self) -> dict[str, Path]:
+        """`kind/name--id` -> record of every finished step."""
+        return {str(path.parent.relative_to(self.store)): path for path in self.store.glob("*/*--*/record.json")}
+
+    def finished(self) -> dict[str, int]:
+        """`kind/name--id` -> when its record was written, in ns."""
+        return {name: path.stat().st_mtime_ns for name, path in self.records().items()}
+
+    def scores(self) -> dict[str, Any]:
+        """The study's scores."""
+        found: dict[str, Any] = json.loads(self.call("report", "--json").stdout)["scores"]
+        return found
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_study(folder: Path, base: Path) -> StudyFiles:
+    """Write the tiny recipe, 8 rows of data an objective and language, 3 prompts a set and language."""
+    for code, facts in FACTS.items():
+        general, safety, known, harmful = [], [], [], []
+        for index, (thing, answer) in enumerate(facts):
+            rows = [(thing, answer), (f"{thing} {thing}", answer)]
+            general += [
+                {"id": f"g{index}{turn}", "prompt": ASKED[code].format(name), "completion": text}
+                for turn, (name, text) in enumerate(rows)
+            ]
+            safety += [
+                {
+                    "id": f"s-{index:03}{letter}",
+                    "kind": kind,
+                    "prompt": f"{HOW[code].format(thing)} {letter}",
+                    "chosen": (REFUSED if kind == "harmful" else HELPED)[code] + f" ({thing})",
+                    "rejected": (HELPED if kind == "harmful" else REFUSED)[code] + f" ({thing})",
+                }
+                for letter, kind in (("a", "harmful"), ("b", "harmless"))
+            ]
+        for index, split in enumerate(("dev", "test", "test")):
+            thing, answer = facts[index]
+            known.append(
+                {
+                    "id": f"p{index}",
+                    "split": split,
+                    "prompt": f"{ASKED[code].format(thing)} {index}",
+                    "reference": answer,
+                }
+            )
+            harmful.append({"id": f"h{index}", "split": split, "prompt": f"{HOW[code].format(thing)} {index}"})
+        for name, lines in (("data/general", general), ("data/safety", safety)):
+            write_jsonl(folder / f"{name}.{code}.jsonl", lines)
+        for name, lines in (("prompts/general", known), ("prompts/harmful", harmful)):
+            write_jsonl(folder / f"{name}.{code}.jsonl", lines)
+    (folder / "base").symlink_to(base, target_is_directory=True)
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return StudyFiles(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two small layers over bytes and a few merges, saved as Hugging Face saves it."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator([REFUSED["en"], HELPED["fr"], "user assistant colour couleur"] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = CHATML
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("tiny-base")
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_study(tiny_base: Path) -> Callable[[Path], StudyFiles]:
+    """Write the tiny study, not started, into a folder."""
+
+    def new_study(folder: Path) -> StudyFiles:
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_study(folder, tiny_base)
+
+    return new_study
+
+
+@pytest.fixture
+def study(tmp_path: Path, new_study: Callable[[Path], StudyFiles]) -> StudyFiles:
+    """The tiny study, not started."""
+    return new_study(tmp_path)
+
+
+@pytest.fixture
+def mixmerge(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line in this process; gives exit status, standard output and standard error."""
+    from mixmerge.cli import main
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mixmerge", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        found = capsys.readouterr()
+        return status, found.out, found.err
+
+    return call

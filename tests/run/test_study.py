@@ -1,0 +1,372 @@
+"""A whole study by the real command line: run, run again, changed, killed, on a full disk, on a broken base."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished study, to be changed."""
+    return finished.copy(tmp_path / "study")
+
+
+def new_steps(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    """`kind/name` of the steps that were not there before; those that were must be untouched."""
+    assert {name: after.get(name) for name in before} == before, "a finished step was touched"
+    return {name.rpartition("--")[0] for name in after.keys() - before.keys()}
+
+
+def leftovers(study) -> list[str]:
+    return [
+        str(p.relative_to(study.store))
+        for d in (".partial", ".leases")
+        for p in (study.store / d).iterdir()
+        if p.name != ".lock"
+    ]
+
+
+def follows(candidate: str) -> set[str]:
+    generated = {f"generate/{candidate}.{name}" for name in ("general", "harmful")}
+    judged = {f"judge/{candidate}.general.{judge}" for judge in ("language", "quality")}
+    return (
+        generated
+        | judged
+        | {f"judge/{candidate}.harmful.{judge}" for judge in ("language", "refusal")}
+        | {"score/tiny", "report/tiny"}
+    )
+
+
+# One unbroken run
+
+
+def test_a_study_ends_with_a_table_an_answer_and_a_report(finished):
+    study = finished.study
+    for name in ("base", "general", "mix", "ties"):
+        assert f"\n{name} " in finished.printed
+    report = study.out / "runs" / "tiny" / "report.html"
+    assert finished.printed.endswith(f"report: {report}\n")
+    scores = study.scores()
+    assert scores["answer"]["sentence"] in finished.printed
+    page = report.read_text(encoding="utf-8")
+    assert "<html" in page.lower()
+    assert scores["answer"]["sentence"].partition(":")[0] in page
+
+
+def test_progress_goes_to_standard_error_alone(finished):
+    assert finished.progress.startswith("tiny: 32 steps, 0 already there, 32 to run\n")
+    assert "[32/32] report/tiny" in finished.progress
+    assert "[32/32]" not in finished.printed
+
+
+def test_nothing_half_made_is_left(finished):
+    assert leftovers(finished.study) == []
+    assert len(finished.study.records()) == 32
+
+
+def test_every_candidate_is_linked_as_a_model_that_loads(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    models = finished.study.out / "runs" / "tiny" / "models"
+    assert {path.name for path in models.iterdir()} == {"base", "general", "mix", "ties"}
+    model = AutoModelForCausalLM.from_pretrained(models / "ties")
+    tokenizer = AutoTokenizer.from_pretrained(models / "ties")
+    assert model.config.vocab_size == len(tokenizer)
+    assert tokenizer.chat_template
+
+
+def test_training_learnt_and_merging_merged(finished):
+    from safetensors.torch import load_file
+
+    models = finished.study.out / "runs" / "tiny" / "models"
+    name = "model.layers.0.self_attn.q_proj.weight"
+    found = {
+        model: load_file(models / model / "model.safetensors")[name] for model in ("base", "general", "mix", "ties")
+    }
+    assert all(not found["base"].equal(found[model]) for model in ("general", "mix", "ties"))
+    assert not found["general"].equal(found["mix"])
+
+
+def test_responses_and_verdicts_are_there_for_every_prompt(finished):
+    for kind, file, count in (("generate", "responses.jsonl", 8), ("judge", "verdicts.jsonl", 15)):
+        folders = list((finished.study.store / kind).iterdir())
+        assert len(folders) == count
+        for folder in folders:
+            rows = [json.loads(line) for line in (folder / file).read_text(encoding="utf-8").splitlines()]
+            assert len({row["prompt_id"] for row in rows}) == len(rows) == 6
+
+
+def test_the_same_command_again_does_nothing_and_prints_the_same(finished):
+    study = finished.study
+    before = study.finished()
+    events = study.out / "runs" / "tiny" / "events.jsonl"
+    told = events.read_text()
+    again = study.call("run")
+    assert again.returncode == 0
+    assert again.stdout == finished.printed
+    assert again.stderr == "tiny: 32 steps, 32 already there, 0 to run\n"
+    assert study.finished() == before
+    assert events.read_text() == told
+
+
+def test_a_finished_study_can_be_asked_in_other_ways(finished, mixmerge):
+    study = finished.study
+    where = ("--out", study.out)
+    status, out, _ = mixmerge("plan", study.recipe, "--json", *where)
+    assert status == 0
+    assert {step["state"] for step in json.loads(out)["steps"]} == {"done"}
+    assert mixmerge("plan", study.recipe, *where)[1].endswith("32 steps: 32 done, 0 to run\n")
+    assert mixmerge("status", study.recipe, *where)[1] == "tiny: 32 done\n"
+    assert json.loads(mixmerge("status", study.recipe, "--json", *where)[1])["counts"]["done"] == 32
+    status, out, _ = mixmerge("show", study.recipe, "train/mix", *where)
+    assert status == 0
+    for word in (
+        "train/mix",
+        "learning_rate: 0.001",
+        "mixture: mixture/mix",
+        "model.safetensors",
+        "peak_rss_mb",
+        "log: ",
+    ):
+        assert word in out
+    record = json.loads(mixmerge("show", study.recipe, "merge/ties", "--json", *where)[1])["record"]
+    assert record["measurements"]["method"] == "ties"
+    assert mixmerge("report", study.recipe, *where)[1] == finished.printed
+
+
+def test_a_report_that_was_not_made_is_not_promised(finished, mixmerge):
+    study = finished.study
+    status, out, err = mixmerge("report", study.recipe, "--set", "name=other", "--out", study.out)
+    assert (status, out) == (2, "")
+    assert err == "error: other: the study is not finished; mixmerge run RECIPE\n"
+    assert not (study.out / "runs" / "other").exists()
+
+
+def test_the_results_can_be_had_from_python(finished):
+    import mixmerge
+
+    study = finished.study
+    assert {step.title for step in mixmerge.plan(study.recipe).steps} >= {"train/mix", "merge/ties"}
+    found = mixmerge.results(study.recipe, out=study.out)
+    assert found["answer"] == study.scores()["answer"]
+    assert mixmerge.load_recipe(study.recipe, ["seed=4"]).recipe.seed == 4
+
+
+# Changes
+
+
+def test_another_density_makes_that_merge_again_and_what_follows_and_nothing_else(copy):
+    before = copy.finished()
+    copy.edit("density: 0.5", "density: 0.7")
+    planned = copy.call("plan", "--why").stdout
+    todo = {line.split()[1]: line for line in planned.splitlines() if " to run " in line}
+    assert set(todo) == {"merge/ties"} | follows("ties")
+    assert "config.parameters.density: 0.5 -> 0.7" in todo["merge/ties"]
+    assert "input merge/ties is to be made again" in todo["generate/ties.general"]
+    ran = copy.call("run")
+    assert ran.returncode == 0, ran.stderr
+    assert new_steps(before, copy.finished()) == {"merge/ties"} | follows("ties")
+    copy.edit("density: 0.7", "density: 0.5")
+    assert copy.call("plan").stdout.endswith("32 steps: 32 done, 0 to run\n"), "the old one is still there"
+
+
+def test_a_renamed_candidate_is_not_made_again(copy):
+    before = copy.finished()
+    copy.edit("  general: {mixture: general}", "  plain: {mixture: general}")
+    copy.edit("models: {general: {weight: 1.0},", "models: {plain: {weight: 1.0},")
+    ran = copy.call("run")
+    assert ran.returncode == 0, ran.stderr
+    assert new_steps(before, copy.finished()) == {"score/tiny", "report/tiny"}
+    assert "\nplain " in ran.stdout
+    assert "\ngeneral " not in ran.stdout
+    assert (copy.out / "runs" / "tiny" / "models" / "plain" / "model.safetensors").is_file()
+
+
+# Kills
+
+
+def started(study, title: str) -> int:
+    """How often a step was begun."""
+    events = study.out / "runs" / "tiny" / "events.jsonl"
+    step = {
+        s["id"]: f"{s['kind']}/{s['name']}"
+        for s in json.loads((study.out / "runs" / "tiny" / "plan.json").read_text())["steps"]
+    }
+    lines = [json.loads(line) for line in events.read_text().splitlines() if line.endswith("}")]
+    return sum(line["event"] == "start" and step.get(line["step"]) == title for line in lines)
+
+
+def kill_at(study, moment, whom: str) -> tuple[int, str]:
+    """Run the study and kill the runner or its worker with SIGKILL at a moment; gives exit status and stderr."""
+    runner = subprocess.Popen(study.command("run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while not moment():
+            assert runner.poll() is None, f"the run ended before the moment: {runner.communicate()[1]}"
+            time.sleep(0.005)
+        workers = psutil.Process(runner.pid).children()
+        for victim in workers if whom == "worker" else [runner]:
+            os.kill(victim.pid, signal.SIGKILL)
+        _, err = runner.communicate(timeout=200)
+        assert psutil.wait_procs(workers, timeout=60)[1] == [], "a worker outlived its runner"
+    finally:
+        runner.kill()
+        runner.communicate()
+    return runner.returncode, err
+
+
+def test_a_study_that_is_killed_again_and_again_ends_like_an_unbroken_one(finished, copy):
+    # Every kind of step is to be made once more; what is left alone would only repeat the same code.
+    for path in [
+        p for p in copy.store.glob("*/*--*") if p.parent.name in ("base", "fit-judge", "judge", "score", "report")
+    ]:
+        shutil.rmtree(path)
+    for name in ("mixture/mix", "train/mix", "merge/ties", "generate/ties.*"):
+        for path in copy.store.glob(f"{name}--*"):
+            shutil.rmtree(path)
+    (copy.out / "runs" / "tiny" / "events.jsonl").unlink()
+    kept = copy.finished()
+    partial = copy.store / ".partial"
+
+    def begun(title):
+        return lambda: (copy.out / "runs" / "tiny" / "events.jsonl").exists() and started(copy, title)
+
+    moments = [
+        ("runner", "base/base", begun("base/base")),
+        ("runner", "train/mix", lambda: list(partial.glob("train-*/work/checkpoint-2"))),
+        ("worker", "train/mix", lambda: list(partial.glob("train-*/work/checkpoint-3"))),
+        ("runner", "merge/ties", begun("merge/ties")),
+        ("worker", "generate/ties.general", begun("generate/ties.general")),
+        ("worker", "score/tiny", begun("score/tiny")),
+        ("runner", "report/tiny", begun("report/tiny")),
+    ]
+    for whom, title, moment in moments:
+        status, err = kill_at(copy, moment, whom)
+        now = copy.finished()
+        new_steps(kept, now)
+        kept = now
+        if whom == "runner":
+            assert status == -signal.SIGKILL
+        elif not any(name.startswith(f"{title}--") for name in now):  # it may have been done in that moment
+            assert status == 1
+            assert f"error: {title}: its process was ended by signal 9" in err
+    last = copy.call("run")
+    assert last.returncode == 0, last.stderr
+    new_steps(kept, copy.finished())
+    assert leftovers(copy) == []
+    assert copy.finished().keys() == finished.study.finished().keys()
+    assert copy.scores() == finished.study.scores()
+    for name in finished.study.records():
+        for file in ("model.safetensors", "responses.jsonl", "verdicts.jsonl", "rows.jsonl"):
+            if (finished.study.store / name / file).exists():
+                same = (finished.study.store / name / file).read_bytes() == (copy.store / name / file).read_bytes()
+                assert same, f"{name}/{file}"
+
+
+# What breaks outside
+
+
+NO_TRAINING = """\
+name: still
+base: ./base
+languages: [en, fr]
+data:
+  general: {objective: general, path: "data/general.{lang}.jsonl"}
+budget: {rows: 8}
+merges:
+  same: {method: linear, models: {base: {weight: 1.0}}, dtype: float32}
+evaluation:
+  prompts:
+    general: {purpose: general, path: "prompts/general.{lang}.jsonl"}
+  max_new_tokens: 4
+statistics: {draws: 100}
+"""
+
+
+@pytest.mark.parametrize("harm", ["truncated", "no header", "empty"])
+def test_a_corrupt_base_is_named_and_what_was_finished_is_kept(copy, harm):
+    before = copy.finished()
+    base = copy.folder / "base"
+    files = base.resolve()
+    base.unlink()
+    shutil.copytree(files, base)
+    weights = base / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes({"truncated": data[: len(data) // 2], "no header": b"\xff" * 8 + data[8:], "empty": b""}[harm])
+    ran = copy.call("run")
+    assert ran.returncode == 1
+    errors = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert errors[0].startswith("error: base/base: ")
+    assert "model.safetensors" in errors[0]
+    assert errors[1].startswith("error: 1 step(s) failed, ")
+    assert "Traceback" not in ran.stderr
+    assert copy.finished() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a file system of a given size; unmounted with the test."""
+    mounted = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = (
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+            )
+            if shutil.which("mount")
+            else None
+        )
+        if done is None or done.returncode:
+            pytest.skip("a small disk cannot be mounted here (that needs root)")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_study_goes_on_once_there_is_room(study, small_disk):
+    disk = small_disk("260k")  # room for the base and not for the merge
+    study.recipe.write_text(NO_TRAINING)
+    command = [*study.command("run")[:-1], str(disk / "out")]
+    full = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert full.returncode == 1, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "error: merge/same: " in full.stderr
+    assert "are free; free space" in full.stderr
+    assert list((disk / "out" / "store" / "base").glob("*/record.json"))
+    assert not list((disk / "out" / "store").glob("merge/*/*"))
+    subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "still: 9 steps, 3 already there, 6 to run" in again.stderr
+
+
+def test_a_disk_that_fills_while_training_is_named_too(study, small_disk):
+    disk = small_disk("500k")  # room for the base and not for a training's checkpoints
+    command = [*study.command("run", "--set", "merges={}", "--set", "baselines={}")[:-1], str(disk / "out")]
+    full = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert full.returncode == 1, full.stderr
+    line = next(line for line in full.stderr.splitlines() if line.startswith("error: train/general: "))
+    assert "no space left on the disk" in line
+    assert "Traceback" not in full.stderr
+
+
+def test_a_disk_that_is_full_from_the_start_is_named(study, small_disk):
+    disk = small_disk("16k")
+    ran = subprocess.run([*study.command("run")[:-1], str(disk / "out")], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].startswith("error: ")
+    assert "no space left on the disk" in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -1,0 +1,186 @@
+"""The worker: one step under its lease, its events, its log, and what it calls an error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from queue import Queue
+
+import pytest
+
+from mixmerge.errors import CheckpointError, DataError, MixmergeError
+from mixmerge.run.local import Worker, log_file
+from mixmerge.run.store import RECORD, Store, write_json
+from mixmerge.run.worker import _named, carry_out
+
+
+@pytest.fixture
+def told():
+    """The events that were emitted, as (event, data)."""
+    return []
+
+
+@pytest.fixture
+def emit(told):
+    return lambda event, **data: told.append((event, data))
+
+
+@pytest.fixture
+def plan_file(chain, tmp_path):
+    folder = tmp_path / "runs" / "chain"
+    folder.mkdir(parents=True)
+    write_json(folder / "plan.json", chain.to_json())
+    return folder / "plan.json"
+
+
+def test_a_step_is_begun_told_of_and_done_once(chain, tmp_path, told, emit):
+    store, base = Store(tmp_path), chain.steps[0]
+    carry_out(base, chain, store, {}, emit)
+    assert [event for event, _ in told] == ["start", "done"]
+    assert told[-1][1]["measurements"]["parameters"] > 0
+    assert store.running(base) is None
+    before = store.path(base.id).joinpath(RECORD).stat().st_mtime_ns
+    carry_out(base, chain, store, {}, emit)
+    assert [event for event, _ in told] == ["start", "done", "done"], "done already: told, not begun"
+    assert store.path(base.id).joinpath(RECORD).stat().st_mtime_ns == before
+
+
+def test_progress_is_told_to_the_end(chain, tmp_path, told, emit):
+    store = Store(tmp_path)
+    for step in chain.steps[:2]:
+        carry_out(step, chain, store, {}, emit)
+    last = [data for event, data in told if event == "progress"][-1]
+    assert last["done"] == last["total"] > 0
+
+
+def test_a_step_that_was_killed_after_its_record_is_only_put_into_its_place(chain, tmp_path, told, emit):
+    store, base = Store(tmp_path), chain.steps[0]
+    write_json(store.begin(base).out / RECORD, {"id": base.id, "from": "before the kill"})
+    carry_out(base, chain, store, {}, emit)
+    assert [event for event, _ in told] == ["done"]
+    assert store.record(base.id)["from"] == "before the kill"
+
+
+@pytest.mark.parametrize("name", ["base", "one"])
+def test_what_a_kill_left_in_the_folder_does_not_stand_in_the_way(chain, tmp_path, emit, name):
+    store = Store(tmp_path)
+    for step in chain.steps[:2]:
+        if step.name == name:
+            (store.begin(step).out / "half").write_text("x")
+        carry_out(step, chain, store, {}, emit)
+    folder = store.path(chain.find(f"{'base' if name == 'base' else 'merge'}/{name}").id)
+    assert not (folder / "half").exists()
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_an_error_leaves_the_lease_free_and_the_step_undone(broken_chain, tmp_path, emit):
+    store = Store(tmp_path)
+    carry_out(broken_chain.steps[0], broken_chain, store, {}, emit)
+    with pytest.raises(MixmergeError, match="nonsense"):
+        carry_out(broken_chain.steps[1], broken_chain, store, {}, emit)
+    assert store.running(broken_chain.steps[1]) is None
+    assert store.find(broken_chain.steps[1].id) is None
+
+
+def test_data_that_changed_since_the_plan_is_noticed(study, tmp_path, emit):
+    from mixmerge.plan.build import build_plan
+    from mixmerge.recipe.load import load_recipe
+
+    plan, store = build_plan(load_recipe(study.recipe)), Store(study.out)
+    carry_out(plan.find("base/base"), plan, store, {}, emit)
+    path = study.folder / "data/general.en.jsonl"
+    path.write_text(path.read_text().replace("sky", "night sky"))
+    with pytest.raises(DataError, match="the data set 'general' has changed since the plan was made; run the same"):
+        carry_out(plan.find("mixture/general"), plan, store, {}, emit)
+
+
+def test_a_worker_process_sends_events_alone_to_its_output_and_the_rest_to_the_log_of_the_step(
+    chain, plan_file, tmp_path
+):
+    ids = [step.id for step in chain.steps[:2]]
+    command = [sys.executable, "-m", "mixmerge.run.worker", str(tmp_path), str(plan_file), *ids]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        lines = [json.loads(line) for line in process.stdout]
+        assert process.wait() == 0
+    assert [(line["event"], line["step"]) for line in lines if line["event"] != "progress"] == [
+        (event, step_id) for step_id in ids for event in ("start", "done")
+    ]
+    assert all(log_file(plan_file, step).exists() for step in chain.steps[:2])
+
+
+def test_a_worker_that_fails_says_so_with_its_status_and_its_log(broken_chain, tmp_path):
+    folder = tmp_path / "runs" / "broken"
+    folder.mkdir(parents=True)
+    write_json(folder / "plan.json", broken_chain.to_json())
+    ids = [step.id for step in broken_chain.steps[:3]]
+    command = [sys.executable, "-m", "mixmerge.run.worker", str(tmp_path), str(folder / "plan.json"), *ids]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        lines = [json.loads(line) for line in process.stdout]
+        assert process.wait() == 1
+    ends = [line["event"] for line in lines if line["event"] in ("done", "failed")]
+    assert ends == ["done", "failed", "done"], "the step after the failed one is done"
+    assert "nonsense" in log_file(folder / "plan.json", broken_chain.steps[1]).read_text()
+    assert log_file(folder / "plan.json", broken_chain.steps[2]).read_text() == ""
+
+
+def test_a_worker_that_cannot_even_start_ends_with_its_status_and_a_log(base_step, tmp_path):
+    events: Queue = Queue()
+    worker = Worker([base_step], root=tmp_path, plan_file=tmp_path / "gone.json", threads=1, events=events)
+    end = events.get(timeout=60)
+    assert (end["event"], end["worker"], end["code"]) == ("exit", worker, 1)
+    assert "FileNotFoundError" in log_file(tmp_path / "gone.json", base_step).read_text()
+    worker.stop()
+
+
+# What an error is called
+
+
+def test_a_named_error_stays_what_it_is(tmp_path):
+    error = DataError("x", where="f:1")
+    assert _named(error, tmp_path) is error
+
+
+def test_an_error_of_the_system_is_named_with_its_file(tmp_path):
+    named = _named(FileNotFoundError(2, "No such file or directory", "/gone"), tmp_path)
+    assert isinstance(named, CheckpointError)
+    assert str(named) == "/gone: No such file or directory"
+
+
+def test_a_full_disk_inside_a_librarys_own_error_is_named(tmp_path):
+    error = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "no space left on the disk" in str(_named(error, tmp_path / "step"))
+
+
+def test_what_we_did_not_foresee_is_a_bug(tmp_path):
+    assert _named(KeyError("config"), tmp_path / "step") is None
+    assert _named(RuntimeError("shapes differ"), tmp_path / "step") is None
+
+
+def test_a_group_that_shares_a_thing_makes_it_once_and_drops_it_for_the_next(chain, tmp_path):
+    from mixmerge.run.steps import StepContext
+
+    shared: dict = {}
+    context = StepContext(chain.steps[0], tmp_path, tmp_path, Store(tmp_path), shared, lambda done, total: None)
+    made = []
+
+    def make(name):
+        assert "value" not in shared, "the last one is dropped before the next is made"
+        made.append(name)
+        return name
+
+    assert [context.keep(key, lambda key=key: make(key)) for key in ("a", "a", "b", "b", "a")] == [
+        "a",
+        "a",
+        "b",
+        "b",
+        "a",
+    ]
+    assert made == ["a", "b", "a"]
+
+
+def test_every_kind_of_step_can_be_carried_out():
+    from mixmerge.plan.graph import KINDS
+    from mixmerge.run.steps import CARRY_OUT
+
+    assert set(CARRY_OUT) == set(KINDS)

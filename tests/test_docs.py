@@ -1,0 +1,68 @@
+"""The documents say what the program does."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from mixmerge.cli import RECIPES, app
+from mixmerge.recipe.load import load_recipe
+from mixmerge.recipe.reference import recipe_reference
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(get_command(app).commands)
+
+
+def test_the_recipe_reference_is_that_of_the_schema():
+    assert (ROOT / "docs/recipe.md").read_text(encoding="utf-8") == recipe_reference(), "see AGENTS.md to make it again"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_stands_in_the_readme(command):
+    assert f"mixmerge {command} " in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["README.md", "AGENTS.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_links_between_pages_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/identity.md", "AGENTS.md"])
+def test_only_commands_that_exist_are_told(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    told = set(re.findall(r"(?:^|`|bin/)mixmerge ([a-z]+(?:-[a-z]+)?)(?= |`|$)", text, flags=re.MULTILINE))
+    assert told <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_holds_together_and_explains_each_key(name):
+    path = ROOT / "recipes" / f"{name}.yaml"
+    load_recipe(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    top = [line for line in lines if re.match(r"[a-z]+:", line) and not line.endswith(":")]
+    assert all("#" in line for line in top if not line.startswith("name") or "#" in line)
+
+
+def test_the_wheel_carries_starter_data_templates_and_recipes(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, suffix in (("starter", ".jsonl"), ("report/templates", "")):
+        here = {
+            p.relative_to(ROOT / "src").as_posix()
+            for p in (ROOT / "src/mixmerge" / folder).rglob(f"*{suffix}")
+            if p.is_file() and "__pycache__" not in p.parts
+        }
+        assert here
+        assert here <= names
+    assert {f"mixmerge/recipes/{name}.yaml" for name in RECIPES} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.endswith((".safetensors", ".gguf")) for name in names)
