@@ -31,8 +31,8 @@ quickstart: setup
 	$(BIN)/mixmerge run recipes/quickstart.yaml --out $(OUT)
 
 test: setup
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
