@@ -62,7 +62,9 @@ def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
         _print_json({"recipe": str(recipe), "study": plan.study, "steps": len(plan.steps), "ok": True})
         return
     kinds = list(loaded.recipe.candidates().values())
-    counts = ", ".join(f"{kinds.count(kind)} {kind}s" for kind in ("expert", "baseline", "merge") if kind in kinds)
+    counts = ", ".join(
+        f"{n} {kind}{'s' * (n > 1)}" for kind in ("expert", "baseline", "merge") if (n := kinds.count(kind))
+    )
     print(f"{recipe}: ok; {counts}, {len(loaded.recipe.languages)} languages, {len(plan.steps)} steps")
 
 

@@ -80,7 +80,7 @@ class DataSet(Section):
     )
     lang: Language | None = Field(None, description="The language of every row, where neither path nor rows say it.")
     columns: dict[str, str] = Field(
-        {}, description="Our column name -> the data's, e.g. {prompt: question, completion: answer, lang: language}."
+        {}, description="Our column name -> the data's, e.g. {prompt: question, completion: answer}."
     )
 
     @model_validator(mode="after")
