@@ -46,7 +46,7 @@ def recipes(draw_value):
         )
     )
     cells = {key: rows(draw_value(st.integers(5, 30)), key[1], key[0]) for key in keys}
-    shares = {key: draw_value(st.floats(0.2, 5)) for key in keys}
+    shares = {key: draw_value(st.floats(0.7, 5)) for key in keys}  # at least a row for every cell
     unit = draw_value(st.sampled_from(["rows", "tokens"]))
     budget = draw_value(st.integers(150, 300) if unit == "tokens" else st.integers(40, 90))
     return cells, shares, budget, unit, draw_value(st.integers(0, 2**31))
