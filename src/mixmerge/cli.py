@@ -124,11 +124,7 @@ def run(
             print(f"error: {step.title}: {error} (log: {study.log(step)})", file=sys.stderr)
         outcome.check()
     scores = study.scores(plan, Store(out))
-    if as_json:
-        _print_json({"report": str(study.report), "scores": scores})
-        return
-    _print_result(scores)
-    print(f"report: {study.report}")
+    _print_result(scores, study.report, as_json=as_json)
 
 
 @app.command()
@@ -198,11 +194,7 @@ def report(
     store, study = Store(out), Study(out, plan.study)
     scores = study.scores(plan, store)
     study.link(plan, store)
-    if as_json:
-        _print_json({"report": str(study.report), "scores": scores})
-        return
-    _print_result(scores)
-    print(f"report: {study.report}")
+    _print_result(scores, study.report, as_json=as_json)
 
 
 @app.command()
@@ -300,7 +292,10 @@ def _brief(why: tuple[str, ...]) -> str:
     return why[0] + more
 
 
-def _print_result(scores: dict[str, Any]) -> None:
+def _print_result(scores: dict[str, Any], page: Path, *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"report": str(page), "scores": scores})
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -313,6 +308,7 @@ def _print_result(scores: dict[str, Any]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     print(scores["answer"]["sentence"])
+    print(f"report: {page}")
 
 
 def _print_fields(title: str, fields: Any) -> None:
