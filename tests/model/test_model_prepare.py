@@ -40,9 +40,9 @@ SENTENCES = {
 }
 
 
-# Regression guards for 80,000 tokens in seven languages, above what was measured here: everyday sentences -1 to +9 %
-# (a mean of 2 %), translated news +6 to +21 % (a mean of 13 %), which has many names.
-GUARDS = {"everyday": (0.15, 0.04), "news": (0.40, 0.25)}
+# Regression guards, for 80,000 tokens in seven languages. Measured with six: everyday sentences -1 to +10 %, a mean of
+# 2 %; translated news, which has many names, +6 to +26 %, a mean of 14 %. At 96,000: means of 0.7 % and 9 %.
+GUARDS = {"everyday": (0.15, 0.04), "news": (0.35, 0.18)}
 
 
 @pytest.fixture(scope="session")

@@ -169,3 +169,18 @@ def test_a_folder_without_tokenizer_json_says_how_to_make_one(tmp_path: Path) ->
 
 def _spec(vocabulary: dict[str, int], merges: list[list[str]] | list[str]) -> dict[str, object]:
     return {"added_tokens": [], "post_processor": None, "model": {"type": "BPE", "vocab": vocabulary, "merges": merges}}
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [("<unused12>", False), ("[unused3]", False), ("<|reserved_special_token_7|>", False), ("<end_of_turn>", True)],
+)
+def test_placeholders_that_no_text_holds_are_not_kept(content: str, kept: bool) -> None:
+    vocabulary = {"a": 0, "b": 1, "ab": 2, content: 3}
+    spec = _spec(vocabulary, [["a", "b"]])
+    spec["added_tokens"] = [{"id": 3, "content": content, "special": True}]
+    tokenizer = BpeTokenizer(spec, "here")
+    assert tokenizer.always_kept() == {0, 1} | ({3} if kept else set())
+    trimmed, new = tokenizer.trimmed({0, 1, 2})
+    assert trimmed["added_tokens"] == []
+    assert 3 not in new

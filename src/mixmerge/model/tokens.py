@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# Rows that a family kept free for later: Gemma has 6,242 <unused12>, Llama 3 248 <|reserved_special_token_12|>.
+PLACEHOLDER = re.compile(r"[<\[]\|?(unused|reserved)[a-z_]*\d+\|?[>\]]")
 
 
 class BpeTokenizer:
@@ -64,10 +66,11 @@ class BpeTokenizer:
         return Tokenizer.from_str(json.dumps(self.spec, ensure_ascii=False))
 
     def always_kept(self) -> set[int]:
-        """Ids that no trimming may drop: added (special) tokens, bytes and single characters."""
+        """Ids that no trimming may drop: added (special) tokens but placeholders, bytes and single characters."""
         single = {number for token, number in self.vocabulary.items() if len(token) == 1 or BYTE.fullmatch(token)}
         named = {self.spec["model"].get("unk_token"), (self.spec.get("padding") or {}).get("pad_token")}
-        return single | set(self.added.values()) | {self.ids[token] for token in named if token in self.ids}
+        added = {number for token, number in self.added.items() if not PLACEHOLDER.fullmatch(token)}
+        return single | added | {self.ids[token] for token in named if token in self.ids}
 
     def without_letters(self) -> Iterator[int]:
         """Ids of tokens that are all punctuation, digits, marks and space, the lowest first."""
@@ -106,7 +109,9 @@ class BpeTokenizer:
         return {
             **self.spec,
             "padding": padding and {**padding, "pad_id": new[padding["pad_id"]]},
-            "added_tokens": [{**token, "id": new[token["id"]]} for token in self.spec.get("added_tokens") or ()],
+            "added_tokens": [
+                {**token, "id": new[token["id"]]} for token in self.spec.get("added_tokens") or () if token["id"] in new
+            ],
             "post_processor": _renumber_processor(self.spec.get("post_processor"), new),
             "model": {**model, "vocab": vocabulary, "merges": merges},
         }, new
