@@ -58,3 +58,9 @@ def consensus(base, xs, weights, masks, normalize, rescale, lam=1.0):
             mix /= total
         out[place] = base[place] + lam * mix
     return out
+
+
+def round_bf16(values):
+    """float64 to the nearest bfloat16, ties to even, in one rounding, as float64 (torch rounds to float32 first)."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.rint(np.ldexp(mantissa, 8)), exponent - 8)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixmerge.merge import merge, parse_config
+from mixmerge.merge import METHODS, merge, parse_config
 
 Tensors = dict[str, torch.Tensor]
 
@@ -33,6 +33,18 @@ def config_for(method, models, *, base=None, per_model=None, **top):
         entry["parameters"] = parameters
     raw = {"merge_method": method, "models": entries, **top}
     return parse_config(raw | ({"base_model": str(base)} if base is not None else {}))
+
+
+EXAMPLE = {"weight": 0.8, "t": 0.3, "density": 0.4, "gamma": 0.1, "epsilon": 0.2, "select_topk": 0.4}
+
+
+def example(method, folders, **top):
+    """A configuration of any method with plausible parameters, over a base (the first folder) and two models."""
+    base, *models = folders
+    spec = METHODS[method]
+    parameters = {name: EXAMPLE[name] for name in spec.parameters if name in EXAMPLE}
+    models = models[: spec.inputs[1]]
+    return config_for(method, models, base=None if spec.base == "none" else base, parameters=parameters, **top)
 
 
 def merge_tensors(method, inputs, *, base=None, per_model=None, out_dtype=None, seed=0, threads=1, **parameters):

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import event, given, settings
@@ -17,7 +19,9 @@ from safetensors.torch import save_file
 
 from mixmerge.errors import CheckpointError, ModelError
 from mixmerge.merge import merge
-from mixmerge.merge.checkpoint import Tensor, decode, encode, locate_model, open_checkpoint, read_header
+from mixmerge.merge.card import to_yaml
+from mixmerge.merge.checkpoint import ITEM_BYTES, Tensor, locate_model, open_checkpoint, read_header
+from mixmerge.merge.sources import Files, decode, encode, stored
 from mixmerge.merge.writer import CheckpointWriter
 
 
@@ -54,7 +58,7 @@ def test_headers_give_names_types_and_shapes_of_a_sharded_model(tiny_models, tmp
         assert torch.equal(opened.read(name), weight)
         start = weight.numel() // 3
         assert torch.equal(
-            torch.from_numpy(opened.read_floats(name, start, 7)), weight.flatten()[start : start + 7].float()
+            torch.from_numpy(floats(opened, name, start, 7)), weight.flatten()[start : start + 7].float()
         )
 
 
@@ -212,17 +216,54 @@ def test_an_index_that_does_not_hold_is_refused_by_name(tmp_path):
     assert averaged(folder, out=tmp_path / "out")["tensors"] == 1
 
 
-def test_a_full_disk_is_named_and_the_same_command_carries_on(tmp_path):
+FULL = """
+import resource, sys
+from pathlib import Path
+from mixmerge.merge import load_config, merge
+config, out, limit = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+merge(load_config(Path(config)), Path(out))
+"""
+
+
+def test_a_disk_that_refuses_is_named_and_the_same_command_carries_on(two, tmp_path):
+    path, out = tmp_path / "merge.yml", tmp_path / "out"
+    path.write_text(to_yaml(config_for("linear", two, parameters={"weight": 1})))
+    command = [sys.executable, "-c", FULL, str(path), str(out), "100"]
+    run = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert "CheckpointError: " in run.stderr
+    assert "cannot write: File too large" in run.stderr
+    assert not out.exists()
+    merge(path, out)
+    merge(path, tmp_path / "clean")
+    assert read_model(out).keys() == read_model(tmp_path / "clean").keys()
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_a_second_run_into_the_same_folder_is_told_of_the_first(tmp_path):
     layout = {"w": Tensor("F32", (4,))}
-    writer = CheckpointWriter(tmp_path / "out", layout, job="j", shard_bytes=100)
-    growing = tmp_path / ".out.partial" / f"model.safetensors.{os.getpid()}.tmp"
-    growing.symlink_to("/dev/full")  # a real ENOSPC from the kernel
-    with pytest.raises(CheckpointError, match="No space left on device; free space and run it again"):
-        writer.write(writer.shards[0], [b"\0" * 16], {})
-    again = CheckpointWriter(tmp_path / "out", layout, job="j", shard_bytes=100)
-    again.write(again.shards[0], [b"\0" * 16], {})
-    again.publish({})
+    with CheckpointWriter(tmp_path / "out", layout, job="j", shard_bytes=100) as writer:
+        with pytest.raises(CheckpointError, match="another process is writing this folder"):
+            CheckpointWriter(tmp_path / "out", layout, job="j", shard_bytes=100)
+        writer.write("w", 0, np.zeros(16, np.uint8))
+        writer.finish("w", None)
+        writer.publish({})
     assert read_model(tmp_path / "out")["w"].tolist() == [0, 0, 0, 0]
+
+
+def test_what_a_kill_left_in_the_middle_of_a_journal_line_is_done_again(tmp_path):
+    layout = {name: Tensor("F32", (4,)) for name in "vw"}
+    with CheckpointWriter(tmp_path / "out", layout, job="j", shard_bytes=100) as writer:
+        for name in "vw":
+            writer.write(name, 0, np.zeros(16, np.uint8))
+            writer.finish(name, {"part": 1})
+    journal = tmp_path / ".out.partial" / "journal"
+    journal.write_bytes(journal.read_bytes()[:-3])
+    with CheckpointWriter(tmp_path / "out", layout, job="j", shard_bytes=100) as again:
+        assert again.finished == {"v": {"part": 1}}
+        again.finish("w", {"part": 2})
+    with CheckpointWriter(tmp_path / "out", layout, job="j", shard_bytes=100) as last:
+        assert last.finished == {"v": {"part": 1}, "w": {"part": 2}}
 
 
 def test_a_merge_that_cannot_fit_is_refused_before_it_begins(tmp_path):
@@ -281,15 +322,26 @@ def test_a_folder_is_looked_for_beside_the_configuration(tmp_path):
     assert locate_model("models/a", tmp_path) == tmp_path / "models" / "a"
 
 
+def floats(checkpoint, name, start, size):
+    """Elements of a tensor as float32, through the source that merges read."""
+    with closing(Files()) as files:
+        source = stored(checkpoint, files)[name]
+        raw = np.empty(size * ITEM_BYTES[source.dtype], np.uint8)
+        assert source.read(start, raw) == raw.size
+        out = np.empty(size, np.float32)
+        decode(raw, source, out)
+    return out
+
+
 def test_a_file_cut_short_while_it_is_read_is_named(two):
     opened = open_checkpoint(two[0])
     file = two[0] / "model.safetensors"
     os.truncate(file, file.stat().st_size - 40)
     with pytest.raises(CheckpointError, match=r"a/model\.safetensors: the file ends inside tensor 'w'"):
-        opened.read_floats("w", 0, 12)
+        floats(opened, "w", 0, 12)
     file.unlink()
-    with pytest.raises(CheckpointError, match="cannot read tensor 'w': No such file"):
-        opened.read_floats("w", 0, 12)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot read: No such file"):
+        floats(opened, "w", 0, 12)
 
 
 JSON = st.recursive(
@@ -319,11 +371,11 @@ def test_whatever_a_header_holds_it_is_read_or_refused_and_never_a_crash(entries
 def test_storing_rounds_as_torch_does_and_says_when_a_number_does_not_fit(value, dtype):
     kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
     exact = torch.tensor([value, -value], dtype=torch.float64)
-    stored, finite = encode(exact.numpy(), dtype)
+    raw, single = np.empty(2 * ITEM_BYTES[dtype], np.uint8), np.empty(2, np.float32)
+    finite = encode(exact.numpy(), dtype, single, raw)
     assert finite == bool(torch.isfinite(exact.to(kind)).all())
     if finite:
-        assert stored == exact.to(kind).view(torch.uint8).numpy().tobytes()
-        assert torch.equal(torch.from_numpy(decode(stored, dtype).copy()).double(), exact.to(kind).double())
+        assert raw.tobytes() == exact.to(kind).view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("left", [[], ["job.77.tmp"], ["job"], ["job", "model-x.json"], ["job", "w.77.tmp"]])

@@ -157,7 +157,11 @@ REFUSED = {
         "merge.yml:1: merge_method",
         "did you mean 'ties'? (known: linear",
     ),
-    "far-off method": (TIES.replace("ties", "frankenmerge"), "merge.yml:1", "known: dare_ties, linear"),
+    "far-off method": (
+        TIES.replace("ties", "frankenmerge"),
+        "merge.yml:1",
+        "known: breadcrumbs, breadcrumbs_ties, dare_linear",
+    ),
     "no method": ("models: [{model: a}]", "merge.yml", "'merge_method' is missing"),
     "unknown key": (TIES + "dtpye: float16\n", "merge.yml:10: dtpye", "did you mean 'dtype'?"),
     "misspelt parameter": (

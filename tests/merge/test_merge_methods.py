@@ -8,10 +8,11 @@ import pytest
 import torch
 from model_folders import config_for, merge_tensors, read_model, write_model
 
-from mixmerge.merge import METHODS, merge, stream
-from mixmerge.merge.methods import random_words
+from mixmerge.merge import merge, tensors
+from mixmerge.merge.sparsify import random_words
 
 W = (0.7, 0.4)
+REFERENCED = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties")
 
 
 def wide(tensor):
@@ -42,10 +43,10 @@ def settings_for(method):
     return {"per_model": [{"weight": w} for w in W], "parameters": {"lambda": 0.9, **more}}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REFERENCED)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 def test_every_tensor_of_a_real_model_matches_the_reference(architecture, method, tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BLOCK", 4096)  # several blocks even in tiny tensors
+    monkeypatch.setattr(tensors, "BLOCK", 4096)  # several blocks even in tiny tensors
     base, *inputs = tiny_models(architecture)
     inputs = inputs[:1] if method == "slerp" else inputs
     config = config_for(
@@ -59,7 +60,7 @@ def test_every_tensor_of_a_real_model_matches_the_reference(architecture, method
         np.testing.assert_allclose(wide(tensor), expected(method, name, b, xs), rtol=1e-6, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REFERENCED)
 def test_a_bf16_result_is_the_float64_result_rounded(method):
     draw = torch.Generator().manual_seed(5)
     base, *xs = (torch.randn(500, generator=draw).bfloat16() for _ in range(3))
@@ -67,9 +68,11 @@ def test_a_bf16_result_is_the_float64_result_rounded(method):
     chosen = settings_for(method)
     extra = {} if method == "linear" else {"base": base}
     out = merge_tensors(method, xs, seed=11, per_model=chosen.get("per_model"), **chosen.get("parameters", {}), **extra)
-    exact = torch.from_numpy(expected(method, "w", wide(base), [wide(x) for x in xs]))
+    exact = expected(method, "w", wide(base), [wide(x) for x in xs])
     assert out.dtype == torch.bfloat16
-    assert torch.equal(out, exact.to(torch.bfloat16))
+    # a sum in another order may lie on the other side of a midpoint between two bfloat16
+    below, above = (reference.round_bf16(exact * (1 + e)) for e in (-1e-14, 1e-14))
+    assert np.all((wide(out) == below) | (wide(out) == above))
 
 
 @pytest.mark.parametrize(("normalize", "rescale"), [(True, True), (False, False), (True, False), (False, True)])
@@ -89,7 +92,7 @@ def test_normalize_and_rescale_of_ties_do_what_their_formulas_say(normalize, res
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.25, 0.5, 0.77, 0.999])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_trimming_keeps_exactly_k_and_of_equal_magnitudes_the_lowest_index(density, dtype, monkeypatch):
-    monkeypatch.setattr(stream, "BLOCK", 64)
+    monkeypatch.setattr(tensors, "BLOCK", 64)
     draw = torch.Generator().manual_seed(3)
     x = (torch.randint(-4, 5, (40, 25), generator=draw) / 8).to(dtype)  # nine values: ties everywhere
     x[0, :5] = torch.tensor([1e-30, -1e-30, 0.3, 3.0, -3.0]).to(dtype)

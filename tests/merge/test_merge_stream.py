@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_folders import config_for, merge_tensors, read_model, write_model
+from model_folders import config_for, example, merge_tensors, read_model, write_model
 
 from mixmerge.errors import ModelError, RecipeError
-from mixmerge.merge import METHODS, load_config, merge, parse_config, stream
+from mixmerge.merge import METHODS, load_config, merge, parse_config, tensors
 from mixmerge.merge.card import model_card, to_yaml
 
 DARE = {"parameters": {"weight": 0.8, "density": 0.5}, "seed": 3}
@@ -39,15 +39,10 @@ def test_transformers_loads_a_merge_and_generates_from_it(architecture, tiny_mod
 
 @pytest.mark.parametrize("method", METHODS)
 def test_blocks_threads_and_shards_change_no_byte(method, tiny_models, tmp_path, monkeypatch):
-    base, *inputs = tiny_models("gpt2")
-    inputs = inputs[:1] if method == "slerp" else inputs
-    parameters = {"t": 0.3} if method == "slerp" else {"weight": 0.8}
-    if "density" in METHODS[method].parameters:
-        parameters["density"] = 0.4
-    config = config_for(method, inputs, base=None if method == "linear" else base, parameters=parameters)
+    config = example(method, tiny_models("gpt2"))
     results = []
     for i, (block, threads, shard_bytes) in enumerate([(1 << 16, 1, 10**9), (512, 3, 10**9), (1 << 12, 2, 30_000)]):
-        monkeypatch.setattr(stream, "BLOCK", block)
+        monkeypatch.setattr(tensors, "BLOCK", block)
         merge(config, tmp_path / f"{i}", threads=threads, shard_bytes=shard_bytes)
         results.append(read_model(tmp_path / f"{i}"))
     assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in results[0])
@@ -55,11 +50,12 @@ def test_blocks_threads_and_shards_change_no_byte(method, tiny_models, tmp_path,
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from mixmerge.merge import load_config, merge
 def progress(done, total):
     if done > total * 0.6:
+        time.sleep(0.5)  # flushing and journaling go on behind the work
         os.kill(os.getpid(), signal.SIGKILL)
 merge(load_config(Path(sys.argv[1])), Path(sys.argv[2]), progress=progress, shard_bytes=20_000)
 """
@@ -84,7 +80,7 @@ def test_a_merge_killed_half_way_and_run_again_carries_on_and_gives_the_same_byt
     path, out = killed
     resumed = merge(path, out, shard_bytes=20_000)
     clean = merge(path, tmp_path / "clean", shard_bytes=20_000)
-    assert resumed["shards_resumed"] > 0
+    assert resumed["tensors_resumed"] > 0
     assert resumed["bytes_written"] < clean["bytes_written"]
     assert resumed["kept_share"] == clean["kept_share"]
     assert contents(out) == contents(tmp_path / "clean")
@@ -113,7 +109,7 @@ def test_a_partial_folder_of_another_merge_is_thrown_away(killed, change, tmp_pa
     else:
         file = tiny_models("llama")[1] / "model.safetensors"
         os.utime(file, (1, 1))
-    assert merge(path, out, shard_bytes=20_000)["shards_resumed"] == 0
+    assert merge(path, out, shard_bytes=20_000)["tensors_resumed"] == 0
     merge(path, tmp_path / "clean", shard_bytes=20_000)
     assert contents(out) == contents(tmp_path / "clean")
 
@@ -138,12 +134,12 @@ def test_a_nan_or_infinity_in_an_input_is_refused_naming_tensor_and_model(method
     x = torch.ones(300)
     x[123] = bad
     broken = write_model(tmp_path / "broken", {"v": torch.ones(3), "w": x})
-    parameters = {"t": 0.5} if method == "slerp" else {"weight": 1}
-    models = [good, broken] if method == "linear" else [broken]
-    config = config_for(method, models, base=None if method == "linear" else good, parameters=parameters)
+    other = write_model(tmp_path / "other", {"v": torch.ones(3), "w": torch.ones(300)})
+    folders = [good, broken] if METHODS[method].inputs[1] == 1 else [good, other, broken]
+    config = example(method, folders)
     with pytest.raises(ModelError, match=r"broken: tensor 'w' holds NaN or infinity"):
         merge(config, tmp_path / "out", shard_bytes=100)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "good"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "good", "other"]
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float16", 6e4), ("bfloat16", 3e38), ("float32", 3e38)])
@@ -164,8 +160,8 @@ def test_fp16_with_rescale_stays_finite():
 
 
 def test_weights_that_sum_to_0_at_one_tensor_are_refused_before_anything_is_written(tmp_path):
-    tensors = {"mlp.w": torch.ones(2), "attn.w": torch.ones(2)}
-    a, b = write_model(tmp_path / "a", tensors), write_model(tmp_path / "b", tensors)
+    both = {"mlp.w": torch.ones(2), "attn.w": torch.ones(2)}
+    a, b = write_model(tmp_path / "a", both), write_model(tmp_path / "b", both)
     weights = [{"weight": 1}, {"weight": [{"filter": "attn", "value": -1}, {"value": 1}]}]
     with pytest.raises(RecipeError, match=r"the weights sum to 0 at tensor 'attn.w'"):
         merge(config_for("linear", [a, b], per_model=weights), tmp_path / "out")
@@ -264,9 +260,9 @@ def test_what_was_measured_comes_back(tmp_path):
         "tensors": 2,
         "parameters": 200,
         "parallel_share": 0.5,
-        "bytes_read": 2 * 2 * 800,  # two models, measured and then combined
+        "bytes_read": 2 * 800,  # two models, read once for both passes
         "bytes_written": 800,
-        "shards_resumed": 0,
+        "tensors_resumed": 0,
     }
     assert seen == sorted(seen)
     assert seen[-1] == (200, 200)

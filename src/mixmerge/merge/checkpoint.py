@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mixmerge.errors import CheckpointError, ModelError
 
 if TYPE_CHECKING:
@@ -64,10 +61,6 @@ class Checkpoint:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
-    def read_floats(self, name: str, start: int, size: int) -> npt.NDArray[np.float32]:
-        """Elements start .. start+size of a float tensor as float32, flat; exact for every dtype of FLOATS."""
-        return decode(self.read_bytes(name, start, size), self.tensors[name].dtype)
-
     def read_bytes(self, name: str, start: int = 0, size: int | None = None) -> bytearray:
         """The bytes of elements start .. start+size (default: all)."""
         tensor = self.tensors[name]
@@ -80,7 +73,7 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"cannot read tensor '{name}': {error.strerror}", where=str(tensor.file)) from error
         if got != len(data):
-            raise CheckpointError(f"the file ends inside tensor '{name}'", where=str(tensor.file), do=_AGAIN)
+            raise CheckpointError(f"the file ends inside tensor '{name}'", where=str(tensor.file), do=AGAIN)
         return data
 
     def fingerprint(self) -> str:
@@ -123,45 +116,25 @@ def read_header(file: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"cannot read: {error.strerror}", where=str(file)) from error
     if length < 8 or not text:
-        raise CheckpointError("the file is cut short or is no safetensors file", where=str(file), do=_AGAIN)
+        raise CheckpointError("the file is cut short or is no safetensors file", where=str(file), do=AGAIN)
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
         rows = sorted((_entry(name, entry) for name, entry in header.items()), key=lambda row: row[3:])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError("the header is corrupt", where=str(file), do=_AGAIN) from error
+        raise CheckpointError("the header is corrupt", where=str(file), do=AGAIN) from error
     tensors, end = {}, 0
     for name, dtype, shape, first, last in rows:
         if dtype not in ITEM_BYTES:
             raise CheckpointError(f"tensor '{name}' has the unknown dtype {dtype}", where=str(file))
         tensor = Tensor(dtype, shape, file, 8 + size + first)
         if first != end or last - first != tensor.bytes:
-            raise CheckpointError(f"the header is corrupt at tensor '{name}'", where=str(file), do=_AGAIN)
+            raise CheckpointError(f"the header is corrupt at tensor '{name}'", where=str(file), do=AGAIN)
         tensors[name], end = tensor, last
     if length != 8 + size + end:
         what = f"the file has {length} bytes where its header promises {8 + size + end}"
-        raise CheckpointError(what, where=str(file), do=_AGAIN)
+        raise CheckpointError(what, where=str(file), do=AGAIN)
     return tensors
-
-
-def decode(raw: bytes | bytearray, dtype: str) -> npt.NDArray[np.float32]:
-    """Stored floats as float32, exactly."""
-    if dtype == "BF16":
-        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(raw, "<f2" if dtype == "F16" else "<f4").astype(np.float32, copy=False)
-
-
-def encode(values: npt.NDArray[np.float64], dtype: str) -> tuple[bytes, bool]:
-    """Floats rounded to nearest, ties to even, as stored, and whether all of them are finite there."""
-    with np.errstate(over="ignore"):
-        stored = values.astype("<f2" if dtype == "F16" else "<f4")
-    finite = bool(np.isfinite(stored).all())
-    if dtype != "BF16":
-        return stored.tobytes(), finite
-    bits = stored.view("<u4")
-    bits += 0x7FFF + (bits >> 16 & 1)
-    bits &= 0xFFFF0000
-    return (bits >> 16).astype("<u2").tobytes(), finite and bool(np.isfinite(stored).all())
 
 
 def locate_model(reference: str, relative_to: Path) -> Path:
@@ -224,13 +197,13 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for file in sorted(set(weight_map.values())):
         if not (index.parent / file).exists():
             raise CheckpointError(
-                "the index names this file, and it is missing", where=str(index.parent / file), do=_AGAIN
+                "the index names this file, and it is missing", where=str(index.parent / file), do=AGAIN
             )
         headers[file] = read_header(index.parent / file)
     for name, file in weight_map.items():
         if name not in headers[file]:
             what = f"the index promises tensor '{name}' in {file}, and it is not there"
-            raise CheckpointError(what, where=str(index), do=_AGAIN)
+            raise CheckpointError(what, where=str(index), do=AGAIN)
     return {name: headers[file][name] for name, file in weight_map.items()}
 
 
@@ -240,9 +213,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read: {error.strerror}", where=str(path)) from error
     except ValueError as error:
-        raise CheckpointError("not valid JSON", where=str(path), do=_AGAIN) from error
+        raise CheckpointError("not valid JSON", where=str(path), do=AGAIN) from error
     if not isinstance(content, dict):
-        raise CheckpointError("not a JSON object", where=str(path), do=_AGAIN)
+        raise CheckpointError("not a JSON object", where=str(path), do=AGAIN)
     return content
 
 
@@ -256,4 +229,4 @@ def _nothing_to_read(folder: Path) -> ModelError:
     return ModelError(f"neither {SINGLE} nor {INDEX} is there", where=str(folder))
 
 
-_AGAIN = "copy or download it again"
+AGAIN = "copy or download it again"

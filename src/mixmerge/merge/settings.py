@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import RecipeError
-from mixmerge.merge.methods import METHODS, At, Method, Parameter
+from mixmerge.merge.block import At
+from mixmerge.merge.methods import METHODS, Method, Parameter
 from mixmerge.yaml import Marks
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -103,7 +104,7 @@ class MergeConfig:
     def where(self, *path: str | int) -> str:
         return (self.marks or Marks("merge configuration")).where(path)
 
-    def at(self, tensor: str, size: int, depth: float = 0.0) -> At:
+    def at(self, tensor: str, shape: tuple[int, ...], depth: float = 0.0) -> At:
         """Every parameter's value at a tensor; `depth` is the position of its layer, 0 (first) to 1 (last).
 
         Raises:
@@ -117,7 +118,7 @@ class MergeConfig:
                 continue
             for entry, values in zip(self.inputs, per_input, strict=True):
                 values[name] = self._value(name, tensor, depth, entry)
-        at = At(tensor, size, self.seed, shared, tuple(per_input))
+        at = At(tensor, shape, self.seed, shared, tuple(per_input), has_base=self.base is not None)
         # all weights 0 with a base apart is a wish that has a meaning: this tensor stays the base's
         if shared.get("normalize") and sum_to_zero(at.each("weight")) and (self.base is None or any(at.each("weight"))):
             raise self.zero_weights(f"at tensor '{tensor}'")

@@ -1,17 +1,21 @@
-"""Writing a model folder that appears whole or not at all.
+"""Writing a model folder that appears whole or not at all, from stretches of tensors in any order.
 
 The one idea: the layout (which tensors in which shard, at which offset) is known before the first tensor is, so shards
-are written straight through. Invariants: OUT appears by one rename, complete; a shard in the partial folder beside it is
-whole, or it is not there, and the job it belongs to is written down.
+have their full size from the start and every stretch goes to its final place. A thread flushes what is finished to the
+disk behind the work, then notes the tensor in a journal. Invariants: OUT appears by one rename, complete; a tensor in
+the journal is on the disk; the partial folder says which job it belongs to.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import queue
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,37 +23,122 @@ from typing import Any
 
 from mixmerge.errors import CheckpointError, ModelError
 from mixmerge.merge.checkpoint import INDEX, ITEM_BYTES, SINGLE, Tensor
+from mixmerge.merge.sources import Raw
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of the output and the tensors in it, in order."""
+    """One file of the output, its header, and its tensors with the offsets where they go, in order."""
 
     file: Path
+    header: bytes
     tensors: Mapping[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        return len(self.header) + sum(tensor.bytes for tensor in self.tensors.values())
 
 
 class CheckpointWriter:
-    """A model folder that appears whole or not at all, and carries on after a kill.
+    """A model folder that appears whole or not at all, and carries on after a kill. Use as a context manager.
 
     It grows in `.NAME.partial/model` beside OUT. `job` says what is being written: a partial folder with the same job
-    keeps its whole shards, any other is thrown away.
+    keeps its finished tensors, any other is thrown away. An error of the kind `hopeless` leaves nothing behind: running
+    again would end the same way.
     """
 
-    def __init__(self, out: Path, tensors: Mapping[str, Tensor], *, job: str, shard_bytes: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        tensors: Mapping[str, Tensor],
+        *,
+        job: str,
+        shard_bytes: int,
+        hopeless: type[Exception] = ModelError,
+    ) -> None:
         refuse_existing(out)
-        self.out = out
+        self.out, self.hopeless = out, hopeless
         self.partial = out.absolute().parent / f".{out.absolute().name}.partial"
         self.model = self.partial / "model"
         self.shards = _layout(self.model, tensors, shard_bytes)
+        self.tensors = {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
         self.bytes_written = 0
-        self.job = self.partial / "job"
+        self.job, self._journal, self._lock_path = (self.partial / name for name in ("job", "journal", "lock"))
+        self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        self._behind: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._trouble: list[BaseException] = []
+        self._lock_file = self._claim(job)
+        self.finished = self._read_journal()
+        self._flusher = threading.Thread(target=self._flush, daemon=True, name="flush")
+
+    def __enter__(self) -> CheckpointWriter:
+        for shard in self.shards:
+            with _naming(shard.file):
+                self._files[shard.file] = self._size(shard)
+        self._flusher.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._flusher.is_alive():
+            self._behind.put(None)
+            self._flusher.join()
+        while self._files:
+            os.close(self._files.popitem()[1])
+        os.close(self._lock_file)
+        if kind is not None and issubclass(kind, self.hopeless):
+            self._remove()
+
+    def write(self, name: str, start: int, data: Raw) -> None:
+        """Write raw elements of a tensor from flat index `start` on; from any thread."""
+        tensor, view, at = self.tensors[name], data.data, 0
+        place = tensor.offset + start * ITEM_BYTES[tensor.dtype]
+        with _naming(tensor.file):
+            while at < len(view):
+                at += os.pwrite(self._files[tensor.file], view[at:], place + at)
+        with self._lock:
+            self.bytes_written += at
+
+    def finish(self, name: str, note: Any) -> None:
+        """All of a tensor is written: have it flushed, then journaled with its note; an earlier flush's error is raised here."""
+        if self._trouble:
+            raise self._trouble[0]
+        self._behind.put((name, note))
+
+    def _flush(self) -> None:
+        """Flush and journal what is finished, a few tensors at a time: as many as finished during the last flush."""
+        try:
+            with _naming(self._journal), self._journal.open("ab") as journal:
+                waiting = True
+                while waiting:
+                    batch = [self._behind.get()]
+                    while not self._behind.empty():
+                        batch.append(self._behind.get())
+                    waiting = batch[-1] is not None
+                    done = [entry for entry in batch if entry is not None]
+                    for file in {self.tensors[name].file for name, _ in done}:
+                        os.fsync(self._files[file])
+                    journal.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in done))
+                    journal.flush()
+                    os.fsync(journal.fileno())
+        except BaseException as error:
+            self._trouble.append(error)
+
+    def _claim(self, job: str) -> int:
+        """Make the partial folder ours, and its job this one; the descriptor of its lock, which a kill gives back."""
         found = list(self.partial.iterdir()) if self.partial.exists() else []
-        if self.job not in found and not all(path.match("job.*.tmp") for path in found):
+        if self.job not in found and not all(path.match("job.*.tmp") or path.name == "lock" for path in found):
             what = "this folder is in the way and is not ours"
             raise CheckpointError(what, where=str(self.partial), do="move it away")
         with _naming(self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(lock)
+                what = "another process is writing this folder"
+                raise CheckpointError(what, where=str(self.out), do="wait for it, or name another folder") from error
             if self.job.exists() and self.job.read_text() != job:
                 self._clear()
             for left_by_a_kill in self.partial.glob("*.tmp"):
@@ -57,34 +146,44 @@ class CheckpointWriter:
             self._write_small(self.job, job.encode())
             self.model.mkdir(exist_ok=True)
             free = shutil.disk_usage(self.partial).free
-        needed = sum(t.bytes for shard in self.shards if not shard.file.exists() for t in shard.tensors.values())
+        needed = sum(shard.bytes for shard in self.shards if not shard.file.exists())
         if needed > free:
             what = f"the merge needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free"
-            raise CheckpointError(what, where=str(out), do="free space, or write somewhere else")
+            os.close(lock)
+            raise CheckpointError(what, where=str(self.out), do="free space, or write somewhere else")
+        return lock
 
-    def finished(self, shard: Shard) -> Any | None:
-        """The note left with a shard that an earlier run wrote whole; None where it has to be written."""
-        return json.loads(self._note(shard).read_text()) if shard.file.exists() else None
+    def _read_journal(self) -> dict[str, Any]:
+        """The notes of the tensors that an earlier run finished; a torn last line is no line."""
+        if not self._journal.exists():
+            return {}
+        data = self._journal.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            self._write_small(self._journal, whole)
+        return dict(json.loads(line) for line in whole.splitlines())
 
-    def write(self, shard: Shard, data: Iterable[bytes], note: Any) -> None:
-        """Write a shard from the stretches of its tensors, in order; `note` is read when the last was written."""
-        header = _header(shard.tensors)
-        growing = self._growing(shard.file)
-        with _naming(shard.file), growing.open("wb") as file:
-            file.write(header)
-            for piece in data:
-                file.write(piece)
-                self.bytes_written += len(piece)
-            expected = len(header) + sum(tensor.bytes for tensor in shard.tensors.values())
-            assert file.tell() == expected, f"{shard.file.name}: {file.tell()} bytes, not {expected}"
-            file.flush()
-            os.fsync(file.fileno())
-        with _naming(shard.file):
-            self._write_small(self._note(shard), json.dumps(note).encode())
-            growing.rename(shard.file)
+    def _size(self, shard: Shard) -> int:
+        """Open a shard at its full size, its header written; the descriptor."""
+        descriptor = os.open(shard.file, os.O_RDWR | os.O_CREAT, 0o666)
+        if os.fstat(descriptor).st_size != shard.bytes:
+            os.ftruncate(descriptor, 0)
+            if hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(descriptor, 0, shard.bytes)  # a full disk shows now
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                        raise
+            os.ftruncate(descriptor, shard.bytes)
+        os.pwrite(descriptor, shard.header, 0)
+        return descriptor
 
     def publish(self, files: Mapping[str, bytes | Path]) -> None:
-        """Add the index and the given files (bytes, or a file to copy), then let the folder appear."""
+        """Once all is flushed, add the index and the given files (bytes, or a file to copy), and let the folder appear."""
+        self._behind.put(None)
+        self._flusher.join()
+        if self._trouble:
+            raise self._trouble[0]
         if len(self.shards) > 1:
             weight_map = {name: shard.file.name for shard in self.shards for name in shard.tensors}
             total = sum(tensor.bytes for shard in self.shards for tensor in shard.tensors.values())
@@ -97,29 +196,18 @@ class CheckpointWriter:
             self.model.rename(self.out)
             self._remove()
 
-    @contextmanager
-    def discarding(self, kind: type[Exception]) -> Iterator[None]:
-        """Leave nothing behind when this kind of error ends the work: running again would end the same way."""
-        try:
-            yield
-        except kind:
-            self._remove()
-            raise
-
     def _remove(self) -> None:
         self._clear()
         self.job.unlink()
+        self._lock_path.unlink()
         self.partial.rmdir()
 
     def _clear(self) -> None:
         """Remove all but the job: whatever kills this, the folder is still known as ours."""
         shutil.rmtree(self.model, ignore_errors=True)
         for path in self.partial.iterdir():
-            if path != self.job and path != self.model:
+            if path not in (self.job, self.model, self._lock_path):
                 path.unlink(missing_ok=True)
-
-    def _note(self, shard: Shard) -> Path:
-        return self.partial / f"{shard.file.stem}.json"
 
     def _growing(self, path: Path) -> Path:
         # outside of the model, and of this process alone: two runs at once then cannot mix their bytes
@@ -168,8 +256,17 @@ def _layout(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> tu
         # wide items first: then every tensor of a file is aligned
         order = sorted(group, key=lambda name: (-ITEM_BYTES[group[name].dtype], name))
         name = SINGLE if len(groups) == 1 else f"model-{i:05d}-of-{len(groups):05d}.safetensors"
-        shards.append(Shard(folder / name, {name: group[name] for name in order}))
+        shards.append(_shard(folder / name, {name: group[name] for name in order}))
     return tuple(shards)
+
+
+def _shard(file: Path, tensors: Mapping[str, Tensor]) -> Shard:
+    header = _header(tensors)
+    placed, offset = {}, len(header)
+    for name, tensor in tensors.items():
+        placed[name] = Tensor(tensor.dtype, tensor.shape, file, offset)
+        offset += tensor.bytes
+    return Shard(file, header, placed)
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:

@@ -1,0 +1,155 @@
+"""What a method sees of a tensor: blocks that decode their inputs into scratch memory, and a way over all of them.
+
+The one idea: memory is bought once per thread (a fresh allocation costs more than the arithmetic that fills it), so a
+block is a view: what it gives is valid until the next block of the same thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mixmerge.merge import kernels
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """Where a combination happens: one tensor, and the value of every parameter there."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    seed: int
+    shared: Mapping[str, float]
+    per_input: tuple[Mapping[str, float], ...]
+    has_base: bool = False
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def row(self) -> int:
+        """Elements of a row: the last dimension; the whole of a vector or scalar."""
+        return self.shape[-1] if len(self.shape) > 1 else self.size
+
+    def __getitem__(self, name: str) -> float:
+        return self.shared[name]
+
+    def each(self, name: str) -> list[float]:
+        return [values[name] for values in self.per_input]
+
+
+class Workspace:
+    """A thread's scratch memory for blocks of up to `size` elements of `models` inputs and a base."""
+
+    def __init__(self, models: int, size: int) -> None:
+        self.decoded = np.empty((models + 1, size), np.float32)
+        self.raw = np.empty(size * 4, np.uint8)
+        self.delta = np.empty(size, np.float32)
+        self.single = np.empty(size, np.float32)
+        self.mask = np.empty((models, size), np.bool_)
+        self.places = np.empty(size, np.int64)
+        self.out = np.empty(size, np.float64)
+
+
+@dataclass(slots=True)
+class Block:
+    """A stretch of one tensor, the same in every model.
+
+    `load(i, into)` decodes input i (-1: the base) into float32; it raises where a value is not finite.
+    """
+
+    start: int
+    size: int
+    inputs: int
+    has_base: bool
+    load: Callable[[int, Float32], None]
+    workspace: Workspace
+    _loaded: bool = field(default=False, init=False)
+
+    @property
+    def all(self) -> Float32:
+        """The base, where there is one, and the inputs: float32 (k + 1, n) or (k, n)."""
+        decoded = self.workspace.decoded[0 if self.has_base else 1 : self.inputs + 1, : self.size]
+        if not self._loaded:
+            for row in range(len(decoded)):
+                self.load(row - self.has_base, decoded[row])
+            self._loaded = True
+        return decoded
+
+    @property
+    def rows(self) -> Float32:
+        """The inputs: float32 (k, n)."""
+        inputs: Float32 = self.all[int(self.has_base) :]
+        return inputs
+
+    @property
+    def base(self) -> Float32:
+        """The base: float32 (n,)."""
+        assert self.has_base
+        base: Float32 = self.all[0]
+        return base
+
+    def delta(self, index: int) -> Float32:
+        """x_i - b in float32 (n,), or x_i itself where there is no base; overwritten by the next call."""
+        if not self.has_base:
+            row: Float32 = self.rows[index]
+            return row
+        out = self.workspace.delta[: self.size]
+        kernels.difference(self.rows[index], self.base, out)
+        return out
+
+    def deltas(self) -> Float32:
+        """x_i - b for all inputs, or the x_i where there is no base: float32 (k, n), written over the inputs."""
+        if not self.has_base:
+            return self.rows
+        rows = self.rows
+        for row in rows:
+            kernels.difference(row, self.base, row)
+        self._loaded = False
+        return rows
+
+    @property
+    def mask(self) -> Mask:
+        """Scratch for one mask per input: bool (k, n)."""
+        return self.workspace.mask[: self.inputs, : self.size]
+
+    @property
+    def out(self) -> Float64:
+        """Scratch for the result: float64 (n,)."""
+        return self.workspace.out[: self.size]
+
+
+class Over(Protocol):
+    """Visits every block of a tensor, on all threads."""
+
+    def __call__(self, function: Callable[[Block], T], /) -> list[T]:
+        """What the function gives for each block, in the order of the blocks."""
+        ...
+
+    def count(self, function: Callable[[Block, Counts], None], shape: tuple[int, ...], /) -> Counts:
+        """The sum of int64 tables of this shape, one per thread, that the function adds to."""
+        ...
+
+    def one(self, at: int, function: Callable[[Block], T], /) -> T:
+        """What the function gives for block number `at`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What `measure` found: the statistic for `combine`, and its part of the method's reported share."""
+
+    statistic: object = None
+    part: float = 0
+    whole: float = 0

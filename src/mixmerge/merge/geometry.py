@@ -1,0 +1,219 @@
+"""Methods whose result is a weighted sum of the inputs, with weights from lengths and angles.
+
+The one idea: every such result lies in the span of the inputs, so vectors are written as coefficients over them, and
+lengths and angles come from the matrix of dot products (Gram matrix): one pass over the tensor, whatever iterates later.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from mixmerge.merge import kernels
+from mixmerge.merge.block import At, Block, Float64, Measured, Over
+
+
+def weighted(block: Block, _: At, coefficients: Float64) -> Float64:
+    """sum c_i x_i over the base (first, where there is one) and the inputs."""
+    kernels.weighted_sum(block.all, coefficients, block.out)
+    return block.out
+
+
+def linear(block: Block, at: At, _: object) -> Float64:
+    """sum w_i x_i, divided by sum w_i when normalize."""
+    return weighted(block, at, np.array(weights(at)))
+
+
+def task_arithmetic(block: Block, at: At, _: object) -> Float64:
+    """b + lambda sum w_i (x_i - b), as fixed coefficients: one model at weight 1 then is exactly that model."""
+    scaled = [at["lambda"] * w for w in weights(at)]
+    return weighted(block, at, np.array([1.0 - math.fsum(scaled), *scaled]))
+
+
+def passthrough(block: Block, at: At, _: object) -> Float64:
+    """scale x."""
+    return weighted(block, at, np.array(at.each("scale")))
+
+
+def weights(at: At) -> list[float]:
+    """The weights, divided by their sum when normalize; all zero stay zero (the base is left as it is)."""
+    given = at.each("weight")
+    total = math.fsum(given) if at["normalize"] else 1.0
+    return [w / total for w in given] if any(given) else given
+
+
+def gram(over: Over, *, deltas: bool) -> Float64:
+    """Dot products of all pairs of inputs, of task vectors where there is a base and `deltas`: float64 (k, k).
+
+    Without `deltas` the base is the first. Task vectors are small beside the base, so their products are not
+    derived from those of the models.
+    """
+
+    def dots(block: Block) -> Float64:
+        rows = block.deltas() if deltas else block.all
+        out = np.empty((len(rows),) * 2)
+        kernels.dots(rows, out)
+        return out
+
+    parts = np.array(over(dots))
+    k = parts.shape[1]
+    return np.array([[math.fsum(parts[:, a, b]) for b in range(k)] for a in range(k)])
+
+
+def slerp(over: Over, at: At) -> Measured:
+    """[sin((1-t) theta), sin(t theta)] / sin(theta); [1-t, t] where the two are parallel, |cos| > 0.9995."""
+    G, t = gram(over, deltas=False), at["t"]
+    norms = [norm if (norm := math.sqrt(G[i, i])) > 1e-8 else 1.0 for i in range(2)]
+    cosine = min(1.0, max(-1.0, G[0, 1] / (norms[0] * norms[1])))
+    if abs(cosine) > 0.9995:
+        return Measured(np.array([1.0 - t, t]), part=1, whole=1)
+    return Measured(np.array(_arc(math.acos(cosine), t)), whole=1)
+
+
+def multislerp(over: Over, at: At) -> Measured:
+    """A step on the sphere from the inputs' weighted mean direction mu: along T = sum w_i (u_i - (u_i.mu) mu), by |T|.
+
+    r = mu cos|T| + T sin|T| / |T|, times sum w_i |X_i|, for X_i the inputs or, with a base, the task vectors.
+    """
+    G, eps = gram(over, deltas=True), at["eps"]
+    w = np.array(at.each("weight"))
+    w = w / w.sum() if at["normalize_weights"] else w
+    norms = np.sqrt(np.diag(G))
+    if not norms.any():
+        return Measured(_onto_base(np.zeros(len(w)), at))  # no input changed this tensor
+    unit = w / np.maximum(norms, eps)  # sum w_i u_i as coefficients of X_i
+    mu = unit / max(_norm(unit, G), eps)
+    T = unit - float(unit @ G @ mu) * mu
+    length = _norm(T, G)
+    r = mu * math.cos(length) + T * (math.sin(length) / length) if length > eps else mu
+    return Measured(_onto_base(r * float(w @ norms), at))
+
+
+def karcher(over: Over, at: At) -> Measured:
+    """The Riemannian mean of the inputs' directions on the sphere, times their mean length.
+
+    Each round moves the mean along the average of the logarithms of the directions, until that is shorter than tol.
+    """
+    G = gram(over, deltas=False)
+    norms = np.sqrt(np.diag(G))
+    long = norms > 1e-12
+    if not long.any():
+        return Measured(np.zeros(len(norms)))
+    share = long / long.sum()
+    inverse = np.where(long, 1.0 / np.where(long, norms, 1.0), 0.0)
+    mean = share * inverse
+    length = _norm(mean, G)
+    if length < 1e-8:  # directions that cancel: start from the first
+        mean, length = np.eye(len(norms))[int(np.argmax(long))] * inverse, 1.0
+    mean = mean / length
+    for _ in range(int(at["max_iter"])):
+        cosines = np.clip((G @ mean) * inverse, -1.0, 1.0)
+        angles = np.arccos(cosines)
+        scale = np.where(angles < 1e-8, 0.0, angles / np.where(angles < 1e-8, 1.0, np.sin(angles))) * share
+        step = scale * inverse - float(scale @ cosines) * mean
+        length = _norm(step, G)
+        if length < at["tol"]:
+            break
+        mean = mean * math.cos(length) + step * (math.sin(length) / length)
+        mean = mean / _norm(mean, G)
+    return Measured(mean * float(share @ norms))
+
+
+def model_stock(over: Over, at: At) -> Measured:
+    """t mean(x) + (1-t) b, with t = N c / (1 + (N-1) c) and c the mean cosine between task vectors.
+
+    https://arxiv.org/abs/2403.19522, eq. 2.
+    """
+    return Measured(_stock(gram(over, deltas=True)[:, :, None])[:, 0])
+
+
+def model_stock_by_row(block: Block, at: At, statistic: object) -> Float64:
+    """The same with a c for each row of a matrix (filter_wise)."""
+    if not at["filter_wise"]:
+        return weighted(block, at, np.asarray(statistic))
+    x = _matrix(block.all, at)
+    d = x[1:] - x[:1]
+    return _sum_rows(block, _stock(_products(d, "irc,jrc->ijr"))[:, :, None] * x)
+
+
+def _stock(G: Float64) -> Float64:
+    """Coefficients (k + 1, m) of the base and the inputs for m Gram matrices (k, k, m) of task vectors."""
+    k = len(G)
+    norms = np.sqrt(np.einsum("iim->im", G))
+    pairs = [(i, j) for i in range(k) for j in range(i)]
+    cosines = [G[i, j] / np.maximum(norms[i] * norms[j], 1e-12) for i, j in pairs]
+    c = np.clip(np.array(cosines), -1.0, 1.0).mean(axis=0)
+    t = k * c / (1.0 + (k - 1) * c)
+    return np.array([1.0 - t, *[t / k] * k])
+
+
+def nuslerp(over: Over, at: At) -> Measured:
+    """From x_1 to x_2 by t = w_2 / (w_1 + w_2), along the arc between their directions; with a base, of the task vectors.
+
+    One arc for the tensor, or one for each column (nuslerp_flatten: false) or row (nuslerp_row_wise: true) of a matrix.
+    """
+    if at["nuslerp_flatten"]:
+        G = gram(over, deltas=True)[:, :, None]
+    elif at["nuslerp_row_wise"] or len(at.shape) < 2:
+        return Measured()  # a block has whole rows
+    else:
+        G = np.sum(over(lambda block: _products(_matrix(block.deltas(), at), "irc,jrc->ijc")), axis=0)
+    return Measured(_arcs(G, at))
+
+
+def nuslerp_combine(block: Block, at: At, statistic: object) -> Float64:
+    """The sum of the inputs by the coefficients of their tensor, column or row."""
+    if at["nuslerp_flatten"]:
+        return weighted(block, at, _onto_base(np.asarray(statistic)[:, 0], at))
+    x = _matrix(block.all, at)
+    if statistic is None:
+        coefficients = _arcs(_products(_matrix(block.deltas(), at), "irc,jrc->ijr"), at)[:, :, None]
+        x = _matrix(block.all, at)
+    else:
+        coefficients = np.asarray(statistic)[:, None, :]
+    if block.has_base:
+        coefficients = np.array([1.0 - coefficients.sum(axis=0), *coefficients])
+    return _sum_rows(block, coefficients * x)
+
+
+def _arcs(G: Float64, at: At) -> Float64:
+    """Coefficients (2, m) of the arcs between two vectors, from m Gram matrices (2, 2, m); a line where they are colinear."""
+    first, second = at.each("weight")
+    t = second / (first + second) if abs(first + second) > 1e-8 else 0.5
+    norms = np.maximum(np.sqrt(np.einsum("iim->im", G)), 1e-8)
+    angle = np.arccos(np.clip(G[0, 1] / (norms[0] * norms[1]), -1.0, 1.0))
+    sine = np.sin(angle)
+    colinear = np.abs(sine) < 1e-8
+    sine = np.where(colinear, 1.0, sine)
+    a, b = np.sin((1.0 - t) * angle) / sine, np.sin(t * angle) / sine
+    return np.array([np.where(colinear, 1.0 - t, a), np.where(colinear, t, b)])
+
+
+def _arc(angle: float, t: float) -> list[float]:
+    return [math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
+
+
+def _norm(coefficients: Float64, G: Float64) -> float:
+    return math.sqrt(max(0.0, float(coefficients @ G @ coefficients)))
+
+
+def _onto_base(coefficients: Float64, at: At) -> Float64:
+    """b + sum c_i (x_i - b) as coefficients of b and the x_i; unchanged where there is no base."""
+    return np.array([1.0 - math.fsum(coefficients), *coefficients]) if at.has_base else coefficients
+
+
+def _matrix(rows: npt.NDArray[np.float32], at: At) -> Float64:
+    """float32 (k, n) -> float64 (k, rows of the tensor, row length)."""
+    return rows.reshape(len(rows), -1, at.row).astype(np.float64)
+
+
+def _products(x: Float64, pairs: str) -> Float64:
+    product: Float64 = np.einsum(pairs, x, x)
+    return product
+
+
+def _sum_rows(block: Block, terms: Float64) -> Float64:
+    block.out[:] = terms.sum(axis=0).ravel()
+    return block.out

@@ -1,0 +1,261 @@
+"""Methods that thin the task vectors, let the inputs agree on signs, and add what is left to the base.
+
+The one idea: thinning is a mask per input that any block can make alone: a window of magnitudes whose ends are found
+from histograms (exact: float magnitudes order like their bit patterns), or random words of a counter-based stream keyed by
+(seed, tensor, input). Of equal magnitudes the lowest flat index counts as the largest, so the same elements are kept anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mixmerge.merge import kernels
+from mixmerge.merge.block import At, Block, Counts, Float32, Float64, Mask, Measured, Over
+
+INFINITE = 0x7F800000
+
+# Writes into `mask` which of `values` (a task vector in this block) are kept.
+Keep = Callable[[Block, Float32, Mask], None]
+
+
+class Rank(NamedTuple):
+    """The k-th largest magnitude: its bits, and the flat index before which equal ones are among the k largest."""
+
+    bits: int
+    end: int
+
+
+NONE, ALL = Rank(INFINITE, 0), Rank(0, 1 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """Each input's mask, and the factor that gives back the length it lost."""
+
+    keeps: tuple[Keep, ...]
+    scales: Float64
+
+
+def combine(elect: bool) -> Callable[[Block, At, object], Float64]:
+    """b + lambda mix of the thinned, weighed task vectors; with `elect`, of those that agree with the elected sign."""
+
+    def agreed(block: Block, at: At, thinned: object) -> Float64:
+        assert isinstance(thinned, Thinned)
+        mask, weights = block.mask, np.array(at.each("weight"))
+        for i, keep in enumerate(thinned.keeps):
+            keep(block, block.delta(i), mask[i])
+        normalize = bool(at["normalize"])
+        kernels.consensus(
+            block.rows, block.base, mask, weights, thinned.scales, elect, normalize, at["lambda"], block.out
+        )
+        return block.out
+
+    return agreed
+
+
+def trim(over: Over, at: At) -> Measured:
+    """Keep the k = max(1, int(density n)) largest |d_i| of each task vector (TIES)."""
+    counts = [max(1, int(density * at.size)) for density in at.each("density")]
+    return _windows(over, at, [(k, 0) for k in counts])
+
+
+def trim_both_ends(over: Over, at: At) -> Measured:
+    """Keep k = int(density n) of each task vector, above the smallest and below the int(gamma n) largest (breadcrumbs)."""
+    windows = []
+    for density, gamma in zip(at.each("density"), at.each("gamma"), strict=True):
+        k, top = int(density * at.size), int(gamma * at.size)
+        bottom = max(0, at.size - k - top)  # dense enough, the window reaches over the top instead
+        windows.append((at.size - bottom, at.size - bottom - min(k, at.size - bottom)))
+    return _windows(over, at, windows)
+
+
+def drop_at_random(over: Over, at: At) -> Measured:
+    """Keep each element of each task vector with probability density (DARE)."""
+    return _thinned(over, at, [_bernoulli(at, i, density) for i, density in enumerate(at.each("density"))])
+
+
+def drop_by_rank(over: Over, at: At) -> Measured:
+    """Keep an element with probability density - epsilon + 2 epsilon r / (n - 1), r its magnitude's rank in its row (DELLA)."""
+    pairs = zip(at.each("density"), at.each("epsilon"), strict=True)
+    return _thinned(over, at, [_bernoulli_by_rank(at, i, *pair) for i, pair in enumerate(pairs)])
+
+
+def random_words(seed: int, tensor: str, index: int, start: int, size: int) -> npt.NDArray[np.uint32]:
+    """Words start .. start+size of the random stream that belongs to (seed, tensor, input): counter-based, Philox.
+
+    One count of the generator gives eight words, so any block can be drawn alone.
+    """
+    counter, odd = divmod(start, 8)
+    key = hashlib.sha256(json.dumps([seed, tensor, index]).encode()).digest()[:16]
+    generator = np.random.Philox(key=int.from_bytes(key, "little"), counter=counter)
+    raw = generator.random_raw(-(-(odd + size) // 8) * 4)
+    return raw.astype("<u8", copy=False).view("<u4")[odd : odd + size]
+
+
+def select(over: Over, at: At) -> Measured:
+    """Keep the share select_topk of the positions where the task vectors vary most; weigh each by its mean square (SCE).
+
+    Of the positions that vary at all. https://arxiv.org/abs/2408.07990, section 3.2.
+    """
+
+    def spread(block: Block) -> Float32:
+        d = block.deltas().astype(np.float64)
+        variance: Float32 = d.var(axis=0).astype(np.float32)
+        return variance
+
+    share, cut = at["select_topk"], ALL
+    if share < 1.0:
+        varying = sum(over(lambda block: int(np.count_nonzero(spread(block)))))
+        cut = _kth_largest(over, lambda block: [spread(block)], [int(share * varying)])[0]
+
+    def chosen(block: Block) -> Mask:
+        mask: Mask = block.mask[0]
+        kernels.keep_window(spread(block), block.start, cut.bits, cut.end, INFINITE, 0, mask)
+        return mask
+
+    def squares(block: Block) -> list[float]:
+        mask = chosen(block)
+        return [float((np.square(d, dtype=np.float64) * mask).sum()) for d in block.deltas()]
+
+    totals = [math.fsum(column) for column in zip(*over(squares), strict=True)]
+    whole = math.fsum(totals)
+    weights = np.array([total / whole if whole else 0.0 for total in totals])
+    kept = sum(over(lambda block: int(np.count_nonzero(chosen(block)))))
+    return Measured((chosen, weights), part=kept, whole=at.size)
+
+
+def select_combine(block: Block, at: At, statistic: object) -> Float64:
+    """b + sum w_i d_i e_i / sum w_i e_i over the chosen positions, e_i: agrees with the sign of sum d_i."""
+    chosen, weights = statistic  # type: ignore[misc]
+    kept = chosen(block)  # type: ignore[has-type]
+    base = block.base.astype(np.float64)
+    d = (block.rows - base) * kept
+    agree = (d > 0) == (d.sum(axis=0) >= 0)
+    agree &= d != 0
+    w = weights[:, None] * agree  # type: ignore[has-type]
+    total = w.sum(axis=0)
+    block.out[:] = base + (w * d).sum(axis=0) / np.where(total > 0, total, 1.0)
+    return block.out
+
+
+def _windows(over: Over, at: At, windows: list[tuple[int, int]]) -> Measured:
+    """Keep from each task vector its `most` largest magnitudes without its `least` largest."""
+    inputs = range(len(windows))
+    asked = sorted({(i, k) for i, window in enumerate(windows) for k in window if 0 < k < at.size})
+    found: dict[tuple[int, int], Rank] = {}
+    if asked:
+        # all inputs share the passes over the tensor; an input with two ends takes part twice
+        ranks = _kth_largest(over, lambda block: (block.delta(i) for i, _ in asked), [k for _, k in asked])
+        found = dict(zip(asked, ranks, strict=True))
+
+    def rank(i: int, k: int) -> Rank:
+        return NONE if k <= 0 else ALL if k >= at.size else found[i, k]
+
+    keeps = [_window(rank(i, windows[i][0]), rank(i, windows[i][1])) for i in inputs]
+    if at["rescale"]:
+        return _thinned(over, at, keeps)
+    part = sum(most - least for most, least in windows)
+    return Measured(Thinned(tuple(keeps), np.ones(len(keeps))), part=part, whole=len(keeps) * at.size)
+
+
+def _window(above: Rank, below: Rank) -> Keep:
+    def keep(block: Block, values: Float32, mask: Mask) -> None:
+        kernels.keep_window(values, block.start, above.bits, above.end, below.bits, below.end, mask)
+
+    return keep
+
+
+def _bernoulli(at: At, index: int, density: float) -> Keep:
+    limit = round(density * 2**32)
+
+    def keep(block: Block, _: Float32, mask: Mask) -> None:
+        np.less(random_words(at.seed, at.tensor, index, block.start, block.size), limit, out=mask)
+
+    return keep
+
+
+def _bernoulli_by_rank(at: At, index: int, density: float, epsilon: float) -> Keep:
+    low, span = density - epsilon, 2.0 * epsilon / max(1, at.row - 1)
+
+    def keep(block: Block, values: Float32, mask: Mask) -> None:
+        words = random_words(at.seed, at.tensor, index, block.start, block.size)
+        kernels.keep_by_rank(values, at.row, low, span, words, mask)
+
+    return keep
+
+
+def _kth_largest(over: Over, values: Callable[[Block], Iterable[Float32]], counts: list[int]) -> list[Rank]:
+    """The k-th largest magnitude of each of some vectors, exactly, by two histograms of the float32 bit patterns."""
+
+    def count_high(block: Block, table: Counts) -> None:
+        for vector, histogram in zip(values(block), table, strict=True):
+            kernels.count_high(vector, histogram)
+
+    highs = [
+        _bin_of_kth_largest(histogram, k)
+        for histogram, k in zip(over.count(count_high, (len(counts), kernels.HIGH_BINS)), counts, strict=True)
+    ]
+
+    def count_low(block: Block, table: Counts) -> None:
+        for vector, (high, _), histogram in zip(values(block), highs, table, strict=True):
+            kernels.count_low(vector, high, histogram)
+
+    table = over.count(count_low, (len(counts), kernels.LOW_BINS))
+    lows = [_bin_of_kth_largest(histogram, left) for histogram, (_, left) in zip(table, highs, strict=True)]
+    bits = [high << 16 | low for (high, _), (low, _) in zip(highs, lows, strict=True)]
+    equal = [int(histogram[low]) for histogram, (low, _) in zip(table, lows, strict=True)]
+    if all(left == there for (_, left), there in zip(lows, equal, strict=True)):
+        return [Rank(magnitude, ALL.end) for magnitude in bits]
+
+    def count_equal(block: Block) -> list[int]:
+        places = block.workspace.places
+        return [kernels.places_of(vector, m, places) for vector, m in zip(values(block), bits, strict=True)]
+
+    before = np.cumsum(over(count_equal), axis=0)  # (blocks, vectors)
+    ends = []
+    for i, (_, left) in enumerate(lows):
+        at = int(np.searchsorted(before[:, i], left))
+        within = left - (int(before[at - 1, i]) if at else 0)
+
+        def nth_place(block: Block, i: int = i, within: int = within) -> int:
+            vector = next(islice(values(block), i, None))
+            kernels.places_of(vector, bits[i], block.workspace.places)
+            return block.start + int(block.workspace.places[within - 1])
+
+        ends.append(over.one(at, nth_place) + 1)
+    return [Rank(magnitude, end) for magnitude, end in zip(bits, ends, strict=True)]
+
+
+def _bin_of_kth_largest(histogram: Counts, k: int) -> tuple[int, int]:
+    """The bin that holds the k-th largest element, and how many must still be taken from that bin."""
+    from_top = np.cumsum(histogram[::-1])
+    place = int(np.searchsorted(from_top, k))
+    above = int(from_top[place - 1]) if place else 0
+    return len(histogram) - 1 - place, k - above
+
+
+def _thinned(over: Over, at: At, keeps: list[Keep]) -> Measured:
+    """The masks with the factors sum|d| / sum|kept d| (1 without rescale), and the share that was kept."""
+
+    def sums(block: Block) -> Float64:
+        out = np.zeros((len(keeps), 3))
+        for i, keep in enumerate(keeps):
+            values, mask = block.delta(i), block.mask[i]
+            keep(block, values, mask)
+            kernels.masked_sums(values, mask, out[i])
+        return out
+
+    parts = np.array(over(sums))
+    total, kept, count = ([math.fsum(parts[:, i, column]) for i in range(len(keeps))] for column in range(3))
+    rescale = bool(at["rescale"])
+    scales = [whole / part if rescale and part else 1.0 for whole, part in zip(total, kept, strict=True)]
+    return Measured(Thinned(tuple(keeps), np.array(scales)), part=math.fsum(count), whole=len(keeps) * at.size)
