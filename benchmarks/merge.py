@@ -194,7 +194,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for models and outputs (12 GB for 1.1b)")
     parser.add_argument("--rival", help="mergekit-yaml of its own environment; without it, only we and the copy run")
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
-    parser.add_argument("--sparse", action="store_true", help="models of zeros in sparse files: for memory, not for speed")
+    parser.add_argument(
+        "--sparse", action="store_true", help="models of zeros in sparse files: for memory, not for speed"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -203,8 +205,12 @@ def main() -> None:
         make_model(models / name, options.shape, seed, sparse=options.sparse)
     out = options.work / "out"
     ours = str(Path(sys.executable).parent / "mixmerge")
-    print(f"{options.shape}, {os.cpu_count()} cores, medians of {options.rounds}; x: times the time of mixmerge / the copy")
-    print(f"{'method':16} {'rival s':>9} {'ours s':>8} {'ours CPU s':>11} {'copy s':>8} {'rival/ours':>11} {'ours/copy':>10} {'MB':>6}")
+    print(
+        f"{options.shape}, {os.cpu_count()} cores, medians of {options.rounds}; x: times the time of mixmerge / the copy"
+    )
+    print(
+        f"{'method':16} {'rival s':>9} {'ours s':>8} {'ours CPU s':>11} {'copy s':>8} {'rival/ours':>11} {'ours/copy':>10} {'MB':>6}"
+    )
     for method in options.methods:
         config, used = write_config(options.work / f"{method}.yml", method, models)
         commands = {

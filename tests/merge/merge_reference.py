@@ -34,11 +34,23 @@ def top_mask(delta, density):
     return mask
 
 
+def random_words(size, seed, tensor, index):
+    """The documented stream: Philox4x32-10 keyed by 8 bytes of the sha256 of [seed, tensor, input], in plain integers."""
+    key = int.from_bytes(hashlib.sha256(json.dumps([seed, tensor, index]).encode()).digest()[:8], "little")
+    words = []
+    for counter in range(-(-size // 4)):
+        x, k = [counter & 0xFFFFFFFF, counter >> 32, 0, 0], [key & 0xFFFFFFFF, key >> 32]
+        for _ in range(10):
+            a, b = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
+            x = [b >> 32 ^ x[1] ^ k[0], b & 0xFFFFFFFF, a >> 32 ^ x[3] ^ k[1], a & 0xFFFFFFFF]
+            k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+        words += x
+    return np.array(words[:size], np.uint32)
+
+
 def dare_mask(size, density, seed, tensor, index):
-    """The documented stream, drawn in one go: Philox keyed by sha256 of [seed, tensor, input], 32 bits an element."""
-    key = int.from_bytes(hashlib.sha256(json.dumps([seed, tensor, index]).encode()).digest()[:16], "little")
-    words = np.random.Philox(key=key).random_raw(size).view(np.uint32)[:size]
-    return words / 2**32 < density
+    """Each element is kept whose word, as a fraction of 2^32, is below the density."""
+    return random_words(size, seed, tensor, index) / 2**32 < density
 
 
 def consensus(base, xs, weights, masks, normalize, rescale, lam=1.0):

@@ -59,6 +59,8 @@ class Workspace:
         self.single = np.empty(size, np.float32)
         self.mask = np.empty((models, size), np.bool_)
         self.places = np.empty(size, np.int64)
+        self.words = np.empty(size, np.uint32)
+        self.low = np.empty(size + 1, np.uint16)
         self.out = np.empty(size, np.float64)
 
 
@@ -123,6 +125,11 @@ class Block:
     def mask(self) -> Mask:
         """Scratch for one mask per input: bool (k, n)."""
         return self.workspace.mask[: self.inputs, : self.size]
+
+    @property
+    def words(self) -> npt.NDArray[np.uint32]:
+        """Scratch for random words: uint32 (n,)."""
+        return self.workspace.words[: self.size]
 
     @property
     def out(self) -> Float64:

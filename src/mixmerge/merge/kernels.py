@@ -137,12 +137,15 @@ def count_high(values, histogram):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def count_low(values, high, histogram):  # type: ignore[no-untyped-def]
-    """Of the magnitudes in bin `high`, count the low 16 bits, added to int64 (LOW_BINS,)."""
+def gather_low(values, high, out):  # type: ignore[no-untyped-def]
+    """The low 16 bits of the magnitudes in bin `high`, in their order, into uint16 (n,); gives how many there are."""
     bits = values.view(np.uint32)
+    found = 0
     for j in range(bits.size):
-        if (bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16) == high:
-            histogram[bits[j] & np.uint32(0xFFFF)] += 1
+        # written always, kept if it belongs: no branch that could be guessed wrongly
+        out[found] = np.uint16(bits[j] & np.uint32(0xFFFF))
+        found += (bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16) == high
+    return found
 
 
 @kernel
@@ -241,27 +244,72 @@ def keep_by_rank(values, row, low, span, words, mask):  # type: ignore[no-untype
     Of equal magnitudes the lowest index ranks highest. A radix sort of each row, 11 bits at a time.
     """
     bits = values.view(np.uint32)
-    order, moved = np.empty(row, np.int32), np.empty(row, np.int32)
-    ends = np.empty(2048, np.int64)
+    keys, moved = np.empty(row, np.uint64), np.empty(row, np.uint64)
+    counts = np.empty((3, 2048), np.int32)
     for start in range(0, values.size, row):
+        counts[:] = 0
         for j in range(row):
-            order[j] = row - 1 - j
-        for shift in (np.uint32(0), np.uint32(11), np.uint32(22)):
-            ends[:] = 0
-            for j in range(row):
-                ends[((bits[start + j] & np.uint32(0x7FFFFFFF)) >> shift) & np.uint32(2047)] += 1
-            if ends[((bits[start] & np.uint32(0x7FFFFFFF)) >> shift) & np.uint32(2047)] == row:
-                continue  # all alike here, as the low bits of bfloat16 are
+            magnitude = bits[start + row - 1 - j] & np.uint32(0x7FFFFFFF)
+            keys[j] = (np.uint64(magnitude) << np.uint64(32)) | np.uint64(row - 1 - j)
+            counts[0, magnitude & np.uint32(2047)] += 1
+            counts[1, (magnitude >> np.uint32(11)) & np.uint32(2047)] += 1
+            counts[2, magnitude >> np.uint32(22)] += 1
+        for digit in range(3):
+            shift = np.uint64(32 + 11 * digit)
+            ends = counts[digit]
+            if ends[(keys[0] >> shift) & np.uint64(2047)] == row:
+                continue  # all alike here
             total = 0
-            for digit in range(2048):
-                here = ends[digit]
-                ends[digit] = total
+            for value in range(2048):
+                here = ends[value]
+                ends[value] = total
                 total += here
             for j in range(row):
-                digit = ((bits[start + order[j]] & np.uint32(0x7FFFFFFF)) >> shift) & np.uint32(2047)
-                moved[ends[digit]] = order[j]
-                ends[digit] += 1
-            order, moved = moved, order
+                value = (keys[j] >> shift) & np.uint64(2047)
+                moved[ends[value]] = keys[j]
+                ends[value] += 1
+            keys, moved = moved, keys
         for rank in range(row):
-            j = start + order[rank]
+            j = start + np.int64(keys[rank] & np.uint64(0xFFFFFFFF))
             mask[j] = words[j] < (low + span * rank) * 4294967296.0
+
+
+@kernel
+def philox(key_low, key_high, start, out):  # type: ignore[no-untyped-def]
+    """Words start .. start+n of the stream of a 64-bit key, into uint32 (n,): Philox4x32-10, counter c gives words 4c .. 4c+3.
+
+    Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
+    """
+    lanes = 64  # counters at once, so that the compiler sees plain loops
+    x = np.empty((4, lanes), np.uint32)
+    low = np.uint64(0xFFFFFFFF)
+    first = start // 4
+    for group in range(first, (start + out.size + 3) // 4, lanes):
+        for lane in range(lanes):
+            counter = np.uint64(group + lane)
+            x[0, lane] = np.uint32(counter & low)
+            x[1, lane] = np.uint32(counter >> np.uint64(32))
+            x[2, lane] = np.uint32(0)
+            x[3, lane] = np.uint32(0)
+        k0, k1 = np.uint32(key_low), np.uint32(key_high)
+        for _ in range(10):
+            for lane in range(lanes):
+                a = np.uint64(0xD2511F53) * np.uint64(x[0, lane])
+                b = np.uint64(0xCD9E8D57) * np.uint64(x[2, lane])
+                x0 = np.uint32(b >> np.uint64(32)) ^ x[1, lane] ^ k0
+                x2 = np.uint32(a >> np.uint64(32)) ^ x[3, lane] ^ k1
+                x[0, lane], x[1, lane] = x0, np.uint32(b & low)
+                x[2, lane], x[3, lane] = x2, np.uint32(a & low)
+            k0 = np.uint32(k0 + np.uint32(0x9E3779B9))
+            k1 = np.uint32(k1 + np.uint32(0xBB67AE85))
+        place = group * 4 - start
+        if place >= 0 and place + 4 * lanes <= out.size:
+            for lane in range(lanes):
+                for word in range(4):
+                    out[place + 4 * lane + word] = x[word, lane]
+        else:
+            for lane in range(lanes):
+                for word in range(4):
+                    at = place + 4 * lane + word
+                    if 0 <= at < out.size:
+                        out[at] = x[word, lane]

@@ -21,7 +21,9 @@ import numpy.typing as npt
 from mixmerge.merge import kernels
 from mixmerge.merge.block import At, Block, Counts, Float32, Float64, Mask, Measured, Over
 
+Low = npt.NDArray[np.uint16]
 INFINITE = 0x7F800000
+KEPT_MASKS = 64 << 20  # bytes of masks that are kept from measuring to combining
 
 # Writes into `mask` which of `values` (a task vector in this block) are kept.
 Keep = Callable[[Block, Float32, Mask], None]
@@ -39,10 +41,11 @@ NONE, ALL = Rank(INFINITE, 0), Rank(0, 1 << 62)
 
 @dataclass(frozen=True, slots=True)
 class Thinned:
-    """Each input's mask, and the factor that gives back the length it lost."""
+    """Each input's mask, and the factor that gives back the length it lost; `masks` are kept for a tensor that is not large."""
 
     keeps: tuple[Keep, ...]
     scales: Float64
+    masks: Mask | None = None
 
 
 def combine(elect: bool) -> Callable[[Block, At, object], Float64]:
@@ -51,8 +54,11 @@ def combine(elect: bool) -> Callable[[Block, At, object], Float64]:
     def agreed(block: Block, at: At, thinned: object) -> Float64:
         assert isinstance(thinned, Thinned)
         mask, weights = block.mask, np.array(at.each("weight"))
-        for i, keep in enumerate(thinned.keeps):
-            keep(block, block.delta(i), mask[i])
+        if thinned.masks is not None:
+            mask = thinned.masks[:, block.start : block.start + block.size]
+        else:
+            for i, keep in enumerate(thinned.keeps):
+                keep(block, block.delta(i), mask[i])
         normalize = bool(at["normalize"])
         kernels.consensus(
             block.rows, block.base, mask, weights, thinned.scales, elect, normalize, at["lambda"], block.out
@@ -89,16 +95,13 @@ def drop_by_rank(over: Over, at: At) -> Measured:
     return _thinned(over, at, [_bernoulli_by_rank(at, i, *pair) for i, pair in enumerate(pairs)])
 
 
-def random_words(seed: int, tensor: str, index: int, start: int, size: int) -> npt.NDArray[np.uint32]:
-    """Words start .. start+size of the random stream that belongs to (seed, tensor, input): counter-based, Philox.
+def random_words(seed: int, tensor: str, index: int, start: int, out: npt.NDArray[np.uint32]) -> None:
+    """Words from `start` on of the random stream that belongs to (seed, tensor, input): counter-based, Philox4x32-10.
 
-    One count of the generator gives eight words, so any block can be drawn alone.
+    Its key is the first 8 bytes of the sha256 of that triple as JSON, little-endian, so any block can be drawn alone.
     """
-    counter, odd = divmod(start, 8)
-    key = hashlib.sha256(json.dumps([seed, tensor, index]).encode()).digest()[:16]
-    generator = np.random.Philox(key=int.from_bytes(key, "little"), counter=counter)
-    raw = generator.random_raw(-(-(odd + size) // 8) * 4)
-    return raw.astype("<u8", copy=False).view("<u4")[odd : odd + size]
+    key = int.from_bytes(hashlib.sha256(json.dumps([seed, tensor, index]).encode()).digest()[:8], "little")
+    kernels.philox(key & 0xFFFFFFFF, key >> 32, start, out)
 
 
 def select(over: Over, at: At) -> Measured:
@@ -175,10 +178,12 @@ def _window(above: Rank, below: Rank) -> Keep:
 
 
 def _bernoulli(at: At, index: int, density: float) -> Keep:
-    limit = round(density * 2**32)
+    limit = np.uint64(round(density * 2**32))
 
     def keep(block: Block, _: Float32, mask: Mask) -> None:
-        np.less(random_words(at.seed, at.tensor, index, block.start, block.size), limit, out=mask)
+        words = block.words
+        random_words(at.seed, at.tensor, index, block.start, words)
+        np.less(words, limit, out=mask)
 
     return keep
 
@@ -187,14 +192,15 @@ def _bernoulli_by_rank(at: At, index: int, density: float, epsilon: float) -> Ke
     low, span = density - epsilon, 2.0 * epsilon / max(1, at.row - 1)
 
     def keep(block: Block, values: Float32, mask: Mask) -> None:
-        words = random_words(at.seed, at.tensor, index, block.start, block.size)
+        words = block.words
+        random_words(at.seed, at.tensor, index, block.start, words)
         kernels.keep_by_rank(values, at.row, low, span, words, mask)
 
     return keep
 
 
 def _kth_largest(over: Over, values: Callable[[Block], Iterable[Float32]], counts: list[int]) -> list[Rank]:
-    """The k-th largest magnitude of each of some vectors, exactly, by two histograms of the float32 bit patterns."""
+    """The k-th largest magnitude of each of some vectors, exactly: a histogram of the high bits, then the low bits in one bin."""
 
     def count_high(block: Block, table: Counts) -> None:
         for vector, histogram in zip(values(block), table, strict=True):
@@ -205,34 +211,33 @@ def _kth_largest(over: Over, values: Callable[[Block], Iterable[Float32]], count
         for histogram, k in zip(over.count(count_high, (len(counts), kernels.HIGH_BINS)), counts, strict=True)
     ]
 
-    def count_low(block: Block, table: Counts) -> None:
-        for vector, (high, _), histogram in zip(values(block), highs, table, strict=True):
-            kernels.count_low(vector, high, histogram)
+    def gather(block: Block) -> list[Low]:
+        scratch = block.workspace.low
+        found = []
+        for vector, (high, _) in zip(values(block), highs, strict=True):
+            found.append(scratch[: kernels.gather_low(vector, high, scratch)].copy())
+        return found
 
-    table = over.count(count_low, (len(counts), kernels.LOW_BINS))
-    lows = [_bin_of_kth_largest(histogram, left) for histogram, (_, left) in zip(table, highs, strict=True)]
-    bits = [high << 16 | low for (high, _), (low, _) in zip(highs, lows, strict=True)]
-    equal = [int(histogram[low]) for histogram, (low, _) in zip(table, lows, strict=True)]
-    if all(left == there for (_, left), there in zip(lows, equal, strict=True)):
-        return [Rank(magnitude, ALL.end) for magnitude in bits]
+    gathered = over(gather)
+    ranks = []
+    for i, (high, left) in enumerate(highs):
+        blocks = [found[i] for found in gathered]
+        low, left = _bin_of_kth_largest(np.bincount(np.concatenate(blocks), minlength=kernels.LOW_BINS), left)
+        # of the magnitudes equal to this one, the first `left` in the order of their places
+        before = np.cumsum([np.count_nonzero(found == low) for found in blocks])
+        if left == before[-1]:
+            ranks.append(Rank(high << 16 | low, ALL.end))
+            continue
+        at = int(np.searchsorted(before, left))
+        within = left - (int(before[at - 1]) if at else 0)
 
-    def count_equal(block: Block) -> list[int]:
-        places = block.workspace.places
-        return [kernels.places_of(vector, m, places) for vector, m in zip(values(block), bits, strict=True)]
-
-    before = np.cumsum(over(count_equal), axis=0)  # (blocks, vectors)
-    ends = []
-    for i, (_, left) in enumerate(lows):
-        at = int(np.searchsorted(before[:, i], left))
-        within = left - (int(before[at - 1, i]) if at else 0)
-
-        def nth_place(block: Block, i: int = i, within: int = within) -> int:
+        def place(block: Block, i: int = i, bits: int = high << 16 | low, within: int = within) -> int:
             vector = next(islice(values(block), i, None))
-            kernels.places_of(vector, bits[i], block.workspace.places)
+            kernels.places_of(vector, bits, block.workspace.places)
             return block.start + int(block.workspace.places[within - 1])
 
-        ends.append(over.one(at, nth_place) + 1)
-    return [Rank(magnitude, end) for magnitude, end in zip(bits, ends, strict=True)]
+        ranks.append(Rank(high << 16 | low, over.one(at, place) + 1))
+    return ranks
 
 
 def _bin_of_kth_largest(histogram: Counts, k: int) -> tuple[int, int]:
@@ -246,16 +251,20 @@ def _bin_of_kth_largest(histogram: Counts, k: int) -> tuple[int, int]:
 def _thinned(over: Over, at: At, keeps: list[Keep]) -> Measured:
     """The masks with the factors sum|d| / sum|kept d| (1 without rescale), and the share that was kept."""
 
+    kept: Mask | None = np.empty((len(keeps), at.size), np.bool_) if len(keeps) * at.size <= KEPT_MASKS else None
+
     def sums(block: Block) -> Float64:
         out = np.zeros((len(keeps), 3))
         for i, keep in enumerate(keeps):
-            values, mask = block.delta(i), block.mask[i]
+            mask: Mask = block.mask[i] if kept is None else kept[i, block.start : block.start + block.size]
+            values = block.delta(i)
             keep(block, values, mask)
             kernels.masked_sums(values, mask, out[i])
         return out
 
     parts = np.array(over(sums))
-    total, kept, count = ([math.fsum(parts[:, i, column]) for i in range(len(keeps))] for column in range(3))
+    total, thinned, count = ([math.fsum(parts[:, i, column]) for i in range(len(keeps))] for column in range(3))
     rescale = bool(at["rescale"])
-    scales = [whole / part if rescale and part else 1.0 for whole, part in zip(total, kept, strict=True)]
-    return Measured(Thinned(tuple(keeps), np.array(scales)), part=math.fsum(count), whole=len(keeps) * at.size)
+    scales = [whole / part if rescale and part else 1.0 for whole, part in zip(total, thinned, strict=True)]
+    found = Thinned(tuple(keeps), np.array(scales), kept)
+    return Measured(found, part=math.fsum(count), whole=len(keeps) * at.size)

@@ -20,7 +20,7 @@ from mixmerge.merge.checkpoint import ITEM_BYTES
 from mixmerge.merge.methods import Method
 from mixmerge.merge.sources import Raw, Source, decode, encode
 
-BLOCK = 1 << 15  # elements: what a few inputs take as float32 fits a core's cache
+BLOCK = 1 << 16  # elements: what a few inputs take as float32 fits a core's cache
 BUFFER = 256 << 20  # bytes of raw inputs that are kept between the passes over a tensor
 
 Write = Callable[[int, Raw], None]
