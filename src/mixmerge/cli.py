@@ -218,9 +218,11 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Merge models as a mergekit YAML says, without a recipe."""
-    from mixmerge.merge import load_config
+    from mixmerge.merge import kernels, load_config
     from mixmerge.merge import merge as merge_models
 
+    compiling = "compiling the merge kernels, once on this machine: some seconds"
+    kernels.when_compiling.append(lambda: print(compiling, file=sys.stderr))
     checked = load_config(config)
     for note in checked.notes:
         print(f"note: {note}", file=sys.stderr)

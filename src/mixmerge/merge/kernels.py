@@ -21,10 +21,14 @@ LANES = 16
 HIGH_BINS, LOW_BINS = 1 << 15, 1 << 16  # of a float32's magnitude: its high 15 and its low 16 bits
 
 
+# Called once in a process, when a kernel had to be compiled because this machine's cache did not have it.
+when_compiling: list[Callable[[], None]] = []
+
+
 def kernel(function: Any) -> Callable[..., Any]:
     """Compile on first use, with the interpreter lock released; kept on disk for the next process."""
     lock = Lock()
-    compiled: Callable[..., Any] | None = None
+    compiled: Any = None
 
     @wraps(function)
     def call(*args: Any) -> Any:
@@ -34,7 +38,12 @@ def kernel(function: Any) -> Callable[..., Any]:
                 if compiled is None:
                     import numba  # here, so that reading a configuration does not wait for it
 
-                    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+                    fresh = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+                    found = fresh(*args)
+                    while fresh.stats.cache_misses and when_compiling:
+                        when_compiling.pop()()
+                    compiled = fresh
+                    return found
         return compiled(*args)
 
     return call
@@ -259,15 +268,15 @@ def keep_by_rank(values, row, low, span, words, mask):  # type: ignore[no-untype
             ends = counts[digit]
             if ends[(keys[0] >> shift) & np.uint64(2047)] == row:
                 continue  # all alike here
-            total = 0
+            total = np.int64(0)
             for value in range(2048):
                 here = ends[value]
                 ends[value] = total
                 total += here
             for j in range(row):
-                value = (keys[j] >> shift) & np.uint64(2047)
-                moved[ends[value]] = keys[j]
-                ends[value] += 1
+                place = (keys[j] >> shift) & np.uint64(2047)
+                moved[ends[place]] = keys[j]
+                ends[place] += 1
             keys, moved = moved, keys
         for rank in range(row):
             j = start + np.int64(keys[rank] & np.uint64(0xFFFFFFFF))
