@@ -212,25 +212,45 @@ def schema(
 
 @app.command()
 def merge(
-    config: Annotated[Path, typer.Argument(help="A mergekit YAML.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder of the merged model; must not be there.", show_default=False)],
+    config: Annotated[Path, typer.Argument(help="A mergekit YAML; with --verify a merged model.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder of the merged model; must not be there.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, say what would be read and written, write nothing.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compute a merged model again and compare; write nothing.")
+    ] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the cores given.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge models as a mergekit YAML says, without a recipe."""
-    from mixmerge.merge import kernels, load_config
+    from mixmerge.merge import kernels, load_config, words
     from mixmerge.merge import merge as merge_models
+    from mixmerge.merge import rehearse as rehearse_merge
+    from mixmerge.merge import verify as verify_merge
 
     compiling = "compiling the merge kernels, once on this machine: some seconds"
     kernels.when_compiling.append(lambda: print(compiling, file=sys.stderr))
+    if verify:
+        if out is not None or dry_run:
+            raise UserError("--verify takes the merged model alone", do="mixmerge merge --verify MODEL")
+        found = verify_merge(config, threads=threads, progress=_bar("verify"))
+        _print_json(found) if as_json else print(words.verified(found, config))
+        return
+    if out is None and not dry_run:
+        raise UserError("no folder for the merged model", do="mixmerge merge CONFIG OUT")
     checked = load_config(config)
     for note in checked.notes:
         print(f"note: {note}", file=sys.stderr)
-    found = merge_models(checked, out, threads=threads, progress=_bar("merge"))
-    if as_json:
-        _print_json(found | {"out": str(out)})
+    if dry_run:
+        found = rehearse_merge(checked, threads=threads)
+        _print_json(found) if as_json else print(words.rehearsed(found))
         return
-    print(f"{out}: {found['parameters']:,} parameters in {found['tensors']} tensors, {found['seconds']:.1f} s")
+    assert out is not None
+    found = merge_models(checked, out, threads=threads, progress=_bar("merge"))
+    _print_json(found | {"out": str(out)}) if as_json else print(words.merged(found, out))
 
 
 @app.command("trim-vocab")

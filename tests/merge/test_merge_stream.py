@@ -206,6 +206,7 @@ def test_configuration_and_tokenizer_come_from_the_base_else_from_the_first_mode
             assert files[name] == (donor / name).read_bytes()
         assert set(files) == {"README.md", "chat_template.jinja", "config.json", "generation_config.json"} | {
             "mergekit_config.yml",
+            "mixmerge_merge.json",
             "model.safetensors",
             "tokenizer.json",
         }

@@ -279,8 +279,8 @@ def keep_by_rank(values, row, low, span, words, mask):  # type: ignore[no-untype
                 ends[place] += 1
             keys, moved = moved, keys
         for rank in range(row):
-            j = start + np.int64(keys[rank] & np.uint64(0xFFFFFFFF))
-            mask[j] = words[j] < (low + span * rank) * 4294967296.0
+            at = start + np.int64(keys[rank] & np.uint64(0xFFFFFFFF))
+            mask[at] = words[at] < (low + span * rank) * 4294967296.0
 
 
 @kernel

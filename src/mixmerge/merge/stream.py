@@ -28,6 +28,7 @@ from mixmerge.merge.block import Measured
 from mixmerge.merge.card import model_card, to_yaml
 from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, locate_model, open_checkpoint
 from mixmerge.merge.config import load_config
+from mixmerge.merge.record import RECORD, make_record
 from mixmerge.merge.settings import MergeConfig, layer_depths
 from mixmerge.merge.sources import Files, Raw, Source, stored
 from mixmerge.merge.tensors import Crew, Target, Write, merge_tensor
@@ -65,15 +66,13 @@ def merge(
     refuse_existing(out)
     files = Files()
     with closing(files):
-        job = _prepare(config, files)
+        job = prepare(config, files)
         outputs = job.outputs
         identity = json.dumps([_MEANING, config.to_mergekit(), [m.fingerprint() for m in job.models], shard_bytes])
         digest = hashlib.sha256(identity.encode()).hexdigest()
         writer = CheckpointWriter(out, outputs, job=digest, shard_bytes=shard_bytes)
         counting = _Counting(progress, sum(tensor.size for tensor in outputs.values()))
-        widest = max((target.at.row for target in job.targets if target.method.rows), default=0)
-        most = max((len(target.sources) for target in job.targets), default=0)
-        with Crew(threads or _cores(), most, widest) as crew, writer:
+        with staff(job, threads) as crew, writer:
             resumed = dict(writer.finished)
             counting.add(sum(outputs[name].size for name in resumed))
             notes = resumed | _work(job, crew, writer, counting)
@@ -95,24 +94,19 @@ def merge(
     }
 
 
-def _work(job: _Job, crew: Crew, writer: CheckpointWriter, counting: _Counting) -> dict[str, tuple[float, float]]:
+def _work(job: Job, crew: Crew, writer: CheckpointWriter, counting: _Counting) -> dict[str, tuple[float, float]]:
     """Make every tensor that is not finished yet, in the order of the files; what each measured."""
-    targets, notes = {target.name: target for target in job.targets}, {}
+    notes: dict[str, tuple[float, float]] = {}
     names = [name for name in writer.tensors if name not in writer.finished]
     for name, following in zip_longest(names, names[1:]):
-        if following in targets:
-            for source in targets[following].read:
-                source.ahead()
+        for source in job.read_for(following) if following is not None else ():
+            source.ahead()
 
         def write(start: int, raw: Raw, name: str = name) -> None:
             writer.write(name, start, raw)
             counting.add(len(raw) // ITEM_BYTES[writer.tensors[name].dtype])
 
-        measured = Measured()
-        if name in targets:
-            measured = merge_tensor(targets[name], crew, write)
-        else:
-            _copy(job.copied[name], writer.tensors[name].size, write)
+        measured = job.make(name, crew, write)
         notes[name] = (float(measured.part), float(measured.whole))
         writer.finish(name, notes[name])
     return notes
@@ -132,7 +126,7 @@ class _Counting:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """A merge in which everything has been checked that can be without reading the tensors."""
 
     config: MergeConfig
@@ -150,8 +144,29 @@ class _Job:
         merged = {target.name: Tensor(target.dtype, target.shape) for target in self.targets}
         return merged | {name: Tensor(source.dtype, source.shape) for name, source in self.copied.items()}
 
+    def read_for(self, name: str) -> tuple[Source, ...]:
+        """What is read to make an output tensor."""
+        if name in self.copied:
+            return (self.copied[name],)
+        return next((target.read for target in self.targets if target.name == name), ())
 
-def _prepare(config: MergeConfig, files: Files) -> _Job:
+    def make(self, name: str, crew: Crew, write: Write) -> Measured:
+        """Merge or copy one output tensor into `write`."""
+        if name in self.copied:
+            source = self.copied[name]
+            _copy(source, Tensor(source.dtype, source.shape).size, write)
+            return Measured()
+        return merge_tensor(next(target for target in self.targets if target.name == name), crew, write)
+
+
+def staff(job: Job, threads: int | None) -> Crew:
+    """Threads with memory for the widest of a job's tensors."""
+    widest = max((target.at.row for target in job.targets if target.method.rows), default=0)
+    most = max((len(target.sources) for target in job.targets), default=0)
+    return Crew(threads or _cores(), most, widest)
+
+
+def prepare(config: MergeConfig, files: Files) -> Job:
     names = dict.fromkeys([config.donor, *(entry.model for entry in config.inputs)])
     opened = {name: open_checkpoint(locate_model(name, config.folder), name) for name in names}
     agreed = agree(list(opened.values()))
@@ -171,7 +186,7 @@ def _prepare(config: MergeConfig, files: Files) -> _Job:
         for name in agreed.merged
     ]
     copied = {name: sources[config.donor][name] for name in agreed.copied}
-    return _Job(config, tuple(opened.values()), agreed, tuple(targets), copied)
+    return Job(config, tuple(opened.values()), agreed, tuple(targets), copied)
 
 
 def _copy(source: Source, size: int, write: Write) -> None:
@@ -187,7 +202,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _companions(job: _Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path]:
+def _companions(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path]:
     """The files beside the weights: configuration and tokenizer of the donor, our card and the merge configuration."""
     folder = job.donor.folder
     files: dict[str, bytes | Path] = {
@@ -198,10 +213,11 @@ def _companions(job: _Job, measured: Mapping[str, Any]) -> dict[str, bytes | Pat
     files["config.json"] = _config_json(job)
     files["mergekit_config.yml"] = to_yaml(job.config).encode()
     files["README.md"] = model_card(job.config, measured).encode()
+    files[RECORD] = json.dumps(make_record(job.config, job.models, measured), indent=2).encode() + b"\n"
     return files
 
 
-def _config_json(job: _Job) -> bytes:
+def _config_json(job: Job) -> bytes:
     """The donor's config.json; only what the merge made untrue is changed."""
     stored, config = job.config.out_dtype or job.config.dtype, dict(job.donor.config)
     if stored is None and not job.agreed.tied:

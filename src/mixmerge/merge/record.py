@@ -1,0 +1,72 @@
+"""What a merge leaves beside its weights so that anyone can check it later: mixmerge_merge.json.
+
+The one idea: the record says from which bytes and by which configuration the model was made, so the same merge can be
+computed again and compared, without writing it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import CheckpointError
+from mixmerge.merge.checkpoint import Checkpoint
+from mixmerge.merge.settings import MergeConfig
+
+RECORD = "mixmerge_merge.json"
+_SAMPLE = 4096  # bytes
+_SAMPLES = 64  # of each file
+
+
+def make_record(config: MergeConfig, models: Sequence[Checkpoint], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a merge: configuration, where relative models were looked for, inputs, seed, what was measured."""
+    return {
+        "mixmerge": version("mixmerge"),
+        "relative_to": str(config.folder.absolute()),
+        "config": config.to_mergekit(),
+        "seed": config.seed,
+        "inputs": {model.name: fingerprint(model) for model in models},
+        "measured": dict(measured),
+    }
+
+
+def read_record(model: Path) -> dict[str, Any]:
+    """The record of a merged model.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = model / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not all(key in record for key in ("relative_to", "config", "inputs")):
+            raise ValueError
+    except OSError as error:
+        do = "only a model that mixmerge merge has written can be verified"
+        raise CheckpointError(f"cannot read the merge's record: {error.strerror}", where=str(path), do=do) from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError("not the record of a merge", where=str(path)) from error
+    return dict(record)
+
+
+def fingerprint(model: Checkpoint) -> dict[str, Any]:
+    """The size of a model and a hash of its headers and of samples of its weight files: cheap, the same on any machine."""
+    files = sorted({tensor.file for tensor in model.tensors.values()})
+    layout = sorted((name, t.dtype, t.shape, t.file.name, t.offset) for name, t in model.tensors.items())
+    digest = hashlib.sha256(json.dumps(layout).encode())
+    total = 0
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                for place in sorted({size * at // _SAMPLES for at in range(_SAMPLES)} | {max(0, size - _SAMPLE)}):
+                    digest.update(str(place).encode() + os.pread(file.fileno(), _SAMPLE, place))
+        except OSError as error:
+            raise CheckpointError(f"cannot read: {error.strerror}", where=str(path)) from error
+        total += size
+    return {"bytes": total, "sampled_sha256": digest.hexdigest()}
