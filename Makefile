@@ -21,7 +21,7 @@ setup: $(READY)
 
 # torch goes first and alone: a later package that wants "torch" then finds it and pulls no other build.
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --retries 1 $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	rm -f $(VENV)/.ready-*

@@ -391,6 +391,29 @@ def test_models_are_merged_without_a_recipe(mixmerge, tiny_base, tmp_path):
     status, _, err = mixmerge("merge", config, tmp_path / "merged")
     assert status == 2
     assert str(tmp_path / "merged") in err
+    status, out, _ = mixmerge("merge", "--verify", tmp_path / "merged")
+    assert status == 0
+    assert "byte for byte" in out
+
+
+def test_a_dry_run_of_a_merge_writes_nothing(mixmerge, tiny_base, tmp_path):
+    config = tmp_path / "merge.yml"
+    config.write_text(f"merge_method: linear\nmodels: [{{model: {tiny_base}, parameters: {{weight: 1}}}}]\n")
+    status, out, _ = mixmerge("merge", config, "--dry-run")
+    assert status == 0
+    assert "nothing was written" in out
+    status, out, _ = mixmerge("merge", config, tmp_path / "merged", "--dry-run", "--json")
+    assert json.loads(out)["bytes_written"] > 0
+    assert [path.name for path in tmp_path.glob("merge*")] == ["merge.yml"]
+
+
+def test_verifying_takes_a_model_that_a_merge_has_made(mixmerge, tiny_base, tmp_path):
+    status, _, err = mixmerge("merge", "--verify", tiny_base)
+    assert status == 1
+    assert "only a model that mixmerge merge has written can be verified" in err
+    status, _, err = mixmerge("merge", "--verify", tiny_base, tmp_path / "out")
+    assert status == 2
+    assert "mixmerge merge --verify MODEL" in err
 
 
 def test_a_mistake_in_a_merge_configuration_is_named_with_its_line(mixmerge, tiny_base, tmp_path):
