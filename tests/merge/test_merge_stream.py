@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +88,38 @@ def test_a_merge_killed_half_way_and_run_again_carries_on_and_gives_the_same_byt
     assert resumed["kept_share"] == clean["kept_share"]
     assert contents(out) == contents(tmp_path / "clean")
     assert not (tmp_path / ".out.partial").exists()
+
+
+def test_killed_at_twenty_random_moments_a_merge_ends_with_the_same_bytes(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    folders = [
+        write_model(tmp_path / name, {f"layers.{i}.w": torch.randn(300, 500, generator=draw) for i in range(16)})
+        for name in ("base", "a", "b")
+    ]
+    config, out = example("della", folders, seed=2), tmp_path / "out"
+    merge(config, tmp_path / "clean", shard_bytes=2_000_000)  # loads the kernels
+    shutil.rmtree(tmp_path / "clean")
+    clean = merge(config, tmp_path / "clean", shard_bytes=2_000_000)
+    moments = random.Random(0)
+    killed = 0
+    for _ in range(20):
+        child = os.fork()  # as quick as it gets: no interpreter to start
+        if child == 0:
+            try:
+                merge(config, out, shard_bytes=2_000_000)
+            finally:
+                os._exit(0)
+        time.sleep(moments.uniform(0, clean["seconds"]))
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        if out.exists():  # it was quicker than the blow: the whole folder is there, and the next one starts afresh
+            assert contents(out) == contents(tmp_path / "clean")
+            shutil.rmtree(out)
+    assert killed >= 5
+    if not out.exists():
+        merge(config, out, shard_bytes=2_000_000)
+    assert contents(out) == contents(tmp_path / "clean")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "base", "clean", "out"]
 
 
 def test_two_runs_at_once_into_one_folder_leave_a_whole_model_and_no_mixture(tiny_models, tmp_path):
