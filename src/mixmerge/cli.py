@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -253,6 +254,33 @@ def merge(
     _print_json(found | {"out": str(out)}) if as_json else print(words.merged(found, out))
 
 
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
+    as_json: JsonOption = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page instead.")] = False,
+) -> None:
+    """List the merge methods, or show one in full with an example."""
+    from mixmerge.merge import METHODS, reference
+
+    if markdown and (name or as_json):
+        raise UserError("prints the page of all methods", where="--markdown", do="give neither NAME nor --json with it")
+    if markdown:
+        print(reference.methods_reference(), end="")
+    elif as_json:
+        found = [reference.describe_method(method) for method in ([name] if name else METHODS)]
+        _print_json(found[0] if name else found)
+    elif name is None:
+        _print_table(reference.METHOD_HEADS, reference.method_rows())
+        print("mixmerge methods NAME shows one in full. A parameter without a value must be given.")
+    else:
+        method = reference.describe_method(name)
+        print(f"{name}: {method['summary']}\nmerges {method['merges']}")
+        print(f"paper: {method['paper']}\n" if method["paper"] else "")
+        _print_table(reference.PARAMETER_HEADS, reference.parameter_rows(name))
+        print(f"\n{method['example']}", end="")
+
+
 @app.command("trim-vocab")
 def trim_vocab(
     model: Annotated[Path, typer.Argument(help="A model folder with a BPE tokenizer.json.", show_default=False)],
@@ -318,19 +346,23 @@ def _print_result(scores: dict[str, Any], page: Path, *, as_json: bool) -> None:
     if as_json:
         _print_json({"report": str(page), "scores": scores})
         return
+    from mixmerge.report.tables import result_headers, result_table
+
+    _print_table(result_headers(scores), result_table(scores), between=1)
+    print(scores["answer"]["sentence"])
+    print(f"report: {page}")
+
+
+def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, between: int = 0) -> None:
+    """A table as wide as the terminal; 160 columns elsewhere. `between`: empty lines between rows."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from mixmerge.report.tables import result_headers, result_table
-
-    table = Table(*result_headers(scores), box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for row in result_table(scores):
+    table = Table(*heads, box=None, pad_edge=False, padding=(0, 2, between, 0))
+    for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    print(scores["answer"]["sentence"])
-    print(f"report: {page}")
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _print_fields(title: str, fields: Any) -> None:
