@@ -149,7 +149,7 @@ def test_only_pickled_weights_are_refused_with_what_to_do(two, tmp_path):
 def test_an_adapter_folder_is_refused_with_what_to_do(two, tmp_path):
     (two[1] / "model.safetensors").rename(two[1] / "adapter_model.safetensors")
     (two[1] / "adapter_config.json").write_text("{}")
-    assert "merge_and_unload" in refused(ModelError, *two, out=tmp_path / "out")
+    assert f"write it behind its model: MODEL+{two[1]}" in refused(ModelError, *two, out=tmp_path / "out")
 
 
 def test_a_folder_with_nothing_to_merge_or_without_configuration_is_refused(two, tmp_path):

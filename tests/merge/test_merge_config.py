@@ -254,7 +254,7 @@ REFUSED = {
         "merge.yml:4: models.1.model",
         "a folder or a Hub id",
     ),
-    "adapter": (LINEAR.replace("model: b", "model: org/b+org/lora"), "merge.yml:4", "names a LoRA adapter"),
+    "two adapters": (LINEAR.replace("model: b", "model: org/b+org/lora+org/other"), "merge.yml:4", "names 2 adapters"),
     "slices": (LINEAR + "slices: []\n", "merge.yml:7: slices", "whole models with equal tensors only"),
     "modules": (LINEAR + "modules: {}\n", "merge.yml:7: modules", "whole models with equal tensors only"),
     "union tokenizer": (LINEAR + "tokenizer_source: union\n", "merge.yml:7", "whole models with equal tensors only"),

@@ -75,17 +75,17 @@ def _repeats_embedding(name: str, models: Sequence[Checkpoint]) -> bool:
     if not name.endswith(_HEAD):
         return False
     lacking = next((model for model in models if name not in model.tensors), None)
-    if lacking is None and _tied(models[0]) is not True:
+    if lacking is None and says_tied(models[0]) is not True:
         return False
     for model in models:
-        if name in model.tensors and (_tied(model) is False or not _has_twin(name, model)):
+        if name in model.tensors and (says_tied(model) is False or not _has_twin(name, model)):
             whose = f"'{(lacking or models[0]).name}' ties its output layer to its embedding"
             what = f"{whose}, and '{model.name}' has a '{name}' of its own"
             raise ModelError(what, do="merge models that agree on tie_word_embeddings")
     return True
 
 
-def _tied(model: Checkpoint) -> bool | None:
+def says_tied(model: Checkpoint) -> bool | None:
     """What config.json says on tied embeddings; None where it is silent."""
     text = model.config.get("text_config")
     inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None

@@ -103,7 +103,7 @@ def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
     if not (folder / "config.json").exists():
         raise ModelError("config.json is missing", where=str(folder), do="copy it from where the model came from")
     tensors = read_header(single) if single.exists() else _read_shards(index)
-    return Checkpoint(name, folder, tensors, _read_json(folder / "config.json"))
+    return Checkpoint(name, folder, tensors, read_json(folder / "config.json"))
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> tuple[str, str, tuple[int, ..
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    content = _read_json(index)
+    content = read_json(index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(Path(str(file)).name == file for file in weight_map.values()):
         raise CheckpointError("the index is corrupt: its weight_map must name files of this folder", where=str(index))
@@ -207,7 +207,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return {name: headers[file][name] for name, file in weight_map.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -221,7 +221,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _nothing_to_read(folder: Path) -> ModelError:
     if (folder / "adapter_config.json").exists():
-        do = "fold it into its model first (peft's merge_and_unload) and name that folder"
+        do = f"write it behind its model: MODEL+{folder}"
         return ModelError("this is a LoRA adapter, not a whole model", where=str(folder), do=do)
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         do = "load it with transformers and save_pretrained it again: that writes safetensors"

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mixmerge.errors import RecipeError, did_you_mean
+from mixmerge.errors import ModelError, RecipeError, did_you_mean
+from mixmerge.merge.adapters import split_reference
 from mixmerge.merge.methods import METHODS, Parameter
 from mixmerge.merge.settings import DTYPES, NO_EFFECT, Entry, Filtered, MergeConfig, Number, Value, sum_to_zero
 from mixmerge.yaml import KeyPath, Marks, read_yaml_documents
@@ -126,10 +127,10 @@ class _Parser:
     def reference(self, value: Any, *path: str | int) -> str:
         if not isinstance(value, str) or not value:
             self.refuse(f"a model is a folder or a Hub id, got {value!r}", *path)
-        folder = Path() if self.marks is None else Path(self.marks.file).parent
-        if "+" in value and not (folder / value).is_dir():
-            do = f"{_WHOLE}: fold the adapter into its model first (peft's merge_and_unload) and name that folder"
-            self.refuse(f"'{value}' names a LoRA adapter, which is not supported", *path, do=do)
+        try:
+            split_reference(value, Path() if self.marks is None else Path(self.marks.file).parent)
+        except ModelError as error:
+            self.refuse(error.what, *path, do=error.do)
         return value
 
     def models(self, raw: Any, method: str, base: str | None) -> tuple[Entry, ...]:

@@ -94,6 +94,42 @@ def encode_bf16(values, single, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def low_rank(base, left, right, scale, column, out):  # type: ignore[no-untyped-def]
+    """out = base + scale left @ right, row after row from `column` of the first on; left: (rows, r), right: (r, columns)."""
+    start = 0
+    for row in range(left.shape[0]):
+        size = int(min(right.shape[1] - column, out.size - start))
+        stretch = out[start : start + size]
+        stretch[:] = 0.0
+        for k in range(right.shape[0]):
+            factor, values = np.float64(left[row, k]), right[k, column : column + size]
+            for j in range(size):
+                stretch[j] += factor * values[j]
+        for j in range(size):
+            stretch[j] = base[start + j] + scale * stretch[j]
+        start, column = start + size, 0
+
+
+@kernel
+def add_squares(values, start, columns, by_column, out):  # type: ignore[no-untyped-def]
+    """Add the squares of values, which stand from flat index `start` on, to their row's or their column's sum."""
+    for j in range(values.size):
+        out[(start + j) % columns if by_column else (start + j) // columns] += values[j] * values[j]
+
+
+@kernel
+def gain(values, start, columns, by_row, by_column, out):  # type: ignore[no-untyped-def]
+    """float64 -> float32, times the gain of the row or of the column where there is one."""
+    for j in range(values.size):
+        value = values[j]
+        if by_row.size:
+            value *= by_row[(start + j) // columns]
+        if by_column.size:
+            value *= by_column[(start + j) % columns]
+        out[j] = value
+
+
+@kernel
 def weighted_sum(rows, coefficients, out):  # type: ignore[no-untyped-def]
     """out = sum c_i x_i; a coefficient of 0 adds nothing, not even the sign of its zero, so 1 x + 0 y is x bit for bit."""
     first = True

@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from mixmerge.merge.adapters import open_model, sources_of
 from mixmerge.merge.align import Agreed, agree
 from mixmerge.merge.block import Measured
 from mixmerge.merge.card import model_card, to_yaml
-from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, locate_model, open_checkpoint
+from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor
 from mixmerge.merge.config import load_config
 from mixmerge.merge.record import RECORD, make_record
 from mixmerge.merge.settings import MergeConfig, layer_depths
-from mixmerge.merge.sources import Files, Raw, Source, stored
+from mixmerge.merge.sources import Files, Raw, Source
 from mixmerge.merge.tensors import Crew, Target, Write, merge_tensor
 from mixmerge.merge.writer import CheckpointWriter, refuse_existing
 
@@ -168,10 +169,10 @@ def staff(job: Job, threads: int | None) -> Crew:
 
 def prepare(config: MergeConfig, files: Files) -> Job:
     names = dict.fromkeys([config.donor, *(entry.model for entry in config.inputs)])
-    opened = {name: open_checkpoint(locate_model(name, config.folder), name) for name in names}
+    opened = {name: open_model(name, config.folder) for name in names}
     agreed = agree(list(opened.values()))
     donor = opened[config.donor]
-    sources = {name: stored(checkpoint, files) for name, checkpoint in opened.items()}
+    sources = {name: sources_of(checkpoint, files) for name, checkpoint in opened.items()}
     depths = layer_depths(donor.tensors)
     targets = [
         Target(
