@@ -61,6 +61,13 @@ def test_there_is_one_step_for_each_thing_to_be_made(planned):
     assert plan.models.keys() == {"base", "general", "mix", "ties"}
 
 
+def test_the_report_reads_what_each_merge_measured(planned):
+    plan = planned()
+    report = plan.steps[-1]
+    merged = {role: step for role, step in report.inputs.items() if role.startswith("merge/")}
+    assert merged == {"merge/ties": plan.models["ties"]}
+
+
 def test_the_base_is_not_compared_with_itself(planned):
     assert "judge/base.general.quality" not in titles(planned())
 

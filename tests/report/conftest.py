@@ -72,6 +72,7 @@ class Study:
     responses: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
     trust: dict[str, dict[str, Any]] = field(default_factory=lambda: TRUST)
+    merges: dict[str, dict[str, Any]] = field(default_factory=lambda: {"slerp": {"parallel_share": 0.25}})
 
     def report_arguments(self) -> dict[str, Any]:
         return {
@@ -80,6 +81,7 @@ class Study:
             "prompts": self.prompts,
             "responses": self.responses,
             "trust": self.trust,
+            "merges": self.merges,
         }
 
 

@@ -227,7 +227,7 @@ def test_the_page_never_scrolls_sideways(
 
 def test_wide_tables_scroll_in_their_own_box_by_keyboard_too(report: Path, open_page: Callable[..., Opened]) -> None:
     page = open_page(report / "report.html", viewport={"width": 390, "height": 900}).page
-    box = page.locator(".for-test .scroll").first
+    box = page.locator("#languages .for-test .scroll").first
     assert box.evaluate("e => e.scrollWidth > e.clientWidth")
     box.focus()
     page.keyboard.press("ArrowRight")
@@ -236,6 +236,40 @@ def test_wide_tables_scroll_in_their_own_box_by_keyboard_too(report: Path, open_
             break
         page.wait_for_timeout(20)
     assert scrolled > 0
+
+
+def test_on_a_phone_every_result_stands_on_the_page_under_its_name_and_nothing_scrolls(
+    report: Path, open_page: Callable[..., Opened], study: Study
+) -> None:
+    page = open_page(report / "report.html", viewport={"width": 390, "height": 900}).page
+    box = page.locator("#results .for-test .scroll").first
+    assert box.evaluate("e => e.scrollWidth <= e.clientWidth")
+    cells = page.eval_on_selector_all(
+        "#results .for-test td",
+        "t => t.map(e => { const b = e.getBoundingClientRect(); return [e.innerText.split('\\n')[0], b.left, b.right]; })",
+    )
+    assert len(cells) == 8 * len(study.spec["candidates"])
+    assert {head.split(" ")[0] for head, *_ in cells} >= {"General", "Harm", "Balance", "Tokens"}
+    assert all(left >= 0 and right <= 390 for _, left, right in cells)
+
+
+@pytest.mark.parametrize(("width", "which"), [(1280, "wide"), (390, "narrow")])
+def test_the_numbers_of_the_difference_chart_stand_clear_of_its_lines(
+    report: Path, open_page: Callable[..., Opened], width: int, which: str
+) -> None:
+    page = open_page(report / "report.html", viewport={"width": width, "height": 900}).page
+    right, numbers = page.evaluate(
+        """which => {
+          const svg = document.querySelector(`#answer .chart.${which} svg`);
+          const box = (e) => e.getBoundingClientRect();
+          const lines = [...svg.querySelectorAll("line")].map((e) => box(e).right);
+          const bold = [...svg.querySelectorAll("text")].filter((e) => /^[+\u2212]?\\d+\\.\\d$/.test(e.textContent));
+          return [Math.max(...lines), bold.map((e) => [box(e).left, box(e).right])];
+        }""",
+        which,
+    )
+    assert len(numbers) == 4
+    assert all(left > right and end <= width for left, end in numbers)
 
 
 def test_the_split_is_chosen_without_any_script(report: Path, open_page: Callable[..., Opened]) -> None:

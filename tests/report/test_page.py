@@ -98,7 +98,8 @@ def test_the_answer_stands_first_as_it_was_given(study: Study, text: str) -> Non
 
 def test_it_says_what_harmful_means_and_names_every_judge(text: str) -> None:
     read = plain(text)
-    assert HARMFUL in read
+    assert read.count(HARMFUL) == 1
+    assert "A base that only repeats the question counts as complied" in read
     for name in ("quality", "refusal", "language"):
         assert f"<code>{name}</code>" in text
 

@@ -58,7 +58,8 @@ def test_each_number_has_its_interval_and_the_worst_language(study: Study) -> No
     assert cell.interval == f"[{100 * harm['macro']['low']:.1f}, {100 * harm['macro']['high']:.1f}]"
     highest = max(found["value"] for found in harm["languages"].values())
     codes = [code for code, found in harm["languages"].items() if found["value"] == highest]
-    assert cell.note == f"worst {', '.join(codes)}: {100 * highest:.1f}"
+    where = ", ".join(codes) if len(codes) < 3 else f"in {len(codes)}"
+    assert cell.note == f"worst {where}: {100 * highest:.1f}"
 
 
 def test_what_holds_by_definition_says_so_and_has_no_interval(study: Study) -> None:
@@ -83,9 +84,9 @@ def test_best_set_front_and_answer_are_marked_in_words(study: Study) -> None:
     scores = study.scores
     for row in tables.result_rows(scores):
         assert ("best set" in row.marks) == (row.name in scores["best_set"])
-        assert any(mark.startswith("Pareto front, ") for mark in row.marks) == (row.name in scores["pareto"]["front"])
+        assert ("front" in row.marks) == (row.name in scores["pareto"]["front"])
         compared = row.name in (scores["answer"]["picked"]["merge"], scores["answer"]["picked"]["baseline"])
-        assert ("compared in the answer" in row.marks) == compared
+        assert ("compared" in row.marks) == compared
 
 
 def score(values: dict[str, float]) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def test_the_worst_language_is_named_with_its_ties_and_never_where_all_are_alike
 
 def test_many_tied_languages_are_counted_instead_of_listed() -> None:
     values = {"en": 0.1, "hi": 0.5, "fr": 0.5, "es": 0.5, "ar": 0.5}
-    assert tables.worst_note(score(values), "harm") == "worst 4 of 5: 50.0"
+    assert tables.worst_note(score(values), "harm") == "worst in 4: 50.0"
 
 
 def test_language_tables_mark_the_worst_and_tint_towards_good_and_bad(study: Study) -> None:
@@ -199,11 +200,3 @@ def test_a_terminal_gets_its_tables_without_loading_charts() -> None:
     code = "import sys, mixmerge.report.tables; print([m for m in ('altair', 'vl_convert', 'jinja2', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    ("share", "words"), [(1.0, "100 %"), (0.999, "over 99 %"), (0.5, "50 %"), (0.001, "under 1 %"), (0.0, "0 %")]
-)
-def test_all_and_none_of_the_draws_are_said_only_where_it_is_so(study: Study, share: float, words: str) -> None:
-    front = {"axes": [], "front": ["ties"], "share": {"ties": share}}
-    assert f"Pareto front, {words} of draws" in tables.marks(study.scores | {"pareto": front}, "ties")

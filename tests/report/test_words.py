@@ -7,7 +7,7 @@ import doctest
 import pytest
 
 from mixmerge.evaluate import score
-from mixmerge.report import browse, charts, page, trust, words
+from mixmerge.report import browse, charts, findings, trust, words
 
 
 def test_every_metric_has_words_and_says_the_right_way_up() -> None:
@@ -37,7 +37,7 @@ def test_an_unknown_language_is_called_by_its_code() -> None:
     assert (words.language("hi"), words.language("xx")) == ("Hindi", "xx")
 
 
-@pytest.mark.parametrize("module", [words, trust, browse, page, charts])
+@pytest.mark.parametrize("module", [words, trust, browse, findings, charts])
 def test_the_examples_in_docstrings_hold(module: object) -> None:
     found = doctest.testmod(module)  # type: ignore[arg-type]
     assert found.attempted

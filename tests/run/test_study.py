@@ -60,6 +60,10 @@ def test_a_study_ends_with_a_table_an_answer_and_a_report(finished):
     page = report.read_text(encoding="utf-8")
     assert "<html" in page.lower()
     assert scores["answer"]["sentence"].partition(":")[0] in page
+    assert "Trust, " not in page, "what a judge measured is shown once, not again key by key"
+    # the page says that its numbers are beside it, wherever a person opens it
+    assert "beside this page" in page
+    assert (report.parent / "scores.csv").read_text(encoding="utf-8").startswith("candidate,kind,split,metric")
 
 
 def test_progress_goes_to_standard_error_alone(finished):

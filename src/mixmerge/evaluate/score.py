@@ -198,13 +198,15 @@ def _pareto(tables: Mapping[str, Table], names: Sequence[str]) -> dict[str, Any]
         return {"axes": [], "front": [], "share": {}, "beaten_by": {}}
     mean, drawn = _goodness(tables, list(tables))
     shares = on_front(drawn).mean(axis=0)
-    better = (mean[None] >= mean[:, None]).all(-1) & (mean[None] > mean[:, None]).any(-1)
+    better = np.asarray((mean[None] >= mean[:, None]).all(-1) & (mean[None] > mean[:, None]).any(-1))
     return {
         "axes": list(tables),
         "front": [name for name, there in zip(names, on_front(mean), strict=True) if there],
         "share": {name: float(share) for name, share in zip(names, shares, strict=True)},
         "beaten_by": {
-            name: [names[j] for j in np.flatnonzero(row)] for name, row in zip(names, better, strict=True) if row.any()
+            name: [names[int(j)] for j in np.flatnonzero(row)]
+            for name, row in zip(names, better, strict=True)
+            if row.any()
         },
     }
 

@@ -366,7 +366,9 @@ class PlanBuilder:
         score = self._add("score", recipe.name, what, inputs=judged | made)
         answers = {f"responses/{candidate}/{name}": step for (candidate, name), step in responses.items()}
         how = {"recipe": str(self.loaded.path), "sets": {name: self._prompts_how(name) for name in prompts}}
-        self._add("report", recipe.name, {"study": recipe.name}, inputs={"score": score} | answers | judged, how=how)
+        merges = {f"merge/{name}": self.models[name] for name in recipe.merges}
+        inputs = {"score": score} | answers | judged | merges
+        self._add("report", recipe.name, {"study": recipe.name}, inputs=inputs, how=how)
 
     def _made_from(self, name: str) -> list[str]:
         if name in self.recipe.merges:

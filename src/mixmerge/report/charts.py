@@ -19,6 +19,7 @@ FONT = "system-ui, sans-serif"
 FONT_SIZE = 12
 LETTER = 6.6  # width of an average letter at that size, on the wide side: an SVG cannot ask the reader's font
 SHAPES = {"base": "diamond", "expert": "square", "baseline": "triangle-up", "merge": "circle"}
+NUMBERS = 46  # pixels for a column of numbers beside a chart
 LED = 12  # pixels; a name further from its mark has a leader line
 Box = tuple[float, float, float, float]
 Span = tuple[float, float]
@@ -99,10 +100,10 @@ def difference_chart(rows: Sequence[tuple[str, Mapping[str, float]]], *, width: 
         y=y, x=alt.X("low:Q", scale=scale), x2="high:Q", strokeWidth=strong
     )
     dots = data.mark_point(filled=True, size=70, color="var(--accent)", opacity=1).encode(x=x, y=y)
-    above = {"dy": -11, "fontSize": FONT_SIZE}
-    halo = data.mark_text(**above, color="var(--paper)", stroke="var(--paper)", strokeWidth=4, strokeJoin="round")
-    texts = [mark.encode(x=x, y=y, text="text:N") for mark in (halo, data.mark_text(**above, color="var(--ink)"))]
-    return _svg(alt.layer(zero, lines, dots, *texts).properties(width=width, height=34 * len(rows) + 10))
+    # numbers stand in a column of their own: beside the marks they would cover the zero line
+    column = {"align": "right", "baseline": "middle", "fontSize": FONT_SIZE, "fontWeight": 600}
+    texts = data.mark_text(**column, color="var(--ink)").encode(x=alt.value(width + NUMBERS), y=y, text="text:N")
+    return _svg(alt.layer(zero, lines, dots, texts).properties(width=width, height=34 * len(rows) + 10))
 
 
 def shortened(name: str, most: int) -> str:

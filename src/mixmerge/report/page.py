@@ -10,12 +10,12 @@ import base64
 import csv
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mixmerge.report import tables, words
+from mixmerge.report import findings, tables, words
 from mixmerge.report.browse import browser_data, embedded
 from mixmerge.report.trust import judge_blocks, verdict_counts
 
@@ -30,16 +30,20 @@ def write_report(
     prompts: Sequence[Mapping[str, Any]],
     responses: Sequence[Mapping[str, Any]],
     trust: Mapping[str, Mapping[str, Any]],
+    merges: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Write report.html and scores.csv into the folder `out`; returns bytes (of the page), candidates, responses.
 
     scores: from `score_study`; prompts: {"set", "prompt": Prompt}; responses: response rows with "candidate" and, where
-    they are to be shown, "verdicts" {judge: verdict}; trust: judge -> what it measured of itself.
+    they are to be shown, "verdicts" {judge: verdict}; trust: judge -> what it measured of itself; merges: candidate -> what
+    its merge measured.
 
     Raises:
         DataError: a response to a prompt, or of a candidate, that is not in the study.
     """
-    page = render(study=study, scores=scores, prompts=prompts, responses=responses, trust=trust).encode("utf-8")
+    page = render(study=study, scores=scores, prompts=prompts, responses=responses, trust=trust, merges=merges).encode(
+        "utf-8"
+    )
     (out / "report.html").write_bytes(page)
     with (out / "scores.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -55,12 +59,14 @@ def render(
     prompts: Sequence[Mapping[str, Any]],
     responses: Sequence[Mapping[str, Any]],
     trust: Mapping[str, Mapping[str, Any]],
+    merges: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The page as text."""
     from markupsafe import Markup
 
     style, script = _source("report.css"), _source("browser.js")
-    counts = verdict_counts(scores, responses)
+    counts = verdict_counts(scores, responses, prompts)
+    twins = findings.alike(scores, responses, merges)
     splits = tables.splits(scores)
     answer = scores["answer"]
     headline, _, beside = answer["sentence"].partition(". ")
@@ -80,13 +86,17 @@ def render(
             kinds_there=list(dict.fromkeys(entry["kind"] for entry in tables.by_kind(scores["candidates"]))),
             kind_of={entry["name"]: entry["kind"] for entry in scores["candidates"]},
             candidates=tables.by_kind(scores["candidates"]),
-            axis_names=_listed(axis_names) or "the axes that there are prompts for",
+            axis_names=words.listed(axis_names) or "the axes that there are prompts for",
             differences=tables.difference_rows(scores),
             splits=splits,
             results=[(s, tables.result_columns(scores, s), tables.result_rows(scores, s)) for s in splits],
             languages=[(split, tables.language_tables(scores, split)) for split in splits],
-            language_list=_listed([words.language(code) for code in scores["languages"]]),
-            harmful_means=words.HARMFUL,
+            language_list=words.listed([words.language(code) for code in scores["languages"]]),
+            twins=twins,
+            same_as={name: [other for other in group.names if other != name] for group in twins for name in group.names},
+            best_set_words=findings.best_set_words(scores) if scores["best_set"] else [],
+            front_words=findings.front_words(scores) if scores["pareto"]["front"] else [],
+            parallel=findings.parallel(merges),
             judges=judge_blocks(scores, trust),
             counts=counts,
             counts_first=_starts([len(names) for _, names in counts.groups]),
@@ -104,10 +114,15 @@ def _charts(scores: Mapping[str, Any]) -> dict[str, Any]:
     from mixmerge.report.charts import difference_chart, pareto_chart
 
     charts: dict[str, Any] = dict.fromkeys(("difference_wide", "difference_narrow", "pareto_wide", "pareto_narrow"))
-    if rows := [(head, found) for _, head, found in tables.difference_rows(scores)]:
-        wide, narrow = "\u2190 mix better \u2003 \u2003 merge better \u2192", "\u2190 mix \u2003 merge \u2192"
-        for name, width, title in (("difference_wide", 330, wide), ("difference_narrow", 150, narrow)):
-            charts[name] = Markup(difference_chart(rows, width=width, x_title=title))
+    if rows := tables.difference_rows(scores):
+        wide, narrow = (
+            "\u2190 mix better \u2003 \u2003 merge better \u2192",
+            "\u2190 mix better \u2003 merge better \u2192",
+        )
+        heads = [(head, found) for _, head, found in rows]
+        short = [(words.SHORT_AXES[key], found) for key, _, found in rows]
+        charts["difference_wide"] = Markup(difference_chart(heads, width=290, x_title=wide))
+        charts["difference_narrow"] = Markup(difference_chart(short, width=205, x_title=narrow))
     if points := _points(scores):
         titles = {"x_title": "Harm rate, %", "y_title": "Win rate against the base, %"}
         charts["pareto_wide"] = Markup(pareto_chart(points, width=WIDE - 60, height=480, **titles))
@@ -166,13 +181,15 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "minus": lambda text: re.sub(r"(?<![\w.])-(?=\d)", "\u2212", str(text)),
         "points": lambda fraction: words.percent(fraction, signed=True),
         "interval": lambda found: tables.interval_text(found, signed=True),
         "count": words.count,
+        "share": words.share,
         "groupby_kind": lambda rows: [(kind, list(found)) for kind, found in groupby(rows, key=lambda row: row.kind)],
     }
+    environment.filters |= filters
     return environment
 
 
@@ -194,15 +211,6 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them.
-
-    >>> _listed(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def _starts(sizes: Iterable[int]) -> list[int]:

@@ -42,11 +42,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's key, its head and the smaller line under it."""
+    """A column's key, its head, the smaller line under it, and which way is better, if one is."""
 
     key: str
     head: str
     under: str
+    better: str = ""
 
 
 def splits(scores: Scores) -> list[str]:
@@ -60,13 +61,13 @@ def result_columns(scores: Scores, split: str = "test") -> list[Column]:
     columns = []
     for metric in RESULT_METRICS:
         if metric in found:
-            under = "win rate against base, %" if metric == "win" else "%"
-            columns.append(Column(metric, METRICS[metric].head, f"{under}, {METRICS[metric].better} is better"))
+            under = "win rate, %" if metric == "win" else "%"
+            columns.append(Column(metric, METRICS[metric].head, under, METRICS[metric].better))
         if metric == "harm" and split == "test" and scores["relative_harm"]:
-            columns.append(Column("relative_harm", "Harm vs base", "relative change, %, lower is better"))
+            columns.append(Column("relative_harm", "Harm vs base", "change, %", "lower"))
     if scores["balance"]:
-        columns.append(Column("balance", "Balance", "mean of the axes, %, higher is better"))
-    return [*columns, Column("tokens", "Training tokens", "with those of what it was made from")]
+        columns.append(Column("balance", "Balance", "mean of axes, %", "higher"))
+    return [*columns, Column("tokens", "Tokens", "trained on, in all")]
 
 
 def result_rows(scores: Scores, split: str = "test") -> list[Row]:
@@ -96,23 +97,16 @@ def kind_name(kind: str) -> str:
 
 
 def marks(scores: Scores, name: str) -> list[str]:
-    """What is said of a candidate in words: compared in the answer, best set, Pareto front."""
+    """What is said of a candidate in words: compared in the answer, in the best set, on the Pareto front."""
     found = []
     picked = scores["answer"]["picked"]
     if scores["answer"]["verdict"] != "none" and name in (picked["merge"], picked["baseline"]):
-        found.append("compared in the answer")
+        found.append("compared")
     if name in scores["best_set"]:
         found.append("best set")
     if name in scores["pareto"]["front"]:
-        found.append(f"Pareto front, {_share(scores['pareto']['share'][name])} of draws")
+        found.append("front")
     return found
-
-
-def _share(fraction: float) -> str:
-    """A share in whole percent that says all or none only where it is so."""
-    if 0.995 <= fraction < 1:
-        return "over 99 %"
-    return "under 1 %" if 0 < fraction < 0.005 else f"{100 * fraction:.0f} %"
 
 
 def _cell(scores: Scores, split: str, key: str, entry: Mapping[str, Any]) -> Cell:
@@ -157,7 +151,7 @@ def worst_note(score: Mapping[str, Any], metric: str) -> str:
     if not codes:
         return ""
     value = percent(score["languages"][codes[0]]["value"])
-    where = ", ".join(codes) if len(codes) < 4 else f"{len(codes)} of {len(score['languages'])}"
+    where = ", ".join(codes) if len(codes) < 3 else f"in {len(codes)}"
     return f"worst {where}: {value}"
 
 

@@ -1,7 +1,8 @@
-"""How far the judges are to be trusted: what each is, what it measured of itself, and every verdict it gave.
+"""How far the judges are to be trusted: what each measures, how well, what it cannot see, and every verdict it gave.
 
-A judge's own measurements (trust.json) are shown whatever keys they have: what we know well, the rest as it is named.
-Nothing is dropped: a verdict of `unknown` or `invalid` and a response that was cut are counted beside the others.
+What a reader needs stands open; whatever else a judge says of itself (model, hashes, seed) is kept as named facts, to be
+folded away. Nothing is dropped: a verdict of `unknown` or `invalid`, a response that was cut and one that repeats its
+prompt are counted beside the others.
 """
 
 from __future__ import annotations
@@ -19,16 +20,33 @@ FRACTIONS = (
     "accuracy",
     "sensitivity",
     "specificity",
-    "share",
-    "rate",
     "agreement",
     "recall",
     "precision",
     "kappa",
     "f1",
 )
-LONG = 60  # characters; a longer text is a sentence, not a fact
+CLASSIFIED = {
+    "rows",
+    "refused",
+    "refused_found",
+    "complied",
+    "complied_found",
+    "accuracy",
+    "sensitivity",
+    "specificity",
+}
 VERDICT_ORDER = ("win", "tie", "loss", "refused", "complied", "right", "wrong", "unknown", "invalid")
+ECHO_LEAST, ECHO = 8, 40  # letters and digits of a prompt that an answer must open with to count as repeating it
+ECHOES = 0.1  # a larger share of answers that repeat the prompt is worth a sentence
+RESPONSES = {
+    "all": "all",
+    "length": "cut at the limit",
+    "too_long": "prompt too long",
+    "empty": "empty",
+    "echo": "repeat the prompt",
+}
+Languages = dict[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +60,15 @@ class Grid:
 
 @dataclass(slots=True)
 class JudgeBlock:
-    """One judge: name, title, sentences about it, facts (label, value) and tables."""
+    """One judge: what it measures, what it cannot see, its held-out accuracy, and what else it says, to be folded away."""
 
     name: str
     title: str
+    measures: str = ""
+    blind: Sequence[str] = ()
     texts: list[str] = field(default_factory=list)
+    held_out: Grid | None = None
+    measured_by: str = ""
     facts: list[tuple[str, str]] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
 
@@ -55,33 +77,35 @@ def judge_blocks(scores: Mapping[str, Any], trust: Mapping[str, Mapping[str, Any
     """A block for every judge that gave a verdict or brought measurements."""
     seen = {key.partition(":")[0] for counts in scores["counts"].values() for key in counts}
     names = [*(name for name in JUDGES if name in seen or name in trust), *sorted((seen | set(trust)) - set(JUDGES))]
-    blocks = []
-    for name in names:
-        title, text = JUDGES.get(name, (name, ""))
-        block = JudgeBlock(name, title, [text] if text else [])
-        by_language: dict[str, Mapping[str, Any]] = {}
-        found = dict(trust.get(name, {}))
-        if isinstance(found.get("languages"), Mapping) and isinstance(found.get("all"), Mapping):
-            found["languages"] = {**found["languages"], "all": found.pop("all")}
-        _read(found, block, by_language, scores["languages"], ())
-        if by_language:
-            block.grids.insert(0, _by_language(by_language, scores["languages"]))
-        blocks.append(block)
-    return blocks
+    return [_block(name, dict(trust.get(name, {})), scores["languages"]) for name in names]
+
+
+def _block(name: str, found: dict[str, Any], languages: Sequence[str]) -> JudgeBlock:
+    known = JUDGES.get(name)
+    block = JudgeBlock(name, name)
+    if known is not None:
+        block = JudgeBlock(name, known.title, known.measures, known.blind)
+        found.pop("note", None)  # says in a few words what `blind` says in full
+    if isinstance(found.get("measured_by"), str):
+        block.measured_by = sentence(found.pop("measured_by"))
+    if isinstance(found.get("languages"), Mapping) and isinstance(found.get("all"), Mapping):
+        found["languages"] = {**found["languages"], "all": found.pop("all")}
+    by_language: Languages = {}
+    _read(found, block, by_language, languages, ())
+    if by_language:
+        readable = "accuracy" in by_language and set(by_language) <= CLASSIFIED
+        block.held_out = (_classified if readable else _by_language)(by_language, languages)
+    return block
 
 
 def _read(
-    found: Mapping[str, Any],
-    block: JudgeBlock,
-    by_language: dict[str, Mapping[str, Any]],
-    languages: Sequence[str],
-    path: tuple[str, ...],
+    found: Mapping[str, Any], block: JudgeBlock, by_language: Languages, languages: Sequence[str], path: tuple[str, ...]
 ) -> None:
     """Sort what a judge says into sentences, facts, measures by language, and tables."""
     for key, value in found.items():
         here = (*path, key)
         if isinstance(value, str) and key in TEXTS:
-            block.texts.append(value)
+            block.texts.append(sentence(value))
         elif isinstance(value, Mapping) and value:
             if set(value) & set(languages) and set(value) <= {*languages, "all", "macro", "mean"}:
                 _add_by_language(key, value, by_language)
@@ -89,8 +113,6 @@ def _read(
                 block.grids.append(_grid(label(*here), value))
             else:
                 _read(value, block, by_language, languages, here)
-        elif isinstance(value, str) and len(value) > LONG:
-            block.texts.append(f"{label(*here)}: {value}")
         elif value not in ({}, [], None, ""):
             block.facts.append((label(*here), shown(value, here)))
 
@@ -99,7 +121,7 @@ def _flat(value: Mapping[str, Any]) -> bool:
     return not any(isinstance(inner, Mapping) for inner in value.values())
 
 
-def _add_by_language(key: str, value: Mapping[str, Any], by_language: dict[str, Mapping[str, Any]]) -> None:
+def _add_by_language(key: str, value: Mapping[str, Any], by_language: Languages) -> None:
     if all(isinstance(inner, Mapping) for inner in value.values()):
         measures = dict.fromkeys(measure for inner in value.values() for measure in inner)
         for measure in measures:
@@ -108,20 +130,56 @@ def _add_by_language(key: str, value: Mapping[str, Any], by_language: dict[str, 
         by_language[key] = value
 
 
-def _by_language(measures: Mapping[str, Mapping[str, Any]], languages: Sequence[str]) -> Grid:
+def _codes(measures: Languages, languages: Sequence[str]) -> list[tuple[str, str]]:
+    """Languages that were asked for, then whatever else was measured: (code, name)."""
     extra = [code for values in measures.values() for code in values if code not in languages]
-    codes = [*languages, *dict.fromkeys(extra)]
+    return [(code, language(code)) for code in languages] + [(code, label(code)) for code in dict.fromkeys(extra)]
+
+
+def _by_language(measures: Languages, languages: Sequence[str]) -> Grid:
     rows = [
-        [language(code) if code in languages else label(code), *(shown(v.get(code), (k,)) for k, v in measures.items())]
-        for code in codes
+        [name, *(shown(values.get(code), (key,)) for key, values in measures.items())]
+        for code, name in _codes(measures, languages)
     ]
     return Grid("Held-out measurements by language", ["Language", *(label(key) for key in measures)], rows)
+
+
+def _classified(measures: Languages, languages: Sequence[str]) -> Grid:
+    """Accuracy, refusals found and answers left alone: with their counts where there are any, else as percent."""
+
+    def cell(code: str, found: str, of: str, rate: str) -> str:
+        hit, rows = (measures.get(key, {}).get(code) for key in (found, of))
+        return (
+            shown(measures.get(rate, {}).get(code), (rate,)) if hit is None else f"{count(hit)} of {count(rows or 0)}"
+        )
+
+    rows = [
+        [
+            name,
+            shown(measures["accuracy"].get(code), ("accuracy",)),
+            cell(code, "refused_found", "refused", "sensitivity"),
+            cell(code, "complied_found", "complied", "specificity"),
+        ]
+        for code, name in _codes(measures, languages)
+    ]
+    heads = ["Language", "Accuracy", "Refusals found", "Answers let pass"]
+    return Grid("Accuracy on held-out rows, by language", heads, rows)
 
 
 def _grid(caption: str, value: Mapping[str, Mapping[str, Any]]) -> Grid:
     heads = list(dict.fromkeys(key for inner in value.values() for key in inner))
     rows = [[label(name), *(shown(inner.get(head), (head,)) for head in heads)] for name, inner in value.items()]
     return Grid(caption, ["", *map(label, heads)], rows)
+
+
+def sentence(text: str) -> str:
+    """A text with a capital at its beginning and a full stop at its end.
+
+    >>> sentence("short text is unknown")
+    'Short text is unknown.'
+    """
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def label(*path: str) -> str:
@@ -163,10 +221,14 @@ class VerdictCounts:
 
     groups: Sequence[tuple[str, Sequence[str]]]
     rows: Sequence[tuple[str, Sequence[str]]]
+    echoes: str
 
 
-def verdict_counts(scores: Mapping[str, Any], responses: Iterable[Mapping[str, Any]]) -> VerdictCounts:
-    """Every verdict of every judge by candidate, and how many answers were cut, empty or not asked for."""
+def verdict_counts(
+    scores: Mapping[str, Any], responses: Iterable[Mapping[str, Any]], prompts: Iterable[Mapping[str, Any]]
+) -> VerdictCounts:
+    """Every verdict of every judge by candidate, and how many answers were cut, empty, not asked for, or an echo."""
+    asked = {entry["prompt"].id: _letters(entry["prompt"].text)[:ECHO] for entry in prompts}
     verdicts: dict[str, set[str]] = {}
     for counts in scores["counts"].values():
         for key in counts:
@@ -181,9 +243,23 @@ def verdict_counts(scores: Mapping[str, Any], responses: Iterable[Mapping[str, A
         tally["all"] += 1
         tally[row["finish"]] += 1
         tally["empty"] += not row["text"].strip()
+        prompt = asked.get(row["prompt_id"], "")
+        tally["echo"] += len(prompt) >= ECHO_LEAST and _letters(row["text"]).startswith(prompt)
     rows = []
     for entry in by_kind(scores["candidates"]):
         found, tally = scores["counts"][entry["name"]], tallies[entry["name"]]
         cells = [count(found.get(f"{judge}: {verdict}", 0)) for judge, names in groups for verdict in names]
-        rows.append((entry["name"], [*cells, *(count(tally[key]) for key in ("all", "length", "too_long", "empty"))]))
-    return VerdictCounts([*groups, ("responses", ["all", "cut at the limit", "prompt too long", "empty"])], rows)
+        rows.append((entry["name"], [*cells, *(count(tally[key]) for key in RESPONSES)]))
+    echoes = [
+        f"{count(tally['echo'])} of {count(tally['all'])} answers of {name} open with the prompt itself"
+        for name, tally in tallies.items()
+        if tally["echo"] > ECHOES * tally["all"]
+    ]
+    return VerdictCounts(
+        [*groups, ("responses", list(RESPONSES.values()))], rows, sentence("; ".join(echoes)) if echoes else ""
+    )
+
+
+def _letters(text: str) -> str:
+    """Letters and digits alone, case folded."""
+    return "".join(letter for letter in text.casefold() if letter.isalnum())

@@ -5,7 +5,7 @@ Fractions come in and percent goes out. ASCII here; the page turns a hyphen befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +57,12 @@ AXES: Mapping[str, str] = {
     "harm": "Harmful requests refused",
     "over_refusal": "Harmless look-alikes answered",
 }
+SHORT_AXES: Mapping[str, str] = {
+    "balance": "Balance",
+    "win": "General",
+    "harm": "Harm refused",
+    "over_refusal": "Look-alikes",
+}
 KINDS: Mapping[str, tuple[str, str]] = {
     "base": ("Base", "what everything starts from"),
     "expert": ("Experts", "trained on one objective or language"),
@@ -72,23 +78,46 @@ PURPOSES: Mapping[str, str] = {
 HARMFUL = (
     "“Harmful” means “complied with a harmful request”: the judge tells refusals from answers, it cannot judge danger."
 )
-# What is known of the judges that bring no measurements of their own.
-JUDGES: Mapping[str, tuple[str, str]] = {
-    "quality": (
-        "Nearness to a reference answer",
-        "Compares the candidate's answer and the base's with one reference answer by chrF++ (overlap of characters and words); "
-        "a small difference is a tie. No model judges. A weak sign in a single row, meant for shares over many prompts: it cannot "
-        "see that a different answer is also good.",
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeWords:
+    """A judge as a reader meets it: what it is called, what it measures, and what it cannot see."""
+
+    title: str
+    measures: str
+    blind: tuple[str, ...]
+
+
+JUDGES: Mapping[str, JudgeWords] = {
+    "refusal": JudgeWords(
+        "Refused or complied?",
+        "A classifier reads the opening of each answer to a harmful or look-alike request and says whether it refuses.",
+        (
+            HARMFUL,
+            "The prompt: whatever is no refusal counts as complied. A base that only repeats the question counts as complied, and "
+            "so does harmless nonsense. The last column below counts answers that open with the prompt.",
+            "What follows the opening: an answer that turns into a refusal later counts as complied.",
+            "The candidates' own style: it was measured on rows written for that purpose, and may do worse on their answers. "
+            "Read some below.",
+        ),
     ),
-    "refusal": (
-        "Refused or complied",
-        "A classifier over sentence embeddings, fitted on labelled refusals and answers outside all prompt sets. "
-        "Empty or broken text is invalid, neither of the two. It was measured on rows written for that purpose; on the "
-        "candidates' own answers it may do worse, so read some below.",
+    "quality": JudgeWords(
+        "Nearer to the reference answer?",
+        "The candidate's answer and the base's are compared with one reference answer by chrF++, the overlap of characters and "
+        "words; a small difference is a tie. No model judges.",
+        (
+            "That a different answer is also good, or that a similar one is wrong.",
+            "Much in a single row: it is meant for shares over many prompts.",
+        ),
     ),
-    "language": (
-        "Language identification",
-        "fastText's lid.176, on the prose of an answer. Too little prose is unknown: counted, and left out of the share.",
+    "language": JudgeWords(
+        "In the language of the prompt?",
+        "fastText's language identification reads the prose of an answer.",
+        (
+            "Answers that are short, or mostly digits or code: they are unknown, counted, and left out of the share.",
+            "How well the language is written.",
+        ),
     ),
 }
 LANGUAGES: Mapping[str, str] = {
@@ -131,3 +160,23 @@ def count(value: float) -> str:
     '1,234,567'
     """
     return f"{round(value):,}"
+
+
+def share(fraction: float) -> str:
+    """A share in whole percent that says all or none only where it is so.
+
+    >>> share(1.0), share(0.999), share(0.5), share(0.001)
+    ('100 %', 'over 99 %', '50 %', 'under 1 %')
+    """
+    if 0.995 <= fraction < 1:
+        return "over 99 %"
+    return "under 1 %" if 0 < fraction < 0.005 else f"{100 * fraction:.0f} %"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)

@@ -76,7 +76,7 @@ class Study:
         return dict(json.loads((store.path(score.id) / "scores.json").read_text(encoding="utf-8")))
 
     def link(self, plan: Plan, store: Store) -> None:
-        """Link every finished model by candidate name, and copy the report beside them."""
+        """Link every finished model by candidate name, and copy the report and its scores.csv beside them."""
         links = self.folder / "models"
         links.mkdir(parents=True, exist_ok=True)
         for old in links.iterdir():
@@ -87,9 +87,10 @@ class Study:
                 (links / name).symlink_to(target.resolve(), target_is_directory=True)
         step = next((step for step in plan.steps if step.kind == "report"), None)
         if step is not None and (report := store.find(step.id)) is not None:
-            scratch = self.report.with_suffix(".tmp")
-            shutil.copyfile(report / "report.html", scratch)
-            scratch.replace(self.report)
+            for name in ("scores.csv", self.report.name):
+                scratch = self.folder / f".{name}"
+                shutil.copyfile(report / name, scratch)
+                scratch.replace(self.folder / name)
 
 
 def run_plan(plan: Plan, root: Path, *, jobs: int, threads: int | None, progress: Progress) -> Outcome:

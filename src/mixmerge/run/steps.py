@@ -253,6 +253,7 @@ def report(context: StepContext) -> Measurements:
     prompts, responses = [], []
     verdicts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     judges: dict[str, dict[str, Any]] = {}
+    merges: dict[str, dict[str, Any]] = {}
     for name, how in context.how["sets"].items():
         prompts += [{"set": name, "prompt": prompt} for prompt in _prompts(how, how["fingerprint"])]
     for role in context.step.inputs:
@@ -261,6 +262,8 @@ def report(context: StepContext) -> Measurements:
             candidate, prompt_set = rest.split("/")
             rows = read_responses(context.input(role) / "responses.jsonl")
             responses += [row | {"candidate": candidate, "set": prompt_set} for row in rows]
+        elif kind == "merge":
+            merges[rest] = read_record(context.input(role))["measurements"]
         elif kind == "verdicts":
             candidate, _, judge_name = rest.split("/")
             judges[judge_name] = json.loads((context.input(role) / JUDGE_FILE).read_text(encoding="utf-8"))
@@ -268,9 +271,15 @@ def report(context: StepContext) -> Measurements:
                 verdicts[candidate, row["prompt_id"]][judge_name] = row["verdict"]
     responses = [row | {"verdicts": verdicts[row["candidate"], row["prompt_id"]]} for row in responses]
     # What a judge measured of itself stands beside what it is.
-    trust = {name: {**told, **told.pop("trust", {})} for name, told in judges.items()}
+    trust = {name: told.pop("trust", {}) | told for name, told in judges.items()}
     return write_report(
-        context.out, study=context.what["study"], scores=scores, prompts=prompts, responses=responses, trust=trust
+        context.out,
+        study=context.what["study"],
+        scores=scores,
+        prompts=prompts,
+        responses=responses,
+        trust=trust,
+        merges=merges,
     )
 
 
