@@ -220,6 +220,7 @@ def test_a_merge_that_answers_exactly_as_the_mix_does_is_never_told_apart(
     scores = score_study(spec(["base", "mix", "merge"], ["en", "hi"]), verdicts, {})
     assert scores["answer"]["verdict"] == "undecided"
     assert scores["answer"]["difference"]["value"] == 0
+    assert "(0.0 points of balance [0.0, 0.0])" in scores["answer"]["sentence"] or prompts == 1
     assert ("mix" in scores["best_set"]) == ("merge" in scores["best_set"])
     assert ("mix" in scores["pareto"]["front"]) == ("merge" in scores["pareto"]["front"])
     json.dumps(scores, allow_nan=False)

@@ -264,7 +264,8 @@ def _sentence(answer: Mapping[str, Any], top: str, level: float) -> str:
     if answer["verdict"] == "none":
         return f"Nothing to compare (no merge, or no baseline): the highest balance is that of {top}."
     merge, mix, found = answer["picked"]["merge"], answer["picked"]["baseline"], answer["difference"]
-    points = f"{100 * found['value']:+.1f} points of balance [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    value, low, high = (_signed(100 * found[key]) for key in ("value", "low", "high"))
+    points = f"{value} points of balance [{low}, {high}]"
     said = {
         "merge": f"Merge: the merge '{merge}' beats the data mix '{mix}' by {points}.",
         "mix": f"Mix: the data mix '{mix}' beats the merge '{merge}' ({points} for the merge).",
@@ -272,6 +273,11 @@ def _sentence(answer: Mapping[str, Any], top: str, level: float) -> str:
     }[answer["verdict"]]
     choice = "chosen on dev prompts" if answer["chosen_on"] == "dev" else "chosen on the same prompts, so optimistic"
     return f"{said} Both were {choice}; intervals at {100 * level:.0f} %."
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def _prompt_counts(spec: Mapping[str, Any], verdicts: Verdicts) -> dict[str, dict[str, int]]:
