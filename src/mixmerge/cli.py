@@ -227,13 +227,12 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Merge models as a mergekit YAML says, without a recipe."""
-    from mixmerge.merge import kernels, load_config, words
+    from mixmerge.merge import load_config, words
     from mixmerge.merge import merge as merge_models
     from mixmerge.merge import rehearse as rehearse_merge
     from mixmerge.merge import verify as verify_merge
 
-    compiling = "compiling the merge kernels, once on this machine: some seconds"
-    kernels.when_compiling.append(lambda: print(compiling, file=sys.stderr))
+    _say_when_compiling()
     if verify:
         if out is not None or dry_run:
             raise UserError("--verify takes the merged model alone", do="mixmerge merge --verify MODEL")
@@ -279,6 +278,34 @@ def methods(
         print(f"paper: {method['paper']}\n" if method["paper"] else "")
         _print_table(reference.PARAMETER_HEADS, reference.parameter_rows(name))
         print(f"\n{method['example']}", end="")
+
+
+@app.command("diagnose")
+def diagnose_(
+    config: Annotated[Path, typer.Argument(help="A mergekit YAML.", show_default=False)],
+    page: Annotated[Path | None, typer.Option("--page", help="Write a page with heat maps here as well.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the cores given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the models of a merge before it is paid for: angles, lengths, conflicting signs."""
+    from mixmerge.merge.diagnose import diagnose
+    from mixmerge.report.diagnosis import diagnosis_table, write_diagnosis
+
+    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
+        raise UserError("not a file in a folder that is there", where=str(page), do="name a file, e.g. diagnosis.html")
+    _say_when_compiling()
+    found = diagnose(config, threads=threads, progress=_bar("diagnose"))
+    if page is not None:
+        write_diagnosis(page, found)
+    if as_json:
+        _print_json(found)
+        return
+    print("\n".join(found["conclusions"]))
+    for by in ("kinds", "layers"):
+        print()
+        _print_table(*diagnosis_table(found, by))
+    if page is not None:
+        print(f"\npage: {page}")
 
 
 @app.command("trim-vocab")
@@ -379,6 +406,13 @@ def _value(value: Any) -> str:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _say_when_compiling() -> None:
+    from mixmerge.merge import kernels
+
+    compiling = "compiling the merge kernels, once on this machine: some seconds"
+    kernels.when_compiling.append(lambda: print(compiling, file=sys.stderr))
 
 
 def _bar(title: str) -> Any:

@@ -1,5 +1,7 @@
 """The page of all methods: nothing on it that METHODS does not say, and every example on it merges."""
 
+import doctest
+import importlib
 import json
 import re
 from pathlib import Path
@@ -96,6 +98,13 @@ def test_every_parameter_of_every_method_stands_in_the_table_with_its_default():
 )
 def test_the_values_a_parameter_takes_are_said_in_words(parameter, text):
     assert values_text(parameter) == text
+
+
+@pytest.mark.parametrize("module", ["anatomy", "conclusions", "diagnose", "reference", "settings"])
+def test_the_examples_in_docstrings_hold(module):
+    found = doctest.testmod(importlib.import_module(f"mixmerge.merge.{module}"))
+    assert found.attempted
+    assert not found.failed
 
 
 # The command

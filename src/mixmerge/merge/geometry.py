@@ -14,6 +14,9 @@ import numpy.typing as npt
 from mixmerge.merge import kernels
 from mixmerge.merge.block import At, Block, Float64, Measured, Over
 
+PARALLEL = 0.9995  # slerp merges tensors of a larger |cosine| linearly
+NO_LENGTH = 1e-8
+
 
 def weighted(block: Block, _: At, coefficients: Float64) -> Float64:
     """sum c_i x_i over the base (first, where there is one) and the inputs."""
@@ -65,11 +68,16 @@ def gram(over: Over, *, deltas: bool) -> Float64:
 def slerp(over: Over, at: At) -> Measured:
     """[sin((1-t) theta), sin(t theta)] / sin(theta); [1-t, t] where the two are parallel, |cos| > 0.9995."""
     G, t = gram(over, deltas=False), at["t"]
-    norms = [norm if (norm := math.sqrt(G[i, i])) > 1e-8 else 1.0 for i in range(2)]
-    cosine = min(1.0, max(-1.0, G[0, 1] / (norms[0] * norms[1])))
-    if abs(cosine) > 0.9995:
+    cosine = slerp_cosine(G[0, 1], G[0, 0], G[1, 1])
+    if abs(cosine) > PARALLEL:
         return Measured(np.array([1.0 - t, t]), part=1, whole=1)
     return Measured(np.array(_arc(math.acos(cosine), t)), whole=1)
+
+
+def slerp_cosine(dot: float, first: float, second: float) -> float:
+    """The cosine that slerp goes by, from a dot product and two squared lengths; a length of about 0 counts as 1."""
+    norms = [norm if (norm := math.sqrt(square)) > NO_LENGTH else 1.0 for square in (first, second)]
+    return min(1.0, max(-1.0, dot / (norms[0] * norms[1])))
 
 
 def multislerp(over: Over, at: At) -> Measured:

@@ -167,6 +167,31 @@ def dots(rows, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def signs(rows, counts, sums, changed):  # type: ignore[no-untyped-def]
+    """Where task vectors agree and where their signs conflict; all added to what is there.
+
+    counts, int64 (k + 1, 2): [m, 0] elements that m of them change, [m, 1] those of them with both signs.
+    sums, float64 (2,): sum |d| over the elements that two or more change, and over those of them with both signs.
+    changed, int64 (k,): elements that each changes.
+    """
+    for j in range(rows.shape[1]):
+        positive = negative = 0
+        size = 0.0
+        for i in range(rows.shape[0]):
+            d = rows[i, j]
+            positive += d > 0.0
+            negative += d < 0.0
+            changed[i] += d != 0.0
+            size += abs(np.float64(d))
+        both = (positive > 0) & (negative > 0)
+        counts[positive + negative, 0] += 1
+        counts[positive + negative, 1] += both
+        if positive + negative > 1:
+            sums[0] += size
+            sums[1] += size * both
+
+
+@kernel
 def difference(x, base, out):  # type: ignore[no-untyped-def]
     """out = x - base in float32: a task vector, whose magnitudes order like the exact differences do."""
     for j in range(base.size):

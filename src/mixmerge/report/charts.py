@@ -77,7 +77,7 @@ def pareto_chart(points: Sequence[Point], *, width: int, height: int, x_title: s
         data.mark_point(size=80, opacity=1, strokeWidth=2).encode(x=x, y=y, stroke=stroke, fill=fill, shape=shape),
         data.mark_text(**text, color="var(--ink)").encode(**at),
     ]
-    return _svg(alt.layer(*layers).properties(width=width, height=height))
+    return svg(alt.layer(*layers).properties(width=width, height=height))
 
 
 def difference_chart(rows: Sequence[tuple[str, Mapping[str, float]]], *, width: int, x_title: str) -> str:
@@ -103,7 +103,7 @@ def difference_chart(rows: Sequence[tuple[str, Mapping[str, float]]], *, width: 
     # numbers stand in a column of their own: beside the marks they would cover the zero line
     column = {"align": "right", "baseline": "middle", "fontSize": FONT_SIZE, "fontWeight": 600}
     texts = data.mark_text(**column, color="var(--ink)").encode(x=alt.value(width + NUMBERS), y=y, text="text:N")
-    return _svg(alt.layer(zero, lines, dots, texts).properties(width=width, height=34 * len(rows) + 10))
+    return svg(alt.layer(zero, lines, dots, texts).properties(width=width, height=34 * len(rows) + 10))
 
 
 def shortened(name: str, most: int) -> str:
@@ -127,7 +127,7 @@ def _domain(values: Sequence[float]) -> Span:
     return max(0.0, low - air), min(100.0, high + air)
 
 
-def _svg(chart: Any) -> str:
+def svg(chart: Any) -> str:
     """The chart as an SVG element that scales to its box and takes its colours and font from the page."""
     import altair as alt
     import vl_convert
@@ -150,9 +150,9 @@ def _svg(chart: Any) -> str:
         )
     )
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=version)
-    svg = re.sub(r' (?:aria-[a-z]+|role|pointer-events|class|xmlns(?::xlink)?|version)="[^"]*"', "", svg)
-    return re.sub(r"<path d=\"[^\"]*\" display=\"none\"/>", "", svg).replace("<svg ", '<svg aria-hidden="true" ', 1)
+    drawn = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=version)
+    drawn = re.sub(r' (?:aria-[a-z]+|role|pointer-events|class|xmlns(?::xlink)?|version)="[^"]*"', "", drawn)
+    return re.sub(r"<path d=\"[^\"]*\" display=\"none\"/>", "", drawn).replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
 def _label_places(

@@ -6,17 +6,14 @@ texts enter only as JSON in a script element that is data (see browse.py). score
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mixmerge.report import findings, tables, words
 from mixmerge.report.browse import browser_data, embedded
+from mixmerge.report.document import environment, policy, source
 from mixmerge.report.trust import judge_blocks, verdict_counts
 
 WIDE, NARROW = 1080, 330
@@ -64,7 +61,7 @@ def render(
     """The page as text."""
     from markupsafe import Markup
 
-    style, script = _source("report.css"), _source("browser.js")
+    style, script = source("report.css"), source("browser.js")
     counts = verdict_counts(scores, responses, prompts)
     twins = findings.alike(scores, responses, merges)
     splits = tables.splits(scores)
@@ -72,14 +69,14 @@ def render(
     headline, _, beside = answer["sentence"].partition(". ")
     axis_names = [words.AXES[axis].lower() for axis in answer["axes"]]
     return str(
-        _environment().get_template("page.html.j2").render(
+        environment().get_template("page.html.j2").render(
             study=study,
             scores=scores,
             answer=answer,
             headline=headline,
             beside=beside,
             level=f"{100 * scores['statistics']['level']:g}",
-            policy=_policy(style, script),
+            policy=policy(style, script),
             style=Markup(style),
             script=Markup(script),
             kinds=words.KINDS,
@@ -168,49 +165,6 @@ def _settings(scores: Mapping[str, Any], responses: Sequence[Mapping[str, Any]])
     return rows + [
         (key.replace("_", " ").capitalize(), str(value)) for key, value in statistics.items() if key not in known
     ]
-
-
-def _environment() -> Any:
-    """Jinja with everything escaped, and a missing variable an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_templates()),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: dict[str, Callable[..., Any]] = {
-        "minus": lambda text: re.sub(r"(?<![\w.])-(?=\d)", "\u2212", str(text)),
-        "points": lambda fraction: words.percent(fraction, signed=True),
-        "interval": lambda found: tables.interval_text(found, signed=True),
-        "count": words.count,
-        "share": words.share,
-        "groupby_kind": lambda rows: [(kind, list(found)) for kind, found in groupby(rows, key=lambda row: row.kind)],
-    }
-    environment.filters |= filters
-    return environment
-
-
-def _templates() -> Path:
-    return Path(__file__).parent / "templates"
-
-
-def _source(name: str) -> str:
-    return (_templates() / name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    """Nothing but our own style and script, by hash; no DOM sink takes text as markup."""
-
-    def digest(text: str) -> str:
-        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
-
-    return (
-        f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
-        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
-    )
 
 
 def _starts(sizes: Iterable[int]) -> list[int]:
