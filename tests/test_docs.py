@@ -10,6 +10,11 @@ import pytest
 from typer.main import get_command
 
 from mixmerge.cli import RECIPES, app
+from mixmerge.merge import load_config
+from mixmerge.merge.diagnose import SMALL
+from mixmerge.merge.geometry import PARALLEL
+from mixmerge.merge.sparsify import KEPT_MASKS
+from mixmerge.merge.tensors import BLOCK, BUFFER
 from mixmerge.recipe.load import load_recipe
 from mixmerge.recipe.reference import recipe_reference
 
@@ -33,11 +38,26 @@ def test_links_between_pages_lead_somewhere(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/identity.md", "AGENTS.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/identity.md", "docs/merging.md", "AGENTS.md"])
 def test_only_commands_that_exist_are_told(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     told = set(re.findall(r"(?:^|`|bin/)mixmerge ([a-z]+(?:-[a-z]+)?)(?= |`|$)", text, flags=re.MULTILINE))
     assert told <= set(COMMANDS)
+
+
+def test_the_example_on_merging_is_a_configuration_and_the_numbers_beside_it_are_those_of_the_code(tmp_path):
+    text = (ROOT / "docs/merging.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "merge.yml").write_text(example, encoding="utf-8")
+    config = load_config(tmp_path / "merge.yml")
+    assert (config.merge_method, config.seed, config.stored_dtype) == ("ties", 7, "BF16")
+    densities = [values["density"] for values in config.at("layers.1.mlp.up_proj.weight", (4, 4), 0.25).per_input]
+    assert densities == [pytest.approx(0.4), 0.8]
+    assert f"{BLOCK:,} elements" in text
+    assert f"at most {BUFFER / (1 << 20):.0f} MB" in text
+    assert f"most\n{KEPT_MASKS / (1 << 20):.0f} MB of masks" in text
+    assert f"at most {SMALL:,} elements" in text
+    assert f"Above {PARALLEL}" in text
 
 
 @pytest.mark.parametrize("name", RECIPES)

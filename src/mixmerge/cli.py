@@ -276,7 +276,8 @@ def methods(
         method = reference.describe_method(name)
         print(f"{name}: {method['summary']}\nmerges {method['merges']}")
         print(f"paper: {method['paper']}\n" if method["paper"] else "")
-        _print_table(reference.PARAMETER_HEADS, reference.parameter_rows(name))
+        if method["parameters"]:
+            _print_table(reference.PARAMETER_HEADS, reference.parameter_rows(name))
         print(f"\n{method['example']}", end="")
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_folders import config_for, example, read_model, write_model
+from safetensors.torch import save_file
 
 from mixmerge.errors import ModelError, RecipeError
 from mixmerge.merge import METHODS, merge, tensors
@@ -209,6 +210,27 @@ def test_tensors_of_other_models_are_added_without_a_mix_up(tmp_path):
         ("c", "b"): pytest.approx(cosine(flat["c"], flat["b"])),
     }
     assert told["tensors"] == 2
+
+
+def test_an_adapter_is_diagnosed_as_the_model_that_it_makes(tmp_path):
+    """The task vector of a LoRA of rank 2 has two directions; the rest of the model is the base."""
+    torch.manual_seed(0)
+    names = ["layers.0.mlp.up_proj.weight", "layers.0.mlp.down_proj.weight"]
+    base = write_model(tmp_path / "base", {name: torch.randn(24, 24) for name in names})
+    left, right = (torch.linalg.qr(torch.randn(24, 2))[0] for _ in range(2))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    stem = "base_model.model.layers.0.mlp.up_proj"
+    factors = {f"{stem}.lora_A.weight": right.T.contiguous(), f"{stem}.lora_B.weight": left.contiguous()}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    found = diagnose(config_for("task_arithmetic", [f"{base}+{adapter}"], base=base, **WEIGHT))
+    down, up = (row["lengths"][0] for row in found["tensors"])
+    assert down["changed_share"] == down["relative_length"] == down["effective_rank"] == 0.0
+    assert up["effective_rank"] == pytest.approx(2.0, rel=1e-3)
+    assert up["full_rank"] == 24
+    assert list(found["names"].values()) == ["base", "base+adapter"]
 
 
 # The merge it speaks of
