@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mixmerge.report.heatmap import STRONGEST
 from mixmerge.report.page import render, write_report
 from mixmerge.report.words import HARMFUL
 
@@ -216,6 +217,8 @@ def test_text_stands_out_from_its_ground(scheme: int) -> None:
     for tint in ("good", "bad"):  # the strongest tint of a language table, under its interval at 82 %
         ground = mixed(colours[tint], colours["paper"], 0.41)
         assert contrast(mixed(colours["ink"], ground, 0.82), ground) >= 4.5, tint
+        strongest = mixed(colours[tint], colours["paper"], STRONGEST)  # of a heat map, under its number
+        assert contrast(colours["ink"], strongest) >= 4.5, tint
 
 
 @pytest.mark.parametrize("left", [["general"], ["harmful"], ["general", "harmless"]])
