@@ -47,7 +47,7 @@ def test_only_commands_that_exist_are_told(page):
 
 def test_the_example_on_merging_is_a_configuration_and_the_numbers_beside_it_are_those_of_the_code(tmp_path):
     text = (ROOT / "docs/merging.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    example, *_ = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "merge.yml").write_text(example, encoding="utf-8")
     config = load_config(tmp_path / "merge.yml")
     assert (config.merge_method, config.seed, config.stored_dtype) == ("ties", 7, "BF16")

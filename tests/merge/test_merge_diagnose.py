@@ -253,6 +253,8 @@ def test_every_method_can_be_diagnosed(method, tiny_models):
     config = example(method, tiny_models("gpt2"))
     found = diagnose(config)
     assert found["method"] == method
+    assert found["bases"] == ([config.base] if config.base else [])
+    assert found["models"] == [entry.model for entry in config.inputs]
     assert found["conclusions"]
     assert len(found["total"]["lengths"]) == (len(config.inputs) if config.base else 0)
     assert len(found["total"]["models"]) == math.comb(len(config.inputs) + (config.base is not None), 2)
@@ -261,7 +263,7 @@ def test_every_method_can_be_diagnosed(method, tiny_models):
 
 def test_without_a_base_there_are_models_and_no_task_vectors(tiny_models):
     found = diagnose(config_for("linear", tiny_models("llama"), **WEIGHT))
-    assert found["base"] is None
+    assert found["bases"] == []
     assert (found["total"]["task_vectors"], found["total"]["lengths"]) == ([], [])
     assert found["total"]["signs"]["conflict_share"] is None
     assert len(found["total"]["models"]) == 3

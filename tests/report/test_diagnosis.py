@@ -220,7 +220,7 @@ def test_in_a_browser_it_asks_for_nothing_stays_quiet_and_never_scrolls_sideways
         )
         models = page.locator("#models li").all_inner_texts()
         assert [name.split(" /")[-1].rpartition("/")[2] for name in models] == [
-            Path(name).name for name in (found["base"], *found["models"])
+            Path(name).name for name in (*found["bases"], *found["models"])
         ]
         assert page.locator("img, script").count() == 0
         assert requests == [file.as_uri()]

@@ -116,7 +116,7 @@ def diagnose(
     stands apart there are no task vectors, and what is told of them is empty.
 
     Returns:
-        method, base, models, names (short ones), parallel_above, small_matrix, conclusions (sentences); total and layers (over matrices),
+        method, bases, models, names (short ones), parallel_above, small_matrix, conclusions (sentences); total and layers (over matrices),
         kinds, cells (a layer and a kind), tensors, each as `Sums.told` has it; bytes_read, seconds.
 
     Raises:
@@ -137,11 +137,13 @@ def diagnose(
                 done += target.size
                 if progress is not None:
                     progress(done, whole)
+    bases = list(dict.fromkeys(target.base.model for target in targets if target.base is not None))
+    models = list(dict.fromkeys(source.model for target in targets for source in target.sources))
     found = {
         "method": config.merge_method,
-        "base": config.base,
-        "models": [entry.model for entry in config.inputs],
-        "names": short_names([*filter(None, [config.base]), *(entry.model for entry in config.inputs)]),
+        "bases": bases,
+        "models": models,
+        "names": short_names([*bases, *(model for model in models if model not in bases)]),
         "parallel_above": PARALLEL,
         "small_matrix": SMALL,
     }
