@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmerge.report.document import environment, listed, policy
+from mixmerge.report.document import environment, policy
 
 
 def digest(text: str) -> str:
@@ -43,8 +43,3 @@ def test_templates_escape_whatever_they_are_given(text: str) -> None:
 def test_a_variable_that_is_missing_is_an_error_and_not_an_empty_place() -> None:
     with pytest.raises(Exception, match="'absent' is undefined"):
         environment().from_string("{{ absent }}").render()
-
-
-@pytest.mark.parametrize(("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b")])
-def test_names_are_listed_as_a_sentence_has_them(names: list[str], text: str) -> None:
-    assert listed(names) == text
