@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 MOST_NAMES = 24  # a longer list is cut: an error is one line
+LONGEST_REASON = 200  # characters of another library's message
 
 
 class MixmergeError(Exception):
@@ -22,6 +24,14 @@ class MixmergeError(Exception):
         self.what, self.where, self.do = what, where, do
         text = what if where is None else f"{where}: {what}"
         super().__init__(" ".join((text if do is None else f"{text}; {do}").split()))
+
+    def again(self, *, what: str | None = None, where: str | None = None, do: str | None = None) -> Self:
+        """The same error with other words in one of its parts."""
+        return type(self)(what or self.what, where=where or self.where, do=do or self.do)
+
+    def within(self, place: str) -> Self:
+        """The same error with the place around it in front: the recipe's line that names a file."""
+        return self.again(where=place if self.where is None else f"{place}: {self.where}")
 
 
 class UserError(MixmergeError, ValueError):
@@ -46,8 +56,24 @@ class CheckpointError(MixmergeError, OSError):
     """A file that is damaged or cannot be read or written whole (corrupt safetensors, full disk)."""
 
 
+class FullDiskError(CheckpointError):
+    """No space left: every other step would meet it too."""
+
+
 class StepError(MixmergeError, RuntimeError):
     """A step of a study that failed; what was finished before it is kept."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, in its first line.
+
+    >>> reason(ValueError("cannot read it from one of:" + chr(10) + "(1) a file"))
+    'ValueError: cannot read it from one of'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0].rstrip(":;,.") if lines else "no reason given"
+    short = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
+    return f"{type(error).__name__}: {short}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

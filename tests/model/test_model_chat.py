@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from mixmerge.errors import ModelError, UserError
-from mixmerge.model.chat import CHAT_TEMPLATES, has_chat_template, set_chat_template
+from mixmerge.model.chat import CHAT_TEMPLATES, own_chat_template, set_chat_template
 
 GEMMA_TOKENS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
 LLAMA3_TOKENS = ("<bos>", "<eos>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -78,9 +78,9 @@ def test_transformers_writes_the_turns_of_a_named_template(
     name: str, tokens: tuple[str, ...], end: str, text: str, tmp_path: Path
 ) -> None:
     folder = folder_with(tmp_path / "m", tokens)
-    assert not has_chat_template(folder)
+    assert not own_chat_template(folder)
     assert set_chat_template(folder, name) == end
-    assert has_chat_template(folder)
+    assert own_chat_template(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True) == text
     stops = GenerationConfig.from_pretrained(folder).eos_token_id
@@ -119,7 +119,7 @@ def test_a_new_template_replaces_one_inside_the_tokenizer_settings(tmp_path: Pat
     folder = folder_with(tmp_path / "m", GEMMA_TOKENS)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "old"}))
-    assert has_chat_template(folder)
+    assert own_chat_template(folder)
     set_chat_template(folder, "gemma")
     assert AutoTokenizer.from_pretrained(folder).chat_template.startswith("{{ bos_token }}")
     assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text())

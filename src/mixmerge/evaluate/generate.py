@@ -192,8 +192,8 @@ class TransformersEngine:
 
     def __init__(self, model: Path, *, threads: int | None = None, device: str = "auto") -> None:
         import torch
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from mixmerge.model.loading import load_pretrained
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -204,18 +204,14 @@ class TransformersEngine:
             raise ModelError("not a model folder: no config.json", where=str(model))
         if not any(model.glob("*.safetensors")):
             raise ModelError("no *.safetensors file", where=str(model), do="save the model as safetensors")
-        local = {"local_files_only": True, "trust_remote_code": False}
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left", **local)
+        self.tokenizer: Any = load_pretrained("AutoTokenizer", model, padding_side="left")
         if not self.tokenizer.chat_template:
             raise ModelError(
                 "the tokenizer has no chat template", where=str(model), do="set `chat_template:` for the base"
             )
-        try:
-            self.model, info = AutoModelForCausalLM.from_pretrained(
-                model, dtype="auto", use_safetensors=True, output_loading_info=True, **local
-            )
-        except SafetensorError as error:
-            raise CheckpointError(f"a weight file cannot be read: {error}", where=str(model)) from error
+        self.model, info = load_pretrained(
+            "AutoModelForCausalLM", model, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
         if missing := sorted(info["missing_keys"]):
             # transformers would draw them at random and go on
             raise ModelError(f"{len(missing)} weights are missing, {missing[0]} among them", where=str(model))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,34 +56,53 @@ _LLAMA3 = """\
 CHAT_TEMPLATES: dict[str, str] = {"gemma": _GEMMA, "chatml": _CHATML, "llama3": _LLAMA3}
 
 _TEMPLATE_FILE = "chat_template.jinja"
+Message = Mapping[str, object]
+
 _CONTROL = re.compile(r"</?[A-Za-z_][A-Za-z0-9_]*>|<\|[^<>|\s]+\|>")
 _QUESTION, _ANSWER = "a question of some words", "an answer of some words"
 
 
-def has_chat_template(model: Path) -> bool:
-    """Whether the model folder carries a chat template that transformers would use."""
-    if any((model / name).is_file() for name in (_TEMPLATE_FILE, "chat_template.json")):
-        return True
-    settings = model / "tokenizer_config.json"
-    return settings.is_file() and bool(read_json(settings).get("chat_template"))
+def own_chat_template(model: Path) -> tuple[str, Path] | None:
+    """The chat template that transformers would use and the file that it stands in; None where there is none.
+
+    Raises:
+        ModelError: a file that is not JSON.
+    """
+    file = model / _TEMPLATE_FILE
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace"), file
+    for file in (model / "chat_template.json", model / "tokenizer_config.json"):
+        found = read_json(file).get("chat_template") if file.is_file() else None
+        if isinstance(found, list):  # several by name
+            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+            found = named.get("default")
+        if isinstance(found, str) and found:
+            return found, file
+    return None
+
+
+def check_chat_template(model: Path, jinja: str, template: str) -> str:
+    """The end-of-turn token of a template that fits the model folder; `template` is what the user calls it.
+
+    Raises:
+        UserError: it does not render, needs tokens that the tokenizer lacks, or ends its turns with no token that could
+            stop generation.
+        ModelError: no `tokenizer.json` or `tokenizer_config.json`.
+    """
+    text = _render(jinja, read_json(model / "tokenizer_config.json"), template)
+    return _end_of_turn(text, _added_tokens(model), template, str(model))
 
 
 def set_chat_template(model: Path, template: str) -> str:
     """Give the model folder a chat template, in place, and make its end-of-turn token stop generation.
 
-    `template` is a name of `CHAT_TEMPLATES` or the path of a Jinja file. Gives the end-of-turn token.
-
-    Raises:
-        UserError: no such template, one that does not render, needs tokens that the tokenizer lacks, or ends its
-            turns with no token that could stop generation.
-        ModelError: no `tokenizer.json` or `tokenizer_config.json`.
+    `template` is a name of `CHAT_TEMPLATES` or the path of a Jinja file. Gives the end-of-turn token; raises as
+    `check_chat_template`, and a UserError where there is no such template.
     """
     jinja = template_text(template)
+    end = check_chat_template(model, jinja, template)
     settings = read_json(model / "tokenizer_config.json")
-    added = {token["content"]: token["id"] for token in read_json(model / "tokenizer.json").get("added_tokens") or ()}
-    text = _render(jinja, settings, template)
-    end = _end_of_turn(text, added, template, str(model))
-    generation = _stopping_at(added[end], model)
+    generation = _stopping_at(_added_tokens(model)[end], model)
     # Everything is checked; only now is the folder touched.
     write_text(model / _TEMPLATE_FILE, jinja)
     if "chat_template" in settings:
@@ -104,27 +124,64 @@ def template_text(template: str) -> str:
     raise UserError(f"no chat template {template!r}", do=did_you_mean(template, CHAT_TEMPLATES))
 
 
-def _render(jinja: str, settings: dict[str, Any], template: str) -> str:
-    """The template's text for one question and its answer, in transformers' own kind of environment."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
+def compile_template(jinja: str, settings: Mapping[str, Any], template: str) -> Callable[[Sequence[Message]], str]:
+    """A function from messages to text, in transformers' own kind of environment; `settings` has the special tokens.
+
+    Raises:
+        UserError: the template is not Jinja; the function raises it where messages cannot be rendered.
+    """
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag `generation` marks answers for transformers; it changes no text."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    def failed(error: Exception) -> UserError:
+        line = getattr(error, "lineno", None)
+        where = template if line is None else f"{template}:{line}"
+        return UserError(f"the chat template does not render: {error}", where=where)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+    )
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda pattern: pattern}
     tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}
-    exchange = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = environment.from_string(jinja).render(messages=exchange, add_generation_prompt=False, **tokens)
+        compiled = environment.from_string(jinja)
     except TemplateError as error:
-        raise UserError(f"the chat template does not render: {error}", where=template) from error
+        raise failed(error) from error
+
+    def render(messages: Sequence[Message]) -> str:
+        try:
+            return compiled.render(messages=list(messages), add_generation_prompt=False, **tokens)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise failed(error) from error
+
+    return render
+
+
+def _render(jinja: str, settings: Mapping[str, Any], template: str) -> str:
+    """The template's text for one question and its answer."""
+    exchange = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    text = compile_template(jinja, settings, template)(exchange)
     if _QUESTION not in text or _ANSWER not in text:
         raise UserError("the chat template leaves out the question or the answer", where=template)
     return text
+
+
+def _added_tokens(model: Path) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in read_json(model / "tokenizer.json").get("added_tokens") or ()}
 
 
 def _end_of_turn(text: str, added: dict[str, int], template: str, model: str) -> str:

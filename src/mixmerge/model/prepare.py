@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 from mixmerge.errors import UserError
 from mixmerge.model.chat import set_chat_template, template_text
-from mixmerge.model.folder import copy_model, weight_files, whole_folder
+from mixmerge.model.check import check_model
+from mixmerge.model.folder import copy_model, whole_folder
 from mixmerge.model.package import package_model
 from mixmerge.model.trim import Progress, TrimReport, trim_vocabulary
 from mixmerge.model.words import check_languages
@@ -40,7 +41,7 @@ def prepare_base(
         raise UserError("a base is either a model folder or a packaged model", do="give exactly one of the two")
     # What a look can tell is told before a minute of work.
     if source is not None:
-        weight_files(source)
+        check_model(source)
     if trim is not None:
         check_languages(trim[0])
     if chat_template is not None:
@@ -58,4 +59,5 @@ def prepare_base(
         copy_model(current, partial)
         if chat_template is not None:
             set_chat_template(partial, chat_template)
+        check_model(partial)
     return report

@@ -15,14 +15,14 @@ from mixmerge.data.formats import Row, load_rows
 from mixmerge.data.mixture import draw_mixture
 from mixmerge.data.overlap import overlapping
 from mixmerge.data.sources import DataSource, fingerprint, read_records
-from mixmerge.errors import DataError, RecipeError, UserError, did_you_mean
+from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, read_prompts
 from mixmerge.evaluate.refusal import labelled_rows
 from mixmerge.model.words import check_languages
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
-from mixmerge.plan.models import base_source
+from mixmerge.plan.models import base_source, base_template
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import DataSet, Trained
 
@@ -132,24 +132,10 @@ class PlanBuilder:
     def _add_base(self) -> None:
         base = self.recipe.base
         content, place = base_source(base, self.loaded, self.cache)
-        template = base.chat_template
-        if template is not None:
-            from mixmerge.model.chat import CHAT_TEMPLATES
-
-            path = self.loaded.folder / template
-            if template in CHAT_TEMPLATES:
-                template = CHAT_TEMPLATES[template]
-            elif path.is_file():
-                template = path.read_text(encoding="utf-8")
-            else:
-                raise RecipeError(
-                    f"'{template}' is neither a named chat template nor a file",
-                    where=self._where("base", "chat_template"),
-                    do=did_you_mean(template, CHAT_TEMPLATES),
-                )
+        template = base_template(base, self.loaded, Path(place["path"]) if "path" in place else None)
         trim = {"size": base.trim_vocab, "languages": self.languages} if base.trim_vocab else None
         what = {"source": content, "trim": trim, "chat_template": template}
-        self.models["base"] = self._add("base", "base", what, how=place)
+        self.models["base"] = self._add("base", "base", what, how=place | {"chat_template": base.chat_template})
 
     def _add_candidates(self, rows: Mapping[str, list[Row]]) -> None:
         recipe = self.recipe

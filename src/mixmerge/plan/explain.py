@@ -17,6 +17,7 @@ class Finished(Protocol):
     """What explaining needs to know of the store."""
 
     def find(self, step_id: str) -> Any: ...
+    def damage(self, step_id: str) -> str | None: ...
     def latest(self, kind: str, name: str) -> dict[str, Any] | None: ...
     def interrupted(self, step: Step) -> bool: ...
     def running(self, step: Step) -> dict[str, Any] | None: ...
@@ -41,6 +42,9 @@ def _explain(step: Step, plan: Plan, store: Finished) -> Explanation:
         return Explanation(step, "done")
     if store.running(step) is not None:
         return Explanation(step, "running")
+    damage = store.damage(step.id)
+    if damage is not None:
+        return Explanation(step, "to run", (f"damaged: {damage}",))
     why = tuple(_reasons(step, plan, store.latest(step.kind, step.name), store.find))
     return Explanation(step, "interrupted" if store.interrupted(step) else "to run", why)
 

@@ -13,7 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import ModelError
+from mixmerge.errors import ModelError, RecipeError, UserError, did_you_mean
+from mixmerge.model.chat import CHAT_TEMPLATES, check_chat_template, compile_template, own_chat_template
+from mixmerge.model.check import check_model
 from mixmerge.recipe.load import LoadedRecipe
 from mixmerge.recipe.schema import Base
 
@@ -25,8 +27,8 @@ def base_source(base: Base, loaded: LoadedRecipe, cache: Path | None) -> tuple[d
     """(what the base is, where it is found): the first is hashed, the second is not.
 
     Raises:
-        ModelError: no such folder, a folder without safetensors or config.json, an unknown package, a Hub id that
-            cannot be resolved to a commit.
+        ModelError: no such folder, a folder whose weights, configuration, tokenizer or chat template are missing or
+            broken, an unknown package, a Hub id that cannot be resolved to a commit.
     """
     where = loaded.marks.where(("base",))
     if base.package is not None:
@@ -42,17 +44,49 @@ def base_source(base: Base, loaded: LoadedRecipe, cache: Path | None) -> tuple[d
         return {"hub": base.hub, "commit": commit}, {"hub": base.hub, "commit": commit}
     folder = (loaded.folder / Path(str(base.path)).expanduser()).resolve()
     check_model_folder(folder, where)
-    if base.chat_template is None:
-        from mixmerge.model.chat import CHAT_TEMPLATES, has_chat_template
-
-        if not has_chat_template(folder):
-            known = ", ".join(sorted(CHAT_TEMPLATES))
-            raise ModelError(
-                f"{base.path} has no chat template",
-                where=where,
-                do=f"set base.chat_template ({known}, or a Jinja file)",
-            )
+    try:
+        check_model(folder)
+        own = own_chat_template(folder)
+    except UserError as error:
+        raise error.within(where) from error
+    if own is None and base.chat_template is None:
+        known = ", ".join(sorted(CHAT_TEMPLATES))
+        raise ModelError(
+            f"{base.path} has no chat template",
+            where=where,
+            do=f"set base.chat_template ({known}, or a Jinja file)",
+        )
     return {"content": folder_fingerprint(folder, cache)}, {"path": str(folder)}
+
+
+def base_template(base: Base, loaded: LoadedRecipe, folder: Path | None) -> str | None:
+    """The text of the chat template that the recipe gives the base; checked against the base's `folder` where it is here.
+
+    Raises:
+        RecipeError: neither a named template nor a file.
+        UserError: a template that does not render, or does not fit the base.
+    """
+    name = base.chat_template
+    if name is None:
+        return None
+    where, file = loaded.marks.where(("base", "chat_template")), loaded.folder / Path(name).expanduser()
+    if name not in CHAT_TEMPLATES and not file.is_file():
+        raise RecipeError(
+            f"'{name}' is neither a named chat template nor a file",
+            where=where,
+            do=did_you_mean(name, CHAT_TEMPLATES),
+        )
+    try:
+        jinja = CHAT_TEMPLATES.get(name) or file.read_text(encoding="utf-8")
+        if folder is None:
+            compile_template(jinja, {}, name)
+        else:
+            check_chat_template(folder, jinja, name)
+    except UnicodeDecodeError as error:
+        raise UserError("not UTF-8 text", where=f"{where}: {name}") from error
+    except UserError as error:
+        raise error.within(where) from error
+    return jinja
 
 
 def check_model_folder(folder: Path, where: str) -> None:

@@ -46,6 +46,10 @@ class Progress:
         self.bars.start()
         self.tasks[""] = self.bars.add_task("study", total=self.total, completed=self.finished)
 
+    def damaged(self, step: Step, damage: str) -> None:
+        """A step that was finished once is made again."""
+        self._say(f"damaged, made again: {step.title}: {damage}")
+
     def take(self, step: Step, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "start":

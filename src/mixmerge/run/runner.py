@@ -21,7 +21,7 @@ from mixmerge.errors import StepError, UserError
 from mixmerge.plan.graph import KINDS, Plan, Step
 from mixmerge.run.local import Event, Worker, log_file, usable_threads
 from mixmerge.run.progress import Progress
-from mixmerge.run.store import Store, named_os_error, write_json
+from mixmerge.run.store import Store, named_os_error, read_json, write_json
 
 
 @dataclass(slots=True)
@@ -70,10 +70,13 @@ class Study:
         Raises:
             UserError: it is not finished.
         """
-        if any(store.find(step.id) is None for step in plan.steps if step.kind in ("score", "report")):
-            raise UserError("the study is not finished", where=plan.study, do="mixmerge run RECIPE")
+        for step in plan.steps:
+            if step.kind in ("score", "report") and store.find(step.id) is None:
+                damage = store.damage(step.id)
+                what = "the study is not finished" if damage is None else f"{step.title} is damaged: {damage}"
+                raise UserError(what, where=plan.study, do="mixmerge run RECIPE")
         score = next(step for step in plan.steps if step.kind == "score")
-        return dict(json.loads((store.path(score.id) / "scores.json").read_text(encoding="utf-8")))
+        return read_json(store.path(score.id) / "scores.json")
 
     def link(self, plan: Plan, store: Store) -> None:
         """Link every finished model by candidate name, and copy the report and its scores.csv beside them."""
@@ -105,6 +108,9 @@ def run_plan(plan: Plan, root: Path, *, jobs: int, threads: int | None, progress
     outcome = Outcome()
     todo = {step.id: step for step in plan.steps if store.find(step.id) is None}
     progress.begin(plan, [step for step in plan.steps if step.id not in todo])
+    for step in todo.values():
+        if (damage := store.damage(step.id)) is not None:
+            progress.damaged(step, damage)
     workers: list[Worker] = []
     threads = threads or usable_threads(jobs)
     with _ending(workers):

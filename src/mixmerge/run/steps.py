@@ -7,18 +7,20 @@ for the record. Heavy imports stay inside, so that a process loads only what its
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixmerge.errors import DataError, ModelError
+from mixmerge.errors import CheckpointError, DataError, MixmergeError
 from mixmerge.plan.graph import Step
 from mixmerge.plan.identity import fingerprint
 from mixmerge.run.local import usable_threads
-from mixmerge.run.store import Store, read_record, write_json
+from mixmerge.run.store import Store, read_json, read_record, write_json
 
 if TYPE_CHECKING:
     from mixmerge.evaluate.judge import Judge
@@ -82,16 +84,36 @@ def make_base(context: StepContext) -> Measurements:
     if what["chat_template"] is not None:
         template = context.work / "chat_template.jinja"
         template.write_text(what["chat_template"], encoding="utf-8")
-    trimmed = prepare_base(
-        source,
-        place.get("package"),
-        context.out,
-        trim=trim,
-        chat_template=None if template is None else str(template),
-        progress=context.progress,
-    )
+    with _named_as_given(context):
+        trimmed = prepare_base(
+            source,
+            place.get("package"),
+            context.out,
+            trim=trim,
+            chat_template=None if template is None else str(template),
+            progress=context.progress,
+        )
     parameters = sum(tensor.size for tensor in open_checkpoint(context.out).tensors.values())
     return {"parameters": parameters} | ({} if trimmed is None else {"trimmed": asdict(trimmed)})
+
+
+@contextmanager
+def _named_as_given(context: StepContext) -> Iterator[None]:
+    """Let errors name what the recipe names, where the work is done on copies in the partial folder."""
+    place, copies = context.how, re.escape(str(context.out.parent)) + "/"
+    base = next(str(place[key]) for key in ("path", "hub", "package") if key in place)
+    template = str(place.get("chat_template") or "its chat template")
+
+    def given(text: str | None) -> str | None:
+        if text is None:
+            return None
+        text = re.sub(copies + r"work/chat_template\.jinja", lambda _: template, text)
+        return re.sub(copies + r"\.?out[^/\s:']*(/trimmed)?", lambda _: base, text)
+
+    try:
+        yield
+    except MixmergeError as error:
+        raise error.again(what=given(error.what), where=given(error.where)) from error
 
 
 def make_mixture(context: StepContext) -> Measurements:
@@ -249,7 +271,7 @@ def report(context: StepContext) -> Measurements:
     from mixmerge.evaluate.generate import read_responses
     from mixmerge.report.page import write_report
 
-    scores = json.loads((context.input("score") / "scores.json").read_text(encoding="utf-8"))
+    scores = read_json(context.input("score") / "scores.json")
     prompts, responses = [], []
     verdicts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     judges: dict[str, dict[str, Any]] = {}
@@ -266,7 +288,7 @@ def report(context: StepContext) -> Measurements:
             merges[rest] = read_record(context.input(role))["measurements"]
         elif kind == "verdicts":
             candidate, _, judge_name = rest.split("/")
-            judges[judge_name] = json.loads((context.input(role) / JUDGE_FILE).read_text(encoding="utf-8"))
+            judges[judge_name] = read_json(context.input(role) / JUDGE_FILE)
             for row in _rows(context.input(role) / "verdicts.jsonl"):
                 verdicts[candidate, row["prompt_id"]][judge_name] = row["verdict"]
     responses = [row | {"verdicts": verdicts[row["candidate"], row["prompt_id"]]} for row in responses]
@@ -305,12 +327,12 @@ def _prompts(how: Mapping[str, Any], expected: str) -> list[Any]:
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise ModelError(f"damaged row: {error}", where=f"{path}:{number}") from error
+                raise CheckpointError(f"damaged row: {error}", where=f"{path}:{number}") from error
 
 
 CARRY_OUT: Mapping[str, Callable[[StepContext], Measurements]] = {

@@ -1,7 +1,8 @@
 """The store: a folder per finished step, a partial folder per unfinished one, a lease per running one.
 
 `<root>/store/<kind>/<name>--<id>/` is whole if and only if it is there: a step writes into a partial folder, its record
-goes in last, then one rename. A step is found by its id alone, so a renamed candidate finds its old work.
+goes in last, then one rename. A step is found by its id alone, so a renamed candidate finds its old work. The record has
+the size of every file: a step that lost one, or a part of one, since then is damaged, counts as not done and is made again.
 A lease is a file with a heartbeat; it stands in nobody's way once its process is gone or it has not beaten for a minute.
 """
 
@@ -22,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import CheckpointError, StepError
+from mixmerge.errors import CheckpointError, FullDiskError, StepError, reason
 from mixmerge.plan.graph import Step
 
 RECORD = "record.json"
@@ -45,18 +46,30 @@ class Store:
         self.root = root
         self.folder = root / "store"
 
+        self._damage: dict[str, str | None] = {}
+
     @cached_property
     def _finished(self) -> dict[str, Path]:
-        """Id -> folder of every finished step; read once, kept up by `commit` and `refresh`."""
+        """Id -> folder of every step with a record; read once, kept up by `commit` and `refresh`."""
         return {p.name.rpartition("--")[2]: p for p in self.folder.glob("*/*--*") if (p / RECORD).is_file()}
 
     def refresh(self) -> None:
         """Forget what was seen: other processes finish steps too."""
         self.__dict__.pop("_finished", None)
+        self._damage.clear()
 
     def find(self, step_id: str) -> Path | None:
-        """The folder of a finished step, or None."""
-        return self._finished.get(step_id)
+        """The folder of a finished step whose files are as its record says, or None."""
+        return None if self.damage(step_id) else self._finished.get(step_id)
+
+    def damage(self, step_id: str) -> str | None:
+        """What is wrong with the files of a step that was finished once, in a few words; None where nothing is."""
+        folder = self._finished.get(step_id)
+        if folder is None:
+            return None
+        if step_id not in self._damage:
+            self._damage[step_id] = _damage(folder)
+        return self._damage[step_id]
 
     def path(self, step_id: str) -> Path:
         """The folder of a step that must be finished.
@@ -80,7 +93,7 @@ class Store:
     def latest(self, kind: str, name: str) -> dict[str, Any] | None:
         """The record of the newest finished step of that kind and name, whatever its id."""
         named = (p for p in self.folder.glob(f"{kind}/{name}--*") if p.name.rpartition("--")[0] == name)
-        folders = [p for p in named if (p / RECORD).is_file()]
+        folders = [p for p in named if (p / RECORD).is_file() and self.find(p.name.rpartition("--")[2])]
         return read_record(max(folders, key=lambda p: (p / RECORD).stat().st_mtime)) if folders else None
 
     def partial(self, step: Step) -> Path:
@@ -118,12 +131,13 @@ class Store:
         partial = self.partial(step)
         final = self.folder / step.kind / f"{step.name}--{step.id}"
         final.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists() and not (final / RECORD).is_file():
-            shutil.rmtree(final)  # somebody took its record away: it counts as absent
+        for old in final.parent.glob(f"*--{step.id}"):  # damaged, or without its record: it counts as absent
+            shutil.rmtree(old)
         (partial / "out").rename(final)
         fsync_folder(final.parent)
         shutil.rmtree(partial, ignore_errors=True)
         self._finished[step.id] = final
+        self._damage.pop(step.id, None)
         return final
 
     def running(self, step: Step) -> dict[str, Any] | None:
@@ -159,12 +173,42 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read.
     """
+    return read_json(folder / RECORD)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the store.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not a mapping.
+    """
     try:
-        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"the record is damaged: {error}", where=str(folder / RECORD), do="delete that folder and run again"
+            f"the file is damaged: {reason(error)}", where=str(path), do=remove(path.parent)
         ) from error
+
+
+def remove(folder: Path) -> str:
+    """The advice that mends a finished step whose files are damaged."""
+    return f"remove the folder {folder} and run the same command again"
+
+
+def _damage(folder: Path) -> str | None:
+    """How the files of a finished step differ from its record; a look at names and sizes only."""
+    try:
+        files = read_record(folder).get("files", {})
+    except CheckpointError:
+        return f"{RECORD} cannot be read"
+    for name, size in files.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes, its record says {size}"
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -194,7 +238,7 @@ def named_os_error(error: OSError, path: Path | str) -> CheckpointError:
     """An operating-system error as one line that names the file and what to do."""
     place = str(error.filename or path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError("no space left on the disk", where=place, do="free some and run the same command again")
+        return FullDiskError("no space left on the disk", where=place, do="free some and run the same command again")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return CheckpointError("no permission to write", where=place, do="choose another --out folder")
     return CheckpointError(error.strerror or str(error), where=place)

@@ -23,11 +23,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import MixmergeError
+from mixmerge.errors import CheckpointError, MixmergeError, UserError
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
 from mixmerge.run.steps import CARRY_OUT, StepContext
-from mixmerge.run.store import Store, named_os_error
+from mixmerge.run.store import Store, named_os_error, remove
 
 WAIT_S = 1.0
 FULL_BYTES = 1 << 20
@@ -54,7 +54,7 @@ def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit:
     try:
         carry_out(step, plan, store, shared, emit)
     except Exception as error:
-        known = _named(error, store.partial(step))
+        known = _advised(_named(error, store.partial(step)), step, store)
         named, bug = (f"{type(error).__name__}: {error}", True) if known is None else (str(known), False)
         with suppress(OSError):  # the disk that the log is on may be the one that is full
             traceback.print_exc()
@@ -72,6 +72,20 @@ def _named(error: Exception, folder: Path) -> MixmergeError | None:
     if full or os.strerror(errno.ENOSPC) in str(error):
         return named_os_error(OSError(errno.ENOSPC, ""), folder)
     return named_os_error(error, folder) if isinstance(error, OSError) else None
+
+
+def _advised(error: MixmergeError | None, step: Step, store: Store) -> MixmergeError | None:
+    """The error; one about a damaged file of the step's inputs says what mends it: making that input again.
+
+    A base may be unfit as it came, and a merge finds inputs that do not go together: only a file that cannot be read is
+    damaged there. Everything else that is read was written by an earlier step.
+    """
+    for step_id in step.inputs.values():
+        folder = store.find(step_id)
+        if error is not None and folder is not None and folder.name in str(error):
+            ours = isinstance(error, UserError) and folder.parent.name != "base" and step.kind != "merge"
+            return error.again(do=remove(folder)) if ours or isinstance(error, CheckpointError) else error
+    return error
 
 
 def carry_out(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> None:

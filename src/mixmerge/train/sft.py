@@ -203,12 +203,10 @@ def _weights_digest(model: Path) -> list[str]:
 def _load(model: Path) -> Any:
     """The model in fp32, with the attention that transformers picks for it (sdpa where it allows, else eager)."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    try:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"cannot load the model: {error}", where=str(model)) from error
+    from mixmerge.model.loading import load_pretrained
+
+    return load_pretrained("AutoModelForCausalLM", model, dtype=torch.float32)
 
 
 def _keep_configs(network: Any) -> tuple[Any, Any]:

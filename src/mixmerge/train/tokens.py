@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixmerge.errors import ModelError
+from mixmerge.model.loading import load_pretrained
 
 if TYPE_CHECKING:
     from mixmerge.data.formats import Row
@@ -49,12 +50,7 @@ def load_tokenizer(model: Path) -> Any:
     Raises:
         ModelError: no tokenizer, or one without a chat template.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the tokenizer: {error}", where=str(model)) from error
+    tokenizer = load_pretrained("AutoTokenizer", model)
     if tokenizer.chat_template is None:
         raise ModelError("the tokenizer has no chat template", where=str(model), do="name one with 'chat_template'")
     return tokenizer

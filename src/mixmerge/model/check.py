@@ -1,0 +1,78 @@
+"""What a look at a model folder tells: is it a base that everything after can load?
+
+The one idea: headers and JSON files are small, so a broken base is named by file before anything starts, and without
+importing transformers, which takes seconds. What is found whole here may still be refused by the library that loads it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from mixmerge.errors import CheckpointError, ModelError, did_you_mean, reason
+from mixmerge.merge.checkpoint import open_checkpoint
+from mixmerge.model.chat import compile_template, own_chat_template
+from mixmerge.model.folder import read_json, weight_files
+
+_CAUSAL = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = OrderedDict("
+
+
+def check_model(folder: Path) -> None:
+    """Refuse a folder whose weights, configuration, tokenizer or own chat template are missing or broken.
+
+    Raises:
+        ModelError: says which file and why.
+    """
+    weight_files(folder)
+    try:
+        open_checkpoint(folder)
+    except CheckpointError as error:
+        raise ModelError(error.what, where=error.where, do=error.do) from error
+    _check_type(folder / "config.json")
+    check_tokenizer(folder)
+    own = own_chat_template(folder)
+    if own is not None:
+        settings = folder / "tokenizer_config.json"
+        compile_template(own[0], read_json(settings) if settings.is_file() else {}, str(own[1]))
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a `tokenizer.json` that can be read."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        advice = "load it with transformers.AutoTokenizer and save it again with save_pretrained"
+        raise ModelError("no tokenizer.json", where=str(folder), do=advice)
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        read_json(settings)
+    read_json(file)
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more exact
+        what = f"not a tokenizer: {reason(error).partition(': ')[2]}"
+        raise ModelError(what, where=str(file), do="copy or download it again") from error
+
+
+def _check_type(config: Path) -> None:
+    kind, known = read_json(config).get("model_type"), _causal_types()
+    if not isinstance(kind, str):
+        raise ModelError("no 'model_type'", where=str(config), do="copy it from where the model came from")
+    if known and kind not in known:
+        what = f"transformers has no language model of type '{kind}'"
+        raise ModelError(what, where=str(config), do=did_you_mean(kind, known))
+
+
+@cache
+def _causal_types() -> frozenset[str]:
+    """The model types that transformers can load as language models, read from its source; empty if it has moved."""
+    import re
+
+    spec = find_spec("transformers")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else Path()
+    file = folder / "models" / "auto" / "modeling_auto.py"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    listed = text.partition(_CAUSAL)[2].partition("\n)\n")[0]
+    return frozenset(re.findall(r'\(\s*"([^"]+)",', listed))
