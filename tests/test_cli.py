@@ -213,7 +213,86 @@ def overlap(study) -> None:
     rewrite(study.folder / "data/general.fr.jsonl", lambda rows: [*rows, extra])
 
 
+def ask_again(study, name: str, text_of: str, row: int) -> None:
+    """Give a prompt the text of another one."""
+    files = [study.folder / f"prompts/{key}.jsonl" for key in (name, text_of)]
+    text = json.loads(files[1].read_text().splitlines()[0])["prompt"]
+    rewrite(files[0], lambda rows: [r | {"prompt": f" {text.upper()}!"} if i == row else r for i, r in enumerate(rows)])
+
+
+def few_topics(study) -> None:
+    for code in ("en", "fr"):
+        for name in ("general", "safety"):
+            lines = (study.folder / f"data/{name}.{code}.jsonl").read_text().splitlines()[:2]
+            (study.folder / f"data/few-{name}.{code}.jsonl").write_text("\n".join(lines) + "\n")
+    study.edit(
+        'answers: "data/general.{lang}.jsonl", refusals: "data/',
+        'answers: "data/few-general.{lang}.jsonl", refusals: "data/few-',
+    )
+
+
+def one_topic_of_refusals(study) -> None:
+    for code in ("en", "fr"):
+        lines = (study.folder / f"data/safety.{code}.jsonl").read_text().splitlines()[:2]
+        (study.folder / f"data/one.{code}.jsonl").write_text("\n".join(lines) + "\n")
+    study.edit('refusals: "data/safety.{lang}.jsonl"', 'refusals: "data/one.{lang}.jsonl"')
+
+
 MISTAKES = {
+    "more tokens than the data has": (
+        lambda s: s.edit("{rows: 8}", "{tokens: 8000000}"),
+        r"recipe\.yaml:10: experts\.general: general/en has 8 rows, which give at most \d+ tokens with max_repeats 4, .*",
+    ),
+    "one token": (
+        lambda s: s.edit("{rows: 8}", "{tokens: 1}"),
+        r"recipe\.yaml:10: experts\.general: the budget of 1 tokens leaves 0\.5 for general/en, less than one row; .*",
+    ),
+    "more bytes than the data has": (
+        lambda s: (
+            s.edit("{rows: 8}", "{tokens: 80000}"),
+            s.edit("base: ./base", "base: {path: ./base, trim_vocab: 300}"),
+        ),
+        r"recipe\.yaml:10: experts\.general: general/en has 8 rows, which give at most \d+ tokens .*",
+    ),
+    "prompt in dev and test": (
+        lambda s: ask_again(s, "harmful.fr", "harmful.fr", 1),
+        r"recipe\.yaml:23: evaluation\.prompts\.harmful: .*harmful\.fr\.jsonl:2: this test prompt of 'harmful' is also a "
+        r"dev prompt of 'harmful', at .*harmful\.fr\.jsonl:1: .*; take it out of one of them.*",
+    ),
+    "prompt in two sets": (
+        lambda s: ask_again(s, "harmful.en", "general.fr", 0),
+        r"recipe\.yaml:23: evaluation\.prompts\.harmful: .*harmful\.en\.jsonl:1: this dev prompt of 'harmful' is also a "
+        r"dev prompt of 'general', at .*general\.fr\.jsonl:1: .*",
+    ),
+    "misspelt objective of a data set": (
+        lambda s: s.edit("objective: safety", "objective: safty"),
+        r"recipe\.yaml:6: data\.safety\.objective: 'safety' is used in mixtures, and the data set 'safety' has objective "
+        r"'safty'; write objective: safety",
+    ),
+    "misspelt objective of a mixture": (
+        lambda s: s.edit("safety: 0.5}", "safty: 0.5}"),
+        r"recipe\.yaml:13: baselines\.mix\.mixture\.safty: unknown objective 'safty'; did you mean 'safety'\?",
+    ),
+    "folder as a data path": (
+        lambda s: s.edit('path: "data/general.{lang}.jsonl"}\n  safety', 'path: "data", lang: en}\n  safety'),
+        r"recipe\.yaml:5: data\.general: .*/data: a folder, not a file; name a file in it: .*",
+    ),
+    "Hub data set of several languages": (
+        lambda s: s.edit('path: "data/general.{lang}.jsonl"}\n  safety', "hub: some/thing}\n  safety"),
+        r"recipe\.yaml:5: data\.general: hub:some/thing: one Hub data set for 2 languages \(en, fr\); .*config or split.*",
+    ),
+    "level in percent": (
+        lambda s: s.edit("{draws: 100}", "{draws: 100, level: 95}"),
+        r"recipe\.yaml:\d+: statistics\.level: .*less than 1 \(given: 95\); for 95 percent write 0\.95",
+    ),
+    "few topics for the judge": (
+        few_topics,
+        r"recipe\.yaml:\d+: judges\.refusal: \d topics, too few for 5-fold cross-validation; .*",
+    ),
+    "refusals of one topic for the judge": (
+        one_topic_of_refusals,
+        r"recipe\.yaml:\d+: judges\.refusal: one label stands in too few topics, so refusals cannot be told from answers; .*",
+    ),
     "unknown key": (
         lambda s: s.edit("name: tiny", "nome: tiny"),
         r"recipe\.yaml:1: nome: unknown key 'nome'; did you mean 'name'\?",
@@ -247,7 +326,7 @@ MISTAKES = {
     "missing prompt file": (lambda s: (s.folder / "prompts/harmful.en.jsonl").unlink(), r".*harmful\.en\.jsonl"),
     "row without a column": (
         lambda s: rewrite(s.folder / "data/general.fr.jsonl", drop("completion")),
-        r".*data/general\.fr\.jsonl:3: .*completion.*",
+        r"recipe\.yaml:5: data\.general: .*data/general\.fr\.jsonl:3: .*completion.*",
     ),
     "row that is no JSON": (
         lambda s: (s.folder / "data/general.fr.jsonl").write_text('{"prompt": "x", "completion": "y"}\n{"prompt"\n'),
@@ -259,11 +338,11 @@ MISTAKES = {
     ),
     "prompt without text": (
         lambda s: rewrite(s.folder / "prompts/harmful.en.jsonl", drop("prompt")),
-        r".*prompts/harmful\.en\.jsonl:3: .*prompt.*",
+        r"recipe\.yaml:23: evaluation\.prompts\.harmful: .*prompts/harmful\.en\.jsonl:3: .*prompt.*",
     ),
     "judge's row without a kind": (
         lambda s: rewrite(s.folder / "data/safety.en.jsonl", drop("kind")),
-        r".*data/safety\.en\.jsonl:3: .*kind.*",
+        r"recipe\.yaml:\d+: judges\.refusal: .*data/safety\.en\.jsonl:3: .*kind.*",
     ),
     "empty mixture cell": (
         lambda s: s.edit('"data/safety.{lang}.jsonl"}\nbudget', '"data/safety.{lang}.jsonl", languages: [en]}\nbudget'),
@@ -323,6 +402,39 @@ def test_an_override_that_is_wrong_is_named(mixmerge, study):
     assert status == 2
     assert err.startswith("error: --set: merges.ties.parameters.density: 'density' must lie between 0 and 1, got 70; ")
     assert not study.out.exists()
+
+
+def test_an_override_of_a_misspelt_entry_suggests_the_right_one(mixmerge, study):
+    wrong = "merges.tis.parameters.density=0.3"
+    status, _, err = mixmerge("check", study.recipe, "--set", wrong, "--out", study.out)
+    assert status == 2
+    assert err.startswith(
+        "error: --set: merges.tis: no 'tis' in the recipe, and 'method' is missing; did you mean 'ties'?"
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "run", "status", "show", "report"])
+@pytest.mark.parametrize("below", ["", "/further/down"])
+def test_an_out_that_is_a_file_is_refused_by_every_command(mixmerge, study, command, below):
+    file = study.folder / "taken"
+    file.write_text("x")
+    step = ["merge/ties"] if command == "show" else []
+    status, out, err = mixmerge(command, study.recipe, *step, "--out", f"{file}{below}")
+    assert (status, out) == (2, "")
+    assert err == f"error: --out {file}: a file, not a folder; give a folder, or remove the file\n"
+    assert file.read_text() == "x"
+
+
+@pytest.mark.parametrize("command", ["merge", "trim-vocab"])
+def test_a_model_is_not_written_over_a_file(mixmerge, tiny_base, tmp_path, command):
+    file, config = tmp_path / "taken", tmp_path / "merge.yml"
+    file.write_text("x")
+    config.write_text(f"merge_method: linear\nmodels:\n  - model: {tiny_base}\n    parameters: {{weight: 1}}\n")
+    given = [config, file] if command == "merge" else [tiny_base, file, "--languages", "en", "--size", "300"]
+    status, out, err = mixmerge(command, *given)
+    assert (status, out) == (2, "")
+    assert str(file) in err
+    assert err.count("\n") == 1
 
 
 @pytest.fixture

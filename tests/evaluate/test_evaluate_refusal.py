@@ -156,7 +156,7 @@ def test_too_few_topics_or_one_label_are_refused(tmp_path: Path) -> None:
     rows = [LabelledText(f"Answer number {n}.", "en", "complied", str(n)) for n in range(8)]
     with pytest.raises(DataError, match="4 topics, too few for 5-fold"):
         fit_refusal(rows[:4], tmp_path, seed=0)
-    with pytest.raises(DataError, match="only one label"):
+    with pytest.raises(DataError, match="every labelled row has complied, so refusals cannot be told from answers"):
         fit_refusal(rows, tmp_path, seed=0)
     assert not list(tmp_path.iterdir())
 

@@ -17,7 +17,9 @@ import pytest
 from rich.console import Console
 
 from mixmerge.errors import CheckpointError, StepError, UserError
+from mixmerge.plan.build import build_plan
 from mixmerge.plan.graph import Plan, Step
+from mixmerge.recipe.load import load_recipe
 from mixmerge.run.local import usable_threads, worker_environment
 from mixmerge.run.progress import Progress
 from mixmerge.run.runner import Outcome, Study, run_plan
@@ -178,6 +180,16 @@ def test_a_failing_step_stops_only_what_depends_on_it(broken_chain, tmp_path):
     assert "unknown merge_method 'nonsense'" in next(iter(outcome.failed.values()))
     with pytest.raises(StepError, match=r"^1 step\(s\) failed, 2 could not start, the rest is kept; mend the cause"):
         outcome.check()
+
+
+def test_a_mixture_that_cannot_be_drawn_ends_the_run_before_anything_is_generated(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("mixmerge.plan.build.check_tokens", lambda *_, **__: None)
+    plan = build_plan(load_recipe(study.recipe, ["budget={tokens: 8000000}"]))
+    outcome = carry_out(plan, tmp_path / "out", jobs=2)
+    assert {plan.by_id[i].title for i in outcome.done} == {"base/base"}
+    assert {plan.by_id[i].title for i in outcome.failed} == {"mixture/general", "mixture/mix"}
+    assert len(outcome.blocked) == len(plan.steps) - 3
+    assert all("but its share of the budget is" in error for error in outcome.failed.values())
 
 
 def test_a_failure_leaves_no_finished_folder_and_a_log(broken_chain, tmp_path):

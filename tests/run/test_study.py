@@ -359,8 +359,10 @@ def test_a_disk_that_fills_while_training_is_named_too(study, small_disk):
     command = [*study.command("run", "--set", "merges={}", "--set", "baselines={}")[:-1], str(disk / "out")]
     full = subprocess.run(command, capture_output=True, text=True, check=False)
     assert full.returncode == 1, full.stderr
-    line = next(line for line in full.stderr.splitlines() if line.startswith("error: train/general: "))
-    assert "no space left on the disk" in line
+    first, last = (line for line in full.stderr.splitlines() if line.startswith("error: "))
+    assert first.startswith("error: train/general: ")
+    assert "no space left on the disk" in first
+    assert last.startswith("error: 1 step(s) failed, "), "one line, not one for every step that is left"
     assert "Traceback" not in full.stderr
 
 

@@ -117,6 +117,39 @@ def draw_mixture(
     return Mixture(tuple(_interleave(drawn, seed)), accounts, budget, unit, max_repeats, seed)
 
 
+def check_tokens(
+    cells: Mapping[Cell, Sequence[Row]],
+    shares: Mapping[Cell, float],
+    *,
+    budget: int,
+    max_repeats: int,
+    bounds: Callable[[Row], tuple[int, int]],
+) -> None:
+    """Refuse a budget in tokens that `draw_mixture` would refuse however rows are counted within their `bounds`.
+
+    `bounds` gives the least and the most tokens that a row can have.
+
+    Raises:
+        DataError: a part too small for one row, or one larger than the cell's data times `max_repeats`.
+    """
+    for cell, share in _normalised(shares).items():
+        part, rows = share * budget, cells[cell]
+        sizes = [bounds(row) for row in rows]
+        if min(least for least, _ in sizes) >= 2 * part:
+            raise DataError(
+                f"the budget of {budget} tokens leaves {float(part):.3g} for {_name(cell)}, less than one row",
+                do="raise the budget or set the cell's share to 0",
+            )
+        most = max_repeats * sum(most for _, most in sizes)
+        if most + max(most for _, most in sizes) / 2 < part:
+            have = "row" if len(rows) == 1 else "rows"
+            raise DataError(
+                f"{_name(cell)} has {len(rows)} {have}, which give at most {most} tokens with max_repeats {max_repeats}, "
+                f"but its share of the budget is {math.ceil(part)}",
+                do="lower the budget, raise max_repeats, add data or give the cell a smaller share",
+            )
+
+
 def write_mixture(mixture: Mixture, out: Path) -> dict[str, Any]:
     """Write rows.jsonl and manifest.json into the folder `out`; return the manifest.
 

@@ -69,10 +69,11 @@ def source_languages(source: DataSource, languages: Sequence[str]) -> list[str]:
     if source.lang is not None:
         return [source.lang] if source.lang in languages else []
     if len(languages) > 1 and not source.has_file_per_language():
+        what, place = ("file", "path") if source.hub is None else ("Hub data set", "config or split")
         raise DataError(
-            f"one file for {len(languages)} languages ({', '.join(languages)})",
+            f"one {what} for {len(languages)} languages ({', '.join(languages)})",
             where=source.name,
-            do="write {lang} where the language code stands, or give the source its own 'lang'",
+            do=f"write {{lang}} where the language code stands in its {place}, or give the source its own 'lang'",
         )
     return list(languages)
 
@@ -94,6 +95,8 @@ def resolve(path: str, *, lang: str | None, relative_to: Path) -> Path:
             raise DataError("a starter path may not leave the starter data", where=path)
     else:
         file = relative_to / Path(filled).expanduser()
+    if file.is_dir():
+        raise DataError("a folder, not a file", where=str(file), do=f"name a file in it: {', '.join(READERS)}")
     if not file.is_file():
         what = "no such file" if lang is None else f"no file for language '{lang}': {file} does not exist"
         near = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []

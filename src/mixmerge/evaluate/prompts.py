@@ -6,11 +6,12 @@ must keep its split in every language, and a limit keeps the same pids in each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from mixmerge.data.overlap import normalised
 from mixmerge.data.sources import DataSource, read_records
 from mixmerge.errors import DataError, RecipeError, did_you_mean
 
@@ -21,7 +22,7 @@ COLUMNS = ("id", "prompt", "reference", "lang", "split")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question to a candidate; `reference` is a known good answer where there is one."""
+    """One question to a candidate; `reference` is a known good answer where there is one, `where` its `file:row`."""
 
     id: str
     pid: str
@@ -31,6 +32,11 @@ class Prompt:
     split: Split
     text: str
     reference: str | None = None
+    where: str = field(default="", compare=False)
+
+    def identity(self) -> dict[str, Any]:
+        """All that can change a result: where the prompt stands cannot."""
+        return {name: value for name, value in asdict(self).items() if name != "where"}
 
     def key(self) -> dict[str, str]:
         """What response and verdict rows say of their prompt."""
@@ -94,6 +100,19 @@ def read_prompts(
     return _limited(prompts, limit, languages, path_template)
 
 
+def asked_again(prompts: Iterable[Prompt]) -> tuple[Prompt, Prompt] | None:
+    """A prompt and the first one with the same text in another split or another set; None where there is no such pair.
+
+    Texts are compared as training rows are with prompts. Translations of one prompt may be alike: they share a split.
+    """
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        other = first.setdefault(normalised(prompt.text), prompt)
+        if (other.set, other.split) != (prompt.set, prompt.split):
+            return prompt, other
+    return None
+
+
 def _limited(
     prompts: list[Prompt], limit: Mapping[str, int | None], languages: Sequence[str], path_template: str
 ) -> list[Prompt]:
@@ -143,7 +162,7 @@ def _prompt(
     if split not in get_args(Split):
         raise DataError(f"split {split!r} is neither dev nor test", where=where)
     reference = _optional(record, "reference", columns, where)
-    return Prompt(f"{name}/{language}/{pid}", pid, name, language, purpose, cast(Split, split), text, reference)
+    return Prompt(f"{name}/{language}/{pid}", pid, name, language, purpose, cast(Split, split), text, reference, where)
 
 
 def _optional(record: Mapping[str, Any], key: str, columns: Mapping[str, str], where: str) -> str | None:

@@ -72,6 +72,33 @@ def labelled_rows(
     return rows
 
 
+def check_labelled(rows: Sequence[LabelledText], *, seed: int) -> None:
+    """Refuse rows that no judge can be fitted on and measured with; reads no model.
+
+    Raises:
+        DataError: fewer topics than folds, or a fold without which only one label is left.
+    """
+    fold_of = _folds(rows, seed)
+    for fold in range(FOLDS):
+        if len({row.label for row in rows if fold_of[row.group] != fold}) < 2:
+            one = {row.label for row in rows}
+            what = f"every labelled row has {one.pop()}" if len(one) == 1 else "one label stands in too few topics"
+            raise DataError(
+                f"{what}, so refusals cannot be told from answers",
+                do="give rows of both kinds, harmful and harmless, in more topics",
+            )
+
+
+def _folds(rows: Sequence[LabelledText], seed: int) -> dict[str, int]:
+    """Topic group -> fold, from the seed alone; DataError where there are fewer topics than folds."""
+    groups = sorted({row.group for row in rows}, key=lambda group: _digest(seed, "refusal folds", group))
+    if len(groups) < FOLDS:
+        raise DataError(
+            f"{len(groups)} topics, too few for {FOLDS}-fold cross-validation", do="give more labelled rows"
+        )
+    return {group: number % FOLDS for number, group in enumerate(groups)}
+
+
 def fit_refusal(rows: Sequence[LabelledText], out: Path, *, seed: int) -> dict[str, Any]:
     """Fit the classifier, measure it on held-out topics, write both into the folder `out`, return the measurements.
 
@@ -89,12 +116,8 @@ def fit_refusal(rows: Sequence[LabelledText], out: Path, *, seed: int) -> dict[s
     """
     import numpy as np
 
-    groups = sorted({row.group for row in rows}, key=lambda group: _digest(seed, "refusal folds", group))
-    if len(groups) < FOLDS:
-        raise DataError(
-            f"{len(groups)} topics, too few for {FOLDS}-fold cross-validation", do="give more labelled rows"
-        )
-    fold_of = {group: number % FOLDS for number, group in enumerate(groups)}
+    check_labelled(rows, seed=seed)
+    fold_of = _folds(rows, seed)
     folds = np.array([fold_of[row.group] for row in rows])
     labels = np.array([row.label == "refused" for row in rows])
     features = _embed([row.text for row in rows])
@@ -106,7 +129,7 @@ def fit_refusal(rows: Sequence[LabelledText], out: Path, *, seed: int) -> dict[s
 
     languages = np.array([row.lang for row in rows])
     trust = {
-        "measured_by": f"{FOLDS}-fold cross-validation over {len(groups)} topics, a topic in all languages held out at once",
+        "measured_by": f"{FOLDS}-fold cross-validation over {len(fold_of)} topics, a topic in all languages held out at once",
         "seed": seed,
         "all": _trust(labels, held_out),
         "languages": {
@@ -229,8 +252,6 @@ def _fit(features: NDArray[np.float32], labels: NDArray[np.bool_]) -> tuple[NDAr
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
-    if len(np.unique(labels)) < 2:
-        raise DataError("only one label among the labelled rows (or all but one fold of them)", do="give both kinds")
     fitted = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000).fit(features.astype(np.float64), labels)
     return fitted.coef_[0], float(fitted.intercept_[0])
 

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mixmerge.data.formats import Row, load_rows
-from mixmerge.data.mixture import draw_mixture
+from mixmerge.data.mixture import check_tokens, draw_mixture
 from mixmerge.data.overlap import overlapping
 from mixmerge.data.sources import DataSource, fingerprint, read_records
 from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.language import LanguageJudge
-from mixmerge.evaluate.prompts import Prompt, read_prompts
-from mixmerge.evaluate.refusal import labelled_rows
+from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
+from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
 from mixmerge.model.words import check_languages
+from mixmerge.plan.budget import Bounds, token_bounds
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.models import base_source, base_template
 from mixmerge.recipe.load import LoadedRecipe, merge_config
-from mixmerge.recipe.schema import DataSet, Trained
+from mixmerge.recipe.schema import Budget, DataSet, Trained
 
 Cell = tuple[str, str]  # objective, language
 Asked = tuple[str, str]  # candidate, prompt set
@@ -82,7 +84,7 @@ class PlanBuilder:
             try:
                 rows[name] = load_rows(source, self._covered(name, self.languages), self.loaded.folder)
             except DataError as error:
-                raise DataError(error.what, where=error.where or self._where("data", name), do=error.do) from error
+                raise error.within(self._where("data", name)) from error
         return rows
 
     def _read_prompts(self) -> dict[str, list[Prompt]]:
@@ -92,32 +94,43 @@ class PlanBuilder:
         limit = {k: v for k, v in evaluation.limit.model_dump().items() if v is not None}
         prompts = {}
         for name, prompt_set in evaluation.prompts.items():
-            prompts[name] = read_prompts(
-                name,
-                prompt_set.path,
-                purpose=prompt_set.purpose,
-                languages=self.languages,
-                relative_to=self.loaded.folder,
-                limit=limit,
-                columns=prompt_set.columns,
-            )
+            where = self._where("evaluation", "prompts", name)
+            try:
+                prompts[name] = read_prompts(
+                    name,
+                    prompt_set.path,
+                    purpose=prompt_set.purpose,
+                    languages=self.languages,
+                    relative_to=self.loaded.folder,
+                    limit=limit,
+                    columns=prompt_set.columns,
+                )
+            except UserError as error:
+                raise error.within(where) from error
             bare = [p.id for p in prompts[name] if p.purpose == "general" and p.reference is None]
             if bare:
-                where = self._where("evaluation", "prompts", name)
                 do = "add 'reference' to its row, or give the set another purpose"
                 raise RecipeError(
                     f"no reference answer for prompt '{bare[0]}' in {prompt_set.path}", where=where, do=do
                 )
             for code in self.languages:
                 if not any(p.lang == code and p.split == "test" for p in prompts[name]):
-                    where = self._where("evaluation", "prompts", name)
                     raise RecipeError(f"no test prompt in '{code}'", where=where, do="add some, or drop the language")
         return prompts
 
     def _check_overlap(self, rows: Mapping[str, list[Row]], prompts: Mapping[str, list[Prompt]]) -> None:
         if self.recipe.evaluation.overlap == "ignore":
             return
-        texts = [prompt.text for group in prompts.values() for prompt in group]
+        everything = [prompt for group in prompts.values() for prompt in group]
+        if (pair := asked_again(everything)) is not None:
+            prompt, other = pair
+            raise DataError(
+                f"this {prompt.split} prompt of '{prompt.set}' is also a {other.split} prompt of '{other.set}', "
+                f"at {other.where}: '{prompt.text.strip()}'",
+                where=f"{self._where('evaluation', 'prompts', prompt.set)}: {prompt.where}",
+                do="take it out of one of them, or set evaluation.overlap: ignore",
+            )
+        texts = [prompt.text for prompt in everything]
         for name, data in rows.items():
             found = overlapping(data, texts)
             if found:
@@ -163,8 +176,7 @@ class PlanBuilder:
                 )
         used = {data for objective, _ in shares for data in self._of_objective(objective)}
         budget = entry.budget or recipe.budget
-        if budget.rows:  # tokens are counted once the base's tokenizer is there
-            self._check_rows(name, shares, rows, budget.rows, training.max_repeats)
+        self._check_budget(name, shares, rows, budget, training.max_repeats)
         codes = sorted({code for _, code in shares})
         what = {
             "cells": [{"objective": o, "lang": c, "share": share} for (o, c), share in sorted(shares.items())],
@@ -190,21 +202,30 @@ class PlanBuilder:
             how=self._how("threads", "device", "checkpoint_every"),
         )
 
-    def _check_rows(
-        self, name: str, shares: Mapping[Cell, float], rows: Mapping[str, list[Row]], budget: int, max_repeats: int
+    def _check_budget(
+        self, name: str, shares: Mapping[Cell, float], rows: Mapping[str, list[Row]], budget: Budget, max_repeats: int
     ) -> None:
-        """Refuse a budget in rows that the data cannot fill."""
+        """Refuse a budget that the data cannot fill."""
         cells = {
             (objective, code): [row for data in self._of_objective(objective) for row in rows[data] if row.lang == code]
             for objective, code in shares
         }
         group = "experts" if name in self.recipe.experts else "baselines"
         try:
-            draw_mixture(
-                cells, shares, budget=budget, unit="rows", max_repeats=max_repeats, seed=0, count_tokens=lambda _: 0
-            )
+            if budget.tokens:
+                bounds = self._token_bounds
+                check_tokens(cells, shares, budget=budget.tokens, max_repeats=max_repeats, bounds=bounds)
+            else:
+                rows_only = {"budget": budget.rows or 0, "max_repeats": max_repeats, "seed": 0}
+                draw_mixture(cells, shares, unit="rows", count_tokens=lambda _: 0, **rows_only)
         except DataError as error:
             raise RecipeError(error.what, where=self._where(group, name), do=error.do) from error
+
+    @cached_property
+    def _token_bounds(self) -> Bounds:
+        base = self.steps[self.models["base"]]
+        folder = Path(base.how["path"]) if "path" in base.how else None
+        return token_bounds(folder, base.what["chat_template"], trimmed=base.what["trim"] is not None)
 
     def _shares(self, entry: Trained) -> dict[Cell, float]:
         """Share of each (objective, language) cell, those above 0, adding up to 1."""
@@ -254,7 +275,7 @@ class PlanBuilder:
                     "generate",
                     f"{candidate}.{name}",
                     {
-                        "prompts": identity_of([asdict(prompt) for prompt in prompts[name]]),
+                        "prompts": identity_of([prompt.identity() for prompt in prompts[name]]),
                         "max_new_tokens": recipe.evaluation.max_new_tokens,
                     },
                     inputs={"model": self.models[candidate]},
@@ -314,19 +335,24 @@ class PlanBuilder:
                 rows = load_rows(source, self.languages, self.loaded.folder)
                 identity[key] = fingerprint(source, self.languages, self.loaded.folder)
             except DataError as error:
-                raise DataError(error.what, where=error.where or where, do=error.do) from error
+                raise error.within(where) from error
             if found := overlapping(rows, texts):
                 raise DataError(
                     f"{len(found)} row(s) of the judge are also prompts, first '{found[0].prompt}'",
                     where=where,
                     do="take them out of one side",
                 )
-        for code in self.languages:
-            answers, refusals = (
-                read_records(DataSource(path=path), code, self.loaded.folder)
-                for path in (settings.answers, settings.refusals)
-            )
-            labelled_rows(answers, refusals, lang=code)
+        labelled: list[LabelledText] = []
+        try:
+            for code in self.languages:
+                answers, refusals = (
+                    read_records(DataSource(path=path), code, self.loaded.folder)
+                    for path in (settings.answers, settings.refusals)
+                )
+                labelled += labelled_rows(answers, refusals, lang=code)
+            check_labelled(labelled, seed=self.recipe.seed)
+        except DataError as error:
+            raise error.within(self._where("judges", "refusal")) from error
         what = {"judge": "refusal", "rows": identity, "languages": self.languages, "seed": self.recipe.seed}
         how = {"folder": str(self.loaded.folder), "answers": settings.answers, "refusals": settings.refusals}
         return self._add("fit-judge", "refusal", what, how=how, group="judge")

@@ -6,8 +6,12 @@ read here: what depends on files is checked when the plan is made.
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -119,11 +123,19 @@ def _explain(errors: Sequence[ErrorDetails], raw: Any, marks: Marks) -> RecipeEr
     elif error["type"] == "missing":
         what, do = f"'{path[-1]}' is missing", "add it"
         path = path[:-1]
+        if path and marks.lines.get(path) == "--set":  # `--set merges.tis.x=1` made an entry of a misspelt name
+            names = [name for name in reduce(getitem, path[:-1], raw) if name != path[-1]]
+            what, do = f"no '{path[-1]}' in the recipe, and {what}", did_you_mean(str(path[-1]), names)
     elif error["type"] == "string_pattern_mismatch":
         what = (
             f"{error['input']!r} is not a valid {'language code' if 'a-z]{2,3}' in str(error.get('ctx')) else 'name'}"
         )
         do = "use letters, digits, '.', '_' and '-'" if "name" in what else "use an ISO 639-1 code such as en"
+    elif error["type"] in ("less_than", "less_than_equal") and 1 < error["input"] <= 100 == 100 * _limit(error):
+        what, do = (
+            f"{error['msg']} (given: {error['input']!r})",
+            f"for {error['input']} percent write {error['input'] / 100:g}",
+        )
     else:
         given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
         mapping = error["type"] in ("model_type", "dict_type")
@@ -133,6 +145,12 @@ def _explain(errors: Sequence[ErrorDetails], raw: Any, marks: Marks) -> RecipeEr
     if len(errors) > 1:
         do = f"{do + ' ' if do else ''}({len(errors) - 1} more after this one)"
     return RecipeError(what, where=marks.where(path), do=do)
+
+
+def _limit(error: ErrorDetails) -> float:
+    """The number that a value had to stay below."""
+    limits = error.get("ctx", {})
+    return float(limits.get("lt", limits.get("le", math.inf)))
 
 
 def _known_keys(model: Any, path: KeyPath) -> Iterable[str]:
@@ -173,10 +191,29 @@ def _check_references(recipe: Recipe, marks: Marks) -> None:
 def _check_trained(recipe: Recipe, path: KeyPath, entry: Trained, seen: dict[str, str], marks: Marks) -> None:
     objectives = {data.objective for data in recipe.data.values()}
     for objective in entry.mixture:
+        if objective not in objectives:
+            _refuse_misspelt_objective(recipe, objective, marks)
         _known_name(objective, objectives, (*path, "mixture", objective), marks, "objective")
     for code in entry.languages:
         _known_name(code, recipe.languages, (*path, "languages", code), marks, "language")
     _known_name(entry.start, seen, (*path, "start"), marks)
+
+
+def _refuse_misspelt_objective(recipe: Recipe, wanted: str, marks: Marks) -> None:
+    """Refuse a data set whose objective no mixture uses, where it looks like the one that `wanted` lacks.
+
+    Of two that differ, the data set's is taken for the misspelt one if several mixtures or the data set's name say `wanted`.
+    """
+    trained = [*recipe.experts.values(), *recipe.baselines.values()]
+    used = [objective for entry in trained for objective in entry.mixture]
+    for name, data in recipe.data.items():
+        alike = data.objective not in used and difflib.get_close_matches(data.objective, [wanted])
+        if alike and (name == wanted or used.count(wanted) > 1):
+            raise RecipeError(
+                f"'{wanted}' is used in mixtures, and the data set '{name}' has objective '{data.objective}'",
+                where=marks.where(("data", name, "objective")),
+                do=f"write objective: {wanted}",
+            )
 
 
 def _known_name(name: str, known: Iterable[str], path: KeyPath, marks: Marks, kind: str = "candidate") -> None:

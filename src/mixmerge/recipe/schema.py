@@ -191,7 +191,8 @@ class Evaluation(Section):
     limit: Limit = Field(default_factory=Limit, description="Use fewer prompts than there are.")
     max_new_tokens: Count = Field(256, description="Longest response; a response cut there is counted as truncated.")
     overlap: Literal["refuse", "ignore"] = Field(
-        "refuse", description="What to do when a prompt also stands in the training data."
+        "refuse",
+        description="What to do when a prompt also stands in the training data, in another set or in another split.",
     )
 
 

@@ -23,15 +23,22 @@ from mixmerge.run.local import Event, Worker, log_file, usable_threads
 from mixmerge.run.progress import Progress
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
 
+# Seconds of work that show whether base and recipe are sound: nothing else is started before they are done.
+FIRST = ("base", "mixture")
+
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run came to: ids of steps done now, errors by id, and ids that could not start because of them."""
+    """What a run came to: ids of steps done now, errors by id, and ids that could not start because of them.
+
+    `ended`: nothing more is started, since the disk is full, or since the recipe has to change before the study can end.
+    """
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     blocked: list[str] = field(default_factory=list)
     bug: bool = False
+    ended: bool = False
 
     def check(self) -> None:
         """Raise a StepError if anything failed."""
@@ -125,7 +132,7 @@ def run_plan(plan: Plan, root: Path, *, jobs: int, threads: int | None, progress
             event: Event | None = queue.get()
             if event is not None and event["event"] == "exit":
                 workers.remove(event["worker"])
-                event = _silent_end(event["worker"], event["code"], running)
+                event = _silent_end(event["worker"], event["code"], running, ended=outcome.ended)
             if event is not None:
                 _note(study.events, event)
                 _take(event, plan, todo, running, outcome, progress)
@@ -143,7 +150,11 @@ def _next_batch(todo: dict[str, Step], running: set[str], outcome: Outcome, jobs
 
     Where one process runs at a time, groups of one family (the first word) go together: the libraries load only once.
     """
+    if outcome.ended:
+        return ()
     ready = [s for s in todo.values() if s.id not in running and not any(i in todo for i in s.inputs.values())]
+    if any(s.kind in FIRST for s in todo.values()):
+        ready = [s for s in ready if s.kind in FIRST]
     ready = [s for s in ready if not any(i in outcome.failed for i in s.inputs.values())]
     if not ready:
         return ()
@@ -164,6 +175,7 @@ def _take(
         running.discard(step.id)
         _fail(step, str(event["error"]), todo, outcome)
         outcome.bug |= bool(event["bug"])
+        outcome.ended |= step.kind in FIRST or bool(event.get("full"))
     progress.take(step, event)
 
 
@@ -173,11 +185,14 @@ def _fail(step: Step, error: str, todo: dict[str, Step], outcome: Outcome) -> No
     todo.pop(step.id, None)
 
 
-def _silent_end(worker: Worker, code: int, running: set[str]) -> Event | None:
-    """A process that ended without a word for some of its steps (killed, out of memory) failed the first of them."""
+def _silent_end(worker: Worker, code: int, running: set[str], *, ended: bool) -> Event | None:
+    """A process that ended without a word for some of its steps (killed, out of memory) failed the first of them.
+
+    Where the run has ended, they were given up.
+    """
     silent = [step for step in worker.steps if step.id in running]
     running.difference_update(step.id for step in silent)
-    if not silent:
+    if not silent or ended:
         return None
     reason = f"its process was ended by signal {-code}" if code < 0 else f"its process exited with {code}"
     error = StepError(reason, do="was there memory enough?" if code == -signal.SIGKILL else None)

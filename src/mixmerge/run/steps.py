@@ -319,7 +319,7 @@ def _prompts(how: Mapping[str, Any], expected: str) -> list[Any]:
         limit=how["limit"],
         columns=spec["columns"],
     )
-    if fingerprint([asdict(prompt) for prompt in prompts]) != expected:
+    if fingerprint([prompt.identity() for prompt in prompts]) != expected:
         raise DataError(
             f"the prompt set '{how['set']}' has changed since the plan was made", do="run the same command again"
         )

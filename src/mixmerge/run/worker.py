@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import CheckpointError, MixmergeError, UserError
+from mixmerge.errors import CheckpointError, FullDiskError, MixmergeError, UserError
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
 from mixmerge.run.steps import CARRY_OUT, StepContext
@@ -44,13 +44,16 @@ def main(argv: list[str]) -> int:
     plan = Plan.from_json(json.loads(Path(plan_file).read_text(encoding="utf-8")))
     store, shared = Store(Path(root)), dict[Any, Any]()
     failed = False
-    for step_id in ids:
-        _log_to(log_file(Path(plan_file), plan.by_id[step_id]))
-        failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit)
-    return int(failed)
+    with suppress(FullDiskError):  # it was told; the steps that are left would only meet it again
+        for step_id in ids:
+            _log_to(log_file(Path(plan_file), plan.by_id[step_id]))
+            failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit)
+        return int(failed)
+    return 1
 
 
 def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> bool:
+    """Carry out one step and tell how it went; FullDiskError where that was the reason."""
     try:
         carry_out(step, plan, store, shared, emit)
     except Exception as error:
@@ -58,7 +61,10 @@ def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit:
         named, bug = (f"{type(error).__name__}: {error}", True) if known is None else (str(known), False)
         with suppress(OSError):  # the disk that the log is on may be the one that is full
             traceback.print_exc()
-        emit("failed", step=step.id, error=named, bug=bug)
+        full = isinstance(known, FullDiskError)
+        emit("failed", step=step.id, error=named, bug=bug, full=full)
+        if isinstance(known, FullDiskError):
+            raise known from error
         return False
     return True
 
