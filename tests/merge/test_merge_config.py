@@ -160,7 +160,7 @@ REFUSED = {
     "far-off method": (
         TIES.replace("ties", "frankenmerge"),
         "merge.yml:1",
-        "known: breadcrumbs, breadcrumbs_ties, dare_linear",
+        "known: arcee_fusion, breadcrumbs, breadcrumbs_ties",
     ),
     "no method": ("models: [{model: a}]", "merge.yml", "'merge_method' is missing"),
     "unknown key": (TIES + "dtpye: float16\n", "merge.yml:10: dtpye", "did you mean 'dtype'?"),

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from mixmerge.errors import ModelError
 from mixmerge.merge import kernels
 from mixmerge.merge.block import At, Block, Float64, Measured, Over
 
@@ -81,22 +82,26 @@ def slerp_cosine(dot: float, first: float, second: float) -> float:
 
 
 def multislerp(over: Over, at: At) -> Measured:
-    """A step on the sphere from the inputs' weighted mean direction mu: along T = sum w_i (u_i - (u_i.mu) mu), by |T|.
+    """The inputs' weighted mean direction mu, times sum w_i |X_i|, for X_i the inputs or, with a base, the task vectors.
 
-    r = mu cos|T| + T sin|T| / |T|, times sum w_i |X_i|, for X_i the inputs or, with a base, the task vectors.
+    mu = sum w_i u_i, normalised. (The step of the method's guide from mu along its tangent, sum w_i (u_i - (u_i.mu) mu),
+    has length 0: mu is the very point at which that sum vanishes.)
+
+    Raises:
+        ModelError: the directions cancel, so that they have no mean.
     """
     G, eps = gram(over, deltas=True), at["eps"]
-    w = np.array(at.each("weight"))
-    w = w / w.sum() if at["normalize_weights"] else w
-    norms = np.sqrt(np.diag(G))
-    if not norms.any():
-        return Measured(_onto_base(np.zeros(len(w)), at))  # no input changed this tensor
-    unit = w / np.maximum(norms, eps)  # sum w_i u_i as coefficients of X_i
-    mu = unit / max(_norm(unit, G), eps)
-    T = unit - float(unit @ G @ mu) * mu
-    length = _norm(T, G)
-    r = mu * math.cos(length) + T * (math.sin(length) / length) if length > eps else mu
-    return Measured(_onto_base(r * float(w @ norms), at))
+    w, norms = np.array(at.each("weight")), np.sqrt(np.diag(G))
+    if not (w * norms).any():
+        return Measured(_onto_base(np.zeros(len(w)), at))  # nothing moves this tensor
+    if at["normalize_weights"] or len(w) == 1:  # one model stays as it is
+        w = w / math.fsum(w)
+    mu = w / (norms + eps)  # as coefficients of X_i
+    length = _norm(mu, G)
+    if length <= eps:
+        what = f"multislerp: the directions of the models cancel in tensor '{at.tensor}', so they have no mean"
+        raise ModelError(what, do="change the weights a little, or use karcher or linear there")
+    return Measured(_onto_base(mu * float(w @ norms) / length, at))
 
 
 def karcher(over: Over, at: At) -> Measured:
@@ -106,27 +111,29 @@ def karcher(over: Over, at: At) -> Measured:
     """
     G = gram(over, deltas=False)
     norms = np.sqrt(np.diag(G))
-    long = norms > 1e-12
+    long = norms > at["tol"]
     if not long.any():
         return Measured(np.zeros(len(norms)))
     share = long / long.sum()
     inverse = np.where(long, 1.0 / np.where(long, norms, 1.0), 0.0)
     mean = share * inverse
     length = _norm(mean, G)
-    if length < 1e-8:  # directions that cancel: start from the first
+    if length < at["tol"]:  # directions that cancel: start from the first
         mean, length = np.eye(len(norms))[int(np.argmax(long))] * inverse, 1.0
     mean = mean / length
     for _ in range(int(at["max_iter"])):
         cosines = np.clip((G @ mean) * inverse, -1.0, 1.0)
         angles = np.arccos(cosines)
-        scale = np.where(angles < 1e-8, 0.0, angles / np.where(angles < 1e-8, 1.0, np.sin(angles))) * share
+        sines = np.sin(angles)
+        nowhere = sines < 1e-8  # the mean itself, or its antipode, to which no direction is the shortest
+        scale = np.where(nowhere, 0.0, angles / np.where(nowhere, 1.0, sines)) * share
         step = scale * inverse - float(scale @ cosines) * mean
         length = _norm(step, G)
         if length < at["tol"]:
             break
         mean = mean * math.cos(length) + step * (math.sin(length) / length)
         mean = mean / _norm(mean, G)
-    return Measured(mean * float(share @ norms))
+    return Measured(mean * float(norms.mean()))
 
 
 def model_stock(over: Over, at: At) -> Measured:
@@ -153,18 +160,21 @@ def _stock(G: Float64) -> Float64:
     pairs = [(i, j) for i in range(k) for j in range(i)]
     cosines = [G[i, j] / np.maximum(norms[i] * norms[j], 1e-12) for i, j in pairs]
     c = np.clip(np.array(cosines), -1.0, 1.0).mean(axis=0)
-    t = k * c / (1.0 + (k - 1) * c)
+    whole = 1.0 + (k - 1) * c
+    opposed = np.abs(whole) < 1e-12  # task vectors that cancel leave the base
+    t = np.where(opposed, 0.0, k * c / np.where(opposed, 1.0, whole))
     return np.array([1.0 - t, *[t / k] * k])
 
 
 def nuslerp(over: Over, at: At) -> Measured:
     """From x_1 to x_2 by t = w_2 / (w_1 + w_2), along the arc between their directions; with a base, of the task vectors.
 
-    One arc for the tensor, or one for each column (nuslerp_flatten: false) or row (nuslerp_row_wise: true) of a matrix.
+    One arc for the tensor, or one for each row (nuslerp_flatten: false) or column (and nuslerp_row_wise: true) of a
+    matrix. That is what mergekit computes, though its guide has rows and columns the other way round.
     """
     if at["nuslerp_flatten"]:
         G = gram(over, deltas=True)[:, :, None]
-    elif at["nuslerp_row_wise"] or len(at.shape) < 2:
+    elif not at["nuslerp_row_wise"] or len(at.shape) < 2:
         return Measured()  # a block has whole rows
     else:
         G = np.sum(over(lambda block: _products(_matrix(block.deltas(), at), "irc,jrc->ijc")), axis=0)
@@ -172,28 +182,29 @@ def nuslerp(over: Over, at: At) -> Measured:
 
 
 def nuslerp_combine(block: Block, at: At, statistic: object) -> Float64:
-    """The sum of the inputs by the coefficients of their tensor, column or row."""
+    """The sum of the inputs by the coefficients of their tensor, row or column."""
     if at["nuslerp_flatten"]:
         return weighted(block, at, _onto_base(np.asarray(statistic)[:, 0], at))
-    x = _matrix(block.all, at)
     if statistic is None:
         coefficients = _arcs(_products(_matrix(block.deltas(), at), "irc,jrc->ijr"), at)[:, :, None]
-        x = _matrix(block.all, at)
     else:
         coefficients = np.asarray(statistic)[:, None, :]
     if block.has_base:
         coefficients = np.array([1.0 - coefficients.sum(axis=0), *coefficients])
-    return _sum_rows(block, coefficients * x)
+    return _sum_rows(block, coefficients * _matrix(block.all, at))
 
 
 def _arcs(G: Float64, at: At) -> Float64:
-    """Coefficients (2, m) of the arcs between two vectors, from m Gram matrices (2, 2, m); a line where they are colinear."""
+    """Coefficients (2, m) of the arcs between two vectors, from m Gram matrices (2, 2, m).
+
+    A line where they are colinear: within 3e-4 of that, an arc is a line in float32, or goes round through rounding errors.
+    """
     first, second = at.each("weight")
     t = second / (first + second) if abs(first + second) > 1e-8 else 0.5
-    norms = np.maximum(np.sqrt(np.einsum("iim->im", G)), 1e-8)
+    norms = np.maximum(np.sqrt(np.einsum("iim->im", G)), 1e-7)
     angle = np.arccos(np.clip(G[0, 1] / (norms[0] * norms[1]), -1.0, 1.0))
     sine = np.sin(angle)
-    colinear = np.abs(sine) < 1e-8
+    colinear = np.abs(sine) < 3e-4
     sine = np.where(colinear, 1.0, sine)
     a, b = np.sin((1.0 - t) * angle) / sine, np.sin(t * angle) / sine
     return np.array([np.where(colinear, 1.0 - t, a), np.where(colinear, t, b)])

@@ -75,6 +75,7 @@ def _sparse(*, normalize: bool, rescale: bool, **more: Parameter) -> dict[str, P
 
 _GAMMA = Parameter("input", default=0.01, low=0.0, high=1.0, about="share of the largest elements that is dropped")
 _EPSILON = Parameter("input", default=0.15, low=0.0, high=1.0, about="how far the probability varies around density")
+_UNCHANGED = Parameter("shared", default=1e-5, low=0.0, about="a change no larger than this is none")
 
 METHODS: dict[str, Method] = {
     "linear": Method(
@@ -101,7 +102,7 @@ METHODS: dict[str, Method] = {
         parameters={
             "weight": _WEIGHT,
             "nuslerp_flatten": _flag(True, "one arc for a whole tensor"),
-            "nuslerp_row_wise": _flag(False, "else one for each row, not each column"),
+            "nuslerp_row_wise": _flag(False, "else one for each column, not each row"),
         },
         combine=geometry.nuslerp_combine,
         measure=geometry.nuslerp,
@@ -221,6 +222,38 @@ METHODS: dict[str, Method] = {
         measure=sparsify.select,
         share="kept_share",
         source="https://arxiv.org/abs/2408.07990",
+    ),
+    "ram": Method(
+        "the base plus what models changed: alone as it is, several of them on average",
+        base="required",
+        inputs=(1, None),
+        parameters={"epsilon": _UNCHANGED},
+        combine=elementwise.ram,
+        source="https://arxiv.org/abs/2601.13572",
+    ),
+    "ramplus_tl": Method(
+        "ram that strengthens what a model changed alone, the more it shares with others",
+        base="required",
+        inputs=(1, None),
+        parameters={
+            "r": Parameter("shared", default=0.1, low=0.0, about="strength for each unit of shared / unique elements"),
+            "alpha": Parameter("shared", default=0.2, low=0.0, about="shared / unique counts up to here"),
+            "epsilon": _UNCHANGED,
+        },
+        combine=elementwise.ram,
+        measure=elementwise.ram_plus,
+        source="https://arxiv.org/abs/2601.13572",
+    ),
+    "arcee_fusion": Method(
+        "the base with those elements of the other model whose change matters far more than most",
+        base="required",
+        inputs=(1, 1),
+        parameters={},
+        combine=sparsify.fuse_combine,
+        measure=sparsify.fuse,
+        share="kept_share",
+        rows=True,
+        source="https://arxiv.org/abs/2403.13257",
     ),
     "model_stock": Method(
         "between the base and the models' mean, by the angle between task vectors",

@@ -108,7 +108,7 @@ class MergeConfig:
         """Every parameter's value at a tensor; `depth` is the position of its layer, 0 (first) to 1 (last).
 
         Raises:
-            RecipeError: a required parameter has no value here, or the weights cannot be normalised.
+            RecipeError: a required parameter has no value here, the weights cannot be normalised, or epsilon is too wide.
         """
         shared: dict[str, float] = {}
         per_input: list[dict[str, float]] = [{} for _ in self.inputs]
@@ -120,8 +120,17 @@ class MergeConfig:
                 values[name] = self._value(name, tensor, depth, entry)
         at = At(tensor, shape, self.seed, shared, tuple(per_input), has_base=self.base is not None)
         # all weights 0 with a base apart is a wish that has a meaning: this tensor stays the base's
-        if shared.get("normalize") and sum_to_zero(at.each("weight")) and (self.base is None or any(at.each("weight"))):
+        normalizes = shared.get("normalize") or shared.get("normalize_weights")
+        if normalizes and sum_to_zero(at.each("weight")) and (self.base is None or any(at.each("weight"))):
             raise self.zero_weights(f"at tensor '{tensor}'")
+        for entry, values in zip(self.inputs, per_input, strict=True):
+            if "epsilon" in values and not _spreads(values["density"], values["epsilon"]):
+                raise RecipeError(
+                    f"density {values['density']:g} with epsilon {values['epsilon']:g} for model '{entry.model}' gives "
+                    f"probabilities outside 0 to 1 at tensor '{tensor}'",
+                    where=self.where("models"),
+                    do="keep density - epsilon above 0 and density + epsilon below 1",
+                )
         return at
 
     def to_mergekit(self) -> dict[str, Any]:
@@ -182,6 +191,11 @@ def layer_depths(tensors: Iterable[str]) -> dict[str, float]:
 def sum_to_zero(weights: Sequence[float]) -> bool:
     """Whether weights cannot be normalised; 0.1 + 0.2 - 0.3 is 0 to whoever wrote it."""
     return abs(math.fsum(weights)) <= 1e-12 * math.fsum(map(abs, weights))
+
+
+def _spreads(density: float, epsilon: float) -> bool:
+    """Whether density +- epsilon are probabilities; the ends 0 and 1 keep nothing and everything, and need no epsilon."""
+    return density in (0.0, 1.0) or 0.0 < density - epsilon <= density + epsilon < 1.0
 
 
 def _resolve(value: Value, tensor: str, depth: float) -> float | None:

@@ -69,8 +69,8 @@ def combine(elect: bool) -> Callable[[Block, At, object], Float64]:
 
 
 def trim(over: Over, at: At) -> Measured:
-    """Keep the k = max(1, int(density n)) largest |d_i| of each task vector (TIES)."""
-    counts = [max(1, int(density * at.size)) for density in at.each("density")]
+    """Keep the k = max(1, int(density n)) largest |d_i| of each task vector (TIES); none at density 0."""
+    counts = [max(1, int(density * at.size)) if density else 0 for density in at.each("density")]
     return _windows(over, at, [(k, 0) for k in counts])
 
 
@@ -90,8 +90,11 @@ def drop_at_random(over: Over, at: At) -> Measured:
 
 
 def drop_by_rank(over: Over, at: At) -> Measured:
-    """Keep an element with probability density - epsilon + 2 epsilon r / (n - 1), r its magnitude's rank in its row (DELLA)."""
-    pairs = zip(at.each("density"), at.each("epsilon"), strict=True)
+    """Keep an element with probability density - epsilon + 2 epsilon r / (n - 1), r its magnitude's rank in its row (DELLA).
+
+    At density 1 everything is kept, and at 0 nothing, whatever epsilon is.
+    """
+    pairs = [(d, e if 0.0 < d < 1.0 else 0.0) for d, e in zip(at.each("density"), at.each("epsilon"), strict=True)]
     return _thinned(over, at, [_bernoulli_by_rank(at, i, *pair) for i, pair in enumerate(pairs)])
 
 
@@ -148,6 +151,50 @@ def select_combine(block: Block, at: At, statistic: object) -> Float64:
     total = w.sum(axis=0)
     block.out[:] = base + (w * d).sum(axis=0) / np.where(total > 0, total, 1.0)
     return block.out
+
+
+def fuse(over: Over, at: At) -> Measured:
+    """Which elements matter: |d| KL(softmax(x) || softmax(b)), the divergence being that of its row, beyond the outliers' fence.
+
+    The fence is median + 1.5 (Q3 - Q1) of these importances (a quantile is the element at floor(q (n - 1)) in rising order).
+    """
+    divergence = np.concatenate(over(lambda block: _divergence(block, at)))
+
+    def importance(block: Block) -> Float32:
+        of_row = divergence[block.start // at.row :][: block.size // at.row]
+        found: Float32 = (block.delta(0).reshape(-1, at.row) * of_row[:, None]).astype(np.float32).ravel()
+        return found
+
+    places = [at.size - int(q * (at.size - 1)) for q in (0.25, 0.5, 0.75)]
+    ranks = _kth_largest(over, lambda block: [importance(block)] * len(places), places)
+    low, median, high = np.array([rank.bits for rank in ranks], np.uint32).view(np.float32).astype(np.float64)
+    # in bfloat16 vectors many elements lie exactly on the fence: rounding must not drop some of them
+    fence = (median + 1.5 * (high - low)) * (1.0 - 1e-6)
+
+    def kept(block: Block) -> Mask:
+        mask: Mask = np.abs(importance(block)) >= fence
+        return mask
+
+    part = sum(over(lambda block: int(np.count_nonzero(kept(block)))))
+    return Measured(kept, part=part, whole=at.size)
+
+
+def fuse_combine(block: Block, _: At, kept: object) -> Float64:
+    """x where it matters, else b."""
+    assert callable(kept)
+    block.out[:] = np.where(kept(block), block.rows[0], block.base)
+    return block.out
+
+
+def _divergence(block: Block, at: At) -> Float64:
+    """KL(softmax(x) || softmax(b)) of each row, as log E[exp(-(d - E[d]))] under softmax(x): exact for tiny changes too."""
+    b, x = block.all.reshape(2, -1, at.row).astype(np.float64)
+    p = np.exp(x - x.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    d = x - b
+    d -= (p * d).sum(axis=1, keepdims=True)
+    found: Float64 = np.log1p((p * (np.expm1(-d) + d)).sum(axis=1))
+    return found
 
 
 def _windows(over: Over, at: At, windows: list[tuple[int, int]]) -> Measured:
