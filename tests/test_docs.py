@@ -51,7 +51,7 @@ def test_the_example_on_merging_is_a_configuration_and_the_numbers_beside_it_are
     (tmp_path / "merge.yml").write_text(example, encoding="utf-8")
     config = load_config(tmp_path / "merge.yml")
     assert (config.merge_method, config.seed, config.stored_dtype) == ("ties", 7, "BF16")
-    densities = [values["density"] for values in config.at("layers.1.mlp.up_proj.weight", (4, 4), 0.25).per_input]
+    densities = [values["density"] for values in config.whole.at("layers.1.mlp.up_proj.weight", (4, 4), 0.25).per_input]
     assert densities == [pytest.approx(0.4), 0.8]
     assert f"{BLOCK:,} elements" in text
     assert f"at most {BUFFER / (1 << 20):.0f} MB" in text

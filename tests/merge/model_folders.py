@@ -67,3 +67,21 @@ def merge_tensors(method, inputs, *, base=None, per_model=None, out_dtype=None, 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     kind = {2: torch.int16, 4: torch.int32}[a.element_size()]
     return a.dtype == b.dtype and torch.equal(a.view(kind), b.view(kind))
+
+
+def generates(folder: Path):
+    """Load a folder as transformers does, without a missing or left-over tensor, and generate; the loaded model."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+
+    config = AutoConfig.from_pretrained(folder)
+    kind = AutoModelForImageTextToText if config.model_type == "llava" else AutoModelForCausalLM
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else kind
+    model, report = kind.from_pretrained(folder, output_loading_info=True)
+    left = {name: report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[name]}
+    assert not left, left
+    prompt = torch.tensor([[1, 5, 7]])
+    tokens = model.generate(prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert tokens.shape == (1, 5 if config.is_encoder_decoder else 7)
+    extra = {"decoder_input_ids": tokens} if config.is_encoder_decoder else {}
+    assert torch.isfinite(model(prompt, **extra).logits).all()
+    return model

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mixmerge.errors import RecipeError
 from mixmerge.merge import METHODS, load_config, parse_config
 from mixmerge.merge.card import to_yaml
-from mixmerge.merge.settings import layer_depths
+from mixmerge.merge.values import layer_depths
 
 # the example of mergekit's own README: gradients, a filter, a flag without effect
 PUBLISHED = """\
@@ -79,12 +79,12 @@ def load(tmp_path):
 
 def test_a_published_mergekit_configuration_means_what_it_means_there(load):
     config = load(PUBLISHED)
-    first, middle, last = (config.at("model.layers.0.mlp.up_proj.weight", 10, depth) for depth in (0.0, 0.5, 1.0))
+    first, middle, last = (config.whole.at("model.layers.0.mlp.up_proj.weight", 10, depth) for depth in (0.0, 0.5, 1.0))
     assert first.each("weight") == [1.0, 0.0, 0.5]
     assert middle.each("weight") == pytest.approx([1.0, 0.5, 0.5])
     assert last.each("weight") == [1.0, 1.0, 0.5]
     assert middle.each("density") == [0.7, 0.5, 0.33]
-    assert config.at("lm_head.weight", 10).each("weight") == [1.0, 0.0, 0.0]
+    assert config.whole.at("lm_head.weight", 10).each("weight") == [1.0, 0.0, 0.0]
     assert first["normalize"] is True
     assert config.stored_dtype == "F16"
 
@@ -103,26 +103,26 @@ def test_a_configuration_written_out_reads_back_as_the_same_merge(load, text):
 
 def test_a_models_own_parameter_goes_before_the_top_level_and_that_before_the_default(load):
     config = load(TIES + "parameters: {density: 0.4, lambda: 2}\n")
-    assert config.at("w", 1).each("density") == [0.4, 0.4]
-    assert config.at("w", 1)["lambda"] == 2
-    assert load(TIES).at("w", 1).each("density") == [1.0, 1.0]
+    assert config.whole.at("w", 1).each("density") == [0.4, 0.4]
+    assert config.whole.at("w", 1)["lambda"] == 2
+    assert load(TIES).whole.at("w", 1).each("density") == [1.0, 1.0]
     own = load(TIES.replace("weight: 1\n  -", "weight: 1\n      density: 0.2\n  -") + "parameters: {density: 0.4}\n")
-    assert own.at("w", 1).each("density") == [0.2, 0.4]
+    assert own.whole.at("w", 1).each("density") == [0.2, 0.4]
 
 
 def test_a_filter_that_does_not_match_falls_through_to_the_next_level(load):
     config = load(SLERP.replace("t: 0.5", "t: [{filter: attn, value: [0, 1]}, {filter: '*', value: 0.3}]"))
-    assert config.at("layers.1.attn.w", 1, 0.25)["t"] == 0.25
-    assert config.at("layers.1.mlp.w", 1, 0.25)["t"] == 0.3
+    assert config.whole.at("layers.1.attn.w", 1, 0.25)["t"] == 0.25
+    assert config.whole.at("layers.1.mlp.w", 1, 0.25)["t"] == 0.3
     some = load(TIES + "parameters:\n  density:\n    - {filter: attn, value: 0.1}\n")
-    assert some.at("attn.w", 1).each("density") == [0.1, 0.1]
-    assert some.at("mlp.w", 1).each("density") == [1.0, 1.0]
+    assert some.whole.at("attn.w", 1).each("density") == [0.1, 0.1]
+    assert some.whole.at("mlp.w", 1).each("density") == [1.0, 1.0]
 
 
 def test_a_required_parameter_that_covers_no_value_for_a_tensor_is_refused_there(load):
     config = load(SLERP.replace("t: 0.5", "t: [{filter: attn, value: 0.5}]"))
     with pytest.raises(RecipeError, match=r"merge.yml:4: parameters: slerp needs 't', and no value .* 'mlp.w'"):
-        config.at("mlp.w", 1)
+        config.whole.at("mlp.w", 1)
 
 
 def test_layer_positions_come_from_the_names_and_everything_else_takes_the_first_element():
@@ -137,18 +137,18 @@ def test_layer_positions_come_from_the_names_and_everything_else_takes_the_first
 def test_a_base_of_linear_is_an_input_like_the_others_and_comes_last():
     raw = {"merge_method": "linear", "models": [{"model": "a"}], "base_model": "z", "parameters": {"weight": 1}}
     config = parse_config(raw)
-    assert [entry.model for entry in config.inputs] == ["a", "z"]
+    assert [entry.model for entry in config.whole.inputs] == ["a", "z"]
     assert config.donor == "z"
 
 
 def test_a_base_that_is_listed_is_not_its_own_task_vector():
     raw = {"merge_method": "ties", "models": [{"model": "z"}, {"model": "a"}], "base_model": "z"}
-    assert [entry.model for entry in parse_config(raw | {"parameters": {"weight": 1}}).inputs] == ["a"]
+    assert [entry.model for entry in parse_config(raw | {"parameters": {"weight": 1}}).whole.inputs] == ["a"]
 
 
 def test_all_weights_zero_at_a_filtered_tensor_leave_the_base_there(load):
     config = load(TIES.replace("weight: 1", "weight: [{filter: embed, value: 0}, {value: 1}]"))
-    assert config.at("embed.weight", 1).each("weight") == [0, 0]
+    assert config.whole.at("embed.weight", 1).each("weight") == [0, 0]
 
 
 REFUSED = {
@@ -255,17 +255,18 @@ REFUSED = {
         "a folder or a Hub id",
     ),
     "two adapters": (LINEAR.replace("model: b", "model: org/b+org/lora+org/other"), "merge.yml:4", "names 2 adapters"),
-    "slices": (LINEAR + "slices: []\n", "merge.yml:7: slices", "whole models with equal tensors only"),
-    "modules": (LINEAR + "modules: {}\n", "merge.yml:7: modules", "whole models with equal tensors only"),
-    "union tokenizer": (LINEAR + "tokenizer_source: union\n", "merge.yml:7", "whole models with equal tensors only"),
+    "slices beside models": (LINEAR + "slices: []\n", "merge.yml:7: slices", "both 'models' and 'slices' are there"),
+    "modules beside models": (LINEAR + "modules: {}\n", "merge.yml:7: modules", "give one of them"),
+    "union tokenizer": (LINEAR + "tokenizer_source: union\n", "merge.yml:7", "with one vocabulary only"),
     "base tokenizer without base": (LINEAR + "tokenizer_source: base\n", "merge.yml:7", "there is no base_model"),
-    "tokenizer": (LINEAR + "tokenizer: {source: base}\n", "merge.yml:7", "whole models with equal tensors only"),
+    "tokenizer": (LINEAR + "tokenizer: {source: base}\n", "merge.yml:7", "with one vocabulary only"),
     "chat template": (LINEAR + "chat_template: auto\n", "merge.yml:7", "is not supported"),
     "unknown dtype": (LINEAR + "dtype: bf16\n", "merge.yml:7: dtype", "did you mean 'bfloat16'?"),
     "unknown out_dtype": (LINEAR + "out_dtype: float8\n", "merge.yml:7: out_dtype", "known: float32, float16"),
     "negative seed": (LINEAR + "seed: -1\n", "merge.yml:7: seed", "at least 0, got -1"),
     "seed that is a flag": (LINEAR + "seed: true\n", "merge.yml:7: seed", "whole number"),
-    "several documents": (LINEAR + "---\n" + LINEAR, "merge.yml", "one merge per file"),
+    "several documents": (LINEAR + "---\n" + LINEAR, "merge.yml:1", "document 1 of 2 has no name"),
+    "an empty file": ("", "merge.yml", "there is no merge in this file"),
     "broken YAML": ("models: [", "merge.yml:", ""),
 }
 
@@ -337,7 +338,7 @@ def test_a_gradient_stays_between_its_ends_and_passes_through_each_of_its_points
     )
 
     def weight(place):
-        return config.at("w", 1, place).each("weight")[0]
+        return config.whole.at("w", 1, place).each("weight")[0]
 
     assert min(points) - 1e-9 <= weight(depth) <= max(points) + 1e-9
     last = max(1, len(points) - 1)

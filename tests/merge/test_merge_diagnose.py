@@ -196,7 +196,7 @@ def test_tensors_of_other_models_are_added_without_a_mix_up(tmp_path):
         name: stored(open_checkpoint(write_model(tmp_path / name, {"w": value}), name), files)["w"]
         for name, value in values.items()
     }
-    at = ties(tmp_path / "a", [tmp_path / "b"]).at("w", (6, 5))
+    at = ties(tmp_path / "a", [tmp_path / "b"]).whole.at("w", (6, 5))
 
     def target(*names):
         return Target("w", (6, 5), "F32", METHODS["linear"], at, tuple(sources[name] for name in names), None)
@@ -253,11 +253,11 @@ def test_every_method_can_be_diagnosed(method, tiny_models):
     config = example(method, tiny_models("gpt2"))
     found = diagnose(config)
     assert found["method"] == method
-    assert found["bases"] == ([config.base] if config.base else [])
-    assert found["models"] == [entry.model for entry in config.inputs]
+    assert found["bases"] == ([config.whole.base.model] if config.whole.base else [])
+    assert found["models"] == [entry.model for entry in config.whole.inputs]
     assert found["conclusions"]
-    assert len(found["total"]["lengths"]) == (len(config.inputs) if config.base else 0)
-    assert len(found["total"]["models"]) == math.comb(len(config.inputs) + (config.base is not None), 2)
+    assert len(found["total"]["lengths"]) == (len(config.whole.inputs) if config.whole.base else 0)
+    assert len(found["total"]["models"]) == math.comb(len(config.whole.inputs) + (config.whole.base is not None), 2)
     json.dumps(found, allow_nan=False)
 
 

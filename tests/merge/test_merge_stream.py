@@ -25,21 +25,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
-def test_transformers_loads_a_merge_and_generates_from_it(architecture, tiny_models, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    base, a, b = tiny_models(architecture)
-    config = config_for("ties", [a, b], base=base, parameters={"weight": 0.5, "density": 0.6})
-    merge(config, tmp_path / "out", shard_bytes=20_000)
-    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert model.dtype == torch.bfloat16
-    tokens = model.generate(torch.tensor([[1, 5, 7]]), max_new_tokens=4, min_new_tokens=4, do_sample=False)
-    assert tokens.shape == (1, 7)
-    assert torch.isfinite(model(tokens).logits).all()
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_blocks_threads_and_shards_change_no_byte(method, tiny_models, tmp_path, monkeypatch):
     config = example(method, tiny_models("gpt2"))

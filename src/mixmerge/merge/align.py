@@ -1,84 +1,81 @@
-"""Whether models can be merged tensor by tensor, found from their headers before anything is written.
+"""Whether tensors can be merged with each other, found from headers before anything is written.
 
-The one idea: no table of architectures. Tensors are matched by name and must have one shape everywhere; what is not
-merged (integers, float64, float8) is copied where all models hold the same bytes.
+The one idea: no table of architectures. Tensors that are combined must have one shape; what is not merged (integers,
+float64, float8) is copied where all models hold the same bytes.
 A tied lm_head is dropped where it only repeats the embedding, because loaders would drop it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mixmerge.errors import ModelError
-from mixmerge.merge.checkpoint import FLOATS, Checkpoint
+from mixmerge.merge.checkpoint import FLOATS, ITEM_BYTES, Checkpoint
+from mixmerge.merge.sources import Source
 
 _HEAD = "lm_head.weight"
 _STRETCH = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
-    """The tensors that are combined, those that are copied, and whether a repeated lm_head was left out."""
+class Model:
+    """An opened model and where each of its tensors is read from."""
 
-    merged: tuple[str, ...]
-    copied: tuple[str, ...]
-    tied: bool
+    checkpoint: Checkpoint
+    tensors: Mapping[str, Source]
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.name
 
 
-def agree(models: Sequence[Checkpoint]) -> Agreed:
-    """Check that all models hold the same tensors; the first gives the configuration.
-
-    Raises:
-        ModelError: a tensor that one model lacks or has in another shape, or that cannot be merged and differs.
-    """
+def require_one_kind(models: Sequence[Model]) -> None:
+    """Refuse models of different architectures."""
     first = models[0]
     for other in models[1:]:
-        kinds = [model.config.get("model_type") for model in (first, other)]
+        kinds = [model.checkpoint.config.get("model_type") for model in (first, other)]
         if kinds[0] != kinds[1]:
             raise ModelError(f"'{first.name}' is a {kinds[0]} model and '{other.name}' a {kinds[1]} model", do=_ALIKE)
-    tied = {name for name in {name for model in models for name in model.tensors} if _repeats_embedding(name, models)}
-    names = sorted({name for model in models for name in model.tensors} - tied)
-    merged: list[str] = []
-    copied: list[str] = []
-    for name in names:
-        _require_same_shape(name, models)
-        dtypes = {model.tensors[name].dtype for model in models}
-        if dtypes <= set(FLOATS):
-            (merged if first.tensors[name].size else copied).append(name)
-            continue
-        for other in models[1:]:
-            if len(dtypes) > 1 or not _same_bytes(first, name, other, name):
-                what = (
-                    f"tensor '{name}' ({', '.join(sorted(dtypes))}) differs between '{first.name}' and '{other.name}'"
-                )
-                do = "only float32, float16 and bfloat16 are merged; any other tensor must be the same in all models"
-                raise ModelError(what, do=do)
-        copied.append(name)
-    return Agreed(tuple(merged), tuple(copied), bool(tied))
 
 
-def _require_same_shape(name: str, models: Sequence[Checkpoint]) -> None:
-    owner = next(model for model in models if name in model.tensors)
-    for model in models:
-        if name not in model.tensors:
-            what = f"tensor '{name}' is in '{owner.name}' and not in '{model.name}'"
-            raise ModelError(what, do=_ALIKE)
-        ours, theirs = owner.tensors[name].shape, model.tensors[name].shape
-        if ours != theirs:
-            what = f"tensor '{name}' has shape {list(ours)} in '{owner.name}' and {list(theirs)} in '{model.name}'"
-            raise ModelError(what, do=_ALIKE)
+def agree(name: str, sources: Sequence[Source]) -> bool:
+    """Whether the sources of an output tensor are merged; False where all hold the same and one is copied.
+
+    Raises:
+        ModelError: shapes that differ, or a tensor that cannot be merged and differs.
+    """
+    first = sources[0]
+    for other in sources[1:]:
+        if first.shape != other.shape:
+            what = f"{_what(name, first)} has shape {list(first.shape)} in '{first.model}' and {list(other.shape)}"
+            raise ModelError(f"{what} in '{other.model}'{_renamed(name, other)}", do=_ALIKE)
+    dtypes = {source.dtype for source in sources}
+    if dtypes <= set(FLOATS):
+        return math.prod(first.shape) > 0
+    for other in sources[1:]:
+        if len(dtypes) > 1 or not _same_bytes(first, other):
+            what = f"tensor '{name}' ({', '.join(sorted(dtypes))}) differs between '{first.model}' and '{other.model}'"
+            do = "only float32, float16 and bfloat16 are merged; any other tensor must be the same in all models"
+            raise ModelError(what, do=do)
+    return False
 
 
-def _repeats_embedding(name: str, models: Sequence[Checkpoint]) -> bool:
-    """Whether this tensor is an lm_head that has to go: some models tie theirs, and the others' repeat the embedding."""
-    if not name.endswith(_HEAD):
-        return False
+def tied_heads(models: Sequence[Model]) -> set[str]:
+    """The lm_heads that have to go: some models tie theirs, and the others' repeat the embedding."""
+    names = {name for model in models for name in model.tensors if name.endswith(_HEAD)}
+    return {name for name in names if _repeats_embedding(name, models)}
+
+
+def _repeats_embedding(name: str, models: Sequence[Model]) -> bool:
     lacking = next((model for model in models if name not in model.tensors), None)
-    if lacking is None and says_tied(models[0]) is not True:
+    if lacking is None and says_tied(models[0].checkpoint) is not True:
         return False
     for model in models:
-        if name in model.tensors and (says_tied(model) is False or not _has_twin(name, model)):
+        if name in model.tensors and (says_tied(model.checkpoint) is False or not _has_twin(name, model)):
             whose = f"'{(lacking or models[0]).name}' ties its output layer to its embedding"
             what = f"{whose}, and '{model.name}' has a '{name}' of its own"
             raise ModelError(what, do="merge models that agree on tie_word_embeddings")
@@ -87,24 +84,40 @@ def _repeats_embedding(name: str, models: Sequence[Checkpoint]) -> bool:
 
 def says_tied(model: Checkpoint) -> bool | None:
     """What config.json says on tied embeddings; None where it is silent."""
-    text = model.config.get("text_config")
+    config = model.config
+    text = config.get("text_config")
     inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
-    said = model.config.get("tie_word_embeddings", inner)
+    said = config.get("tie_word_embeddings", inner)
     return None if said is None else bool(said)
 
 
-def _has_twin(name: str, model: Checkpoint) -> bool:
-    shape = model.tensors[name].shape
-    twins = [other for other, tensor in model.tensors.items() if other != name and tensor.shape == shape]
-    return any(_same_bytes(model, name, model, twin) for twin in twins)
+def _has_twin(name: str, model: Model) -> bool:
+    head = model.tensors[name]
+    return any(
+        _same_bytes(head, twin) for other, twin in model.tensors.items() if other != name and twin.shape == head.shape
+    )
 
 
-def _same_bytes(a: Checkpoint, name_a: str, b: Checkpoint, name_b: str) -> bool:
-    if a.tensors[name_a].dtype != b.tensors[name_b].dtype:
+def _same_bytes(a: Source, b: Source) -> bool:
+    if a.dtype != b.dtype:
         return False
-    size = a.tensors[name_a].size
-    stretches = ((start, min(_STRETCH, size - start)) for start in range(0, size, _STRETCH))
-    return all(a.read_bytes(name_a, *stretch) == b.read_bytes(name_b, *stretch) for stretch in stretches)
+    size, item = math.prod(a.shape), ITEM_BYTES[a.dtype]
+    pieces = [np.empty(min(size, _STRETCH) * item, np.uint8) for _ in range(2)]
+    for start in range(0, size, _STRETCH):
+        ours, theirs = (piece[: min(_STRETCH, size - start) * item] for piece in pieces)
+        a.read(start, ours)
+        b.read(start, theirs)
+        if not np.array_equal(ours, theirs):
+            return False
+    return True
+
+
+def _what(name: str, source: Source) -> str:
+    return f"tensor '{name}'{_renamed(name, source)}"
+
+
+def _renamed(name: str, source: Source) -> str:
+    return "" if source.name == name else f" (there '{source.name}')"
 
 
 _ALIKE = "only models with equal tensors can be merged: fine-tunes of one base, with one vocabulary"

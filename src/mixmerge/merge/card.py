@@ -18,17 +18,19 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
 def to_yaml(config: MergeConfig) -> str:
-    """The configuration as mergekit's YAML."""
+    """The configuration as mergekit's YAML, after those of the merges that feed it."""
     text = io.StringIO()
     writer = YAML()
     writer.width = 4096  # never fold a long path
-    writer.dump(config.to_mergekit(), text)
+    writer.dump_all([merge.to_mergekit() for merge in (*config.earlier, config)], text)
     return text.getvalue()
 
 
 def model_card(config: MergeConfig, measured: Mapping[str, Any]) -> str:
     """README.md in the Hub's format: models, method, parameters, measured shares, exact YAML."""
-    models = dict.fromkeys([*([config.base_model] if config.base_model else []), *(e.model for e in config.models)])
+    made = {merge.name for merge in config.earlier}
+    models = [name for merge in (config, *config.earlier) for name in merge.references if name not in made]
+    models = list(dict.fromkeys(models))
     # the Hub links what stands here, so a local folder must not
     hub_ids = [name.partition("@")[0] for name in models if _HUB_ID.fullmatch(name)]
     front: dict[str, Any] = {"base_model": hub_ids} if hub_ids else {}

@@ -2,11 +2,12 @@
 
 The one idea: the methods' declarative specs say which parameters exist, where they may stand and what values they take;
 so a misspelt, misplaced or impossible one is refused with its line, where mergekit would merge something else.
-Ours beyond mergekit: `seed` at the top level. This version merges whole models with equal tensors only.
+Ours beyond mergekit: `seed` at the top level.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,15 +15,20 @@ from typing import Any, NoReturn
 
 from mixmerge.errors import ModelError, RecipeError, did_you_mean
 from mixmerge.merge.adapters import split_reference
+from mixmerge.merge.chain import chained
 from mixmerge.merge.methods import METHODS, Parameter
-from mixmerge.merge.settings import DTYPES, NO_EFFECT, Entry, Filtered, MergeConfig, Number, Value, sum_to_zero
+from mixmerge.merge.settings import DTYPES, NO_EFFECT, Combination, Entry, MergeConfig, Module, Slice
+from mixmerge.merge.values import Filtered, Number, Value, sum_to_zero
 from mixmerge.yaml import KeyPath, Marks, read_yaml_documents
 
 __all__ = ["MergeConfig", "load_config", "parse_config"]
 
+_NAME = re.compile(r"\w[\w.-]{0,99}")
+_FORMS = ("models", "slices", "modules")
 _KEYS = (
+    "name",
     "merge_method",
-    "models",
+    *_FORMS,
     "base_model",
     "parameters",
     "dtype",
@@ -30,30 +36,20 @@ _KEYS = (
     "tokenizer_source",
     "seed",
 )
-_WHOLE = "this version merges whole models with equal tensors only"
+_ONE_VOCABULARY = "this version merges models with one vocabulary only"
 _UNSUPPORTED = {
-    "slices": f"{_WHOLE}: list them under 'models', and give a gradient or a filter where layers differ",
-    "modules": f"{_WHOLE}: list them under 'models'",
-    "tokenizer": f"{_WHOLE}, so the tokenizer is always the base's (else the first model's): remove it",
+    "tokenizer": f"{_ONE_VOCABULARY}, so the tokenizer is always the base's (else the first model's): remove it",
     "chat_template": "the chat template is always the base's (else the first model's): remove it",
-    "name": "this version runs one merge per file: remove it",
 }
 
 
 def load_config(path: Path) -> MergeConfig:
-    """Read a merge configuration from a YAML file.
+    """Read a merge configuration from a YAML file; of several documents the last is the output.
 
     Raises:
-        RecipeError: unreadable or broken YAML, or anything `parse_config` refuses, with `file:line`.
+        RecipeError: unreadable or broken YAML, or anything `parse_config` and `chained` refuse, with `file:line`.
     """
-    documents = list(read_yaml_documents(path))
-    if len(documents) != 1:
-        raise RecipeError(
-            f"the file holds {len(documents)} YAML documents, and this version runs one merge per file",
-            where=str(path),
-            do="write each into its own file; a later one can name an earlier one's output folder as its model",
-        )
-    return parse_config(*documents[0])
+    return chained([parse_config(*document) for document in read_yaml_documents(path)], str(path))
 
 
 def parse_config(mapping: Mapping[str, Any], marks: Marks | None = None) -> MergeConfig:
@@ -82,15 +78,19 @@ class _Parser:
         if method is None:
             self.refuse("'merge_method' is missing", do=f"known: {', '.join(METHODS)}")
         base = None if raw.get("base_model") is None else self.reference(raw["base_model"], "base_model")
+        form = self.form(raw, _FORMS)
         config = MergeConfig(
             merge_method=method,
-            models=self.models(raw.get("models"), method, base),
+            models=self.models(raw["models"], method, base, "models") if form == "models" else (),
+            slices=self.slices(raw["slices"], method, base, "slices") if form == "slices" else (),
+            modules=self.modules(raw["modules"], method, base) if form == "modules" else {},
             base_model=base,
             parameters=self.parameters(raw.get("parameters"), method, "top", "parameters"),
             dtype=self.text(raw, "dtype", DTYPES),
             out_dtype=self.text(raw, "out_dtype", DTYPES),
             tokenizer_source=self.tokenizer_source(raw, base),
             seed=self.seed(raw.get("seed", 0)),
+            name=self.name(raw.get("name")),
             marks=self.marks,
         )
         self.check(config)
@@ -112,7 +112,7 @@ class _Parser:
         if value is None:
             return None
         if value != "base":
-            do = f"{_WHOLE}: write base, or remove it"
+            do = f"{_ONE_VOCABULARY}: write base, or remove it"
             self.refuse(f"tokenizer_source '{value}' is not supported", "tokenizer_source", do=do)
         if base is None:
             do = "name the base, or remove tokenizer_source (the first model's tokenizer is then kept)"
@@ -133,32 +133,124 @@ class _Parser:
             self.refuse(error.what, *path, do=error.do)
         return value
 
-    def models(self, raw: Any, method: str, base: str | None) -> tuple[Entry, ...]:
+    def name(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            self.refuse(f"a name is a word that later merges use for this one's result, got {value!r}", "name")
+        return value
+
+    def form(self, raw: Mapping[str, Any], forms: Iterable[str], *path: str | int) -> str:
+        """The one form that is given."""
+        given = [form for form in forms if raw.get(form) is not None]
+        if len(given) > 1:
+            do = "give one of them: each says on its own what is merged"
+            self.refuse(f"both '{given[0]}' and '{given[1]}' are there", *path, given[1], do=do)
+        if not given:
+            others = " or ".join(f"'{form}'" for form in forms if form != "models")
+            place = (*path, "models") if "models" in raw else path
+            self.refuse(f"'models' must be a list of {{model, parameters}}, unless {others} is given", *place)
+        return given[0]
+
+    def modules(self, raw: Any, method: str, base: str | None) -> dict[str, Module]:
+        if not isinstance(raw, dict) or not raw:
+            self.refuse("'modules' must be a mapping of a module's name to its {slices, parameters}", "modules")
+        modules = {}
+        for name, item in raw.items():
+            path = ("modules", name)
+            if not isinstance(item, dict):
+                self.refuse("a module must be {slices, parameters} or {models, parameters}", *path)
+            self.known(item, ("models", "slices", "parameters"), method, *path)
+            form = self.form(item, ("models", "slices"), *path)
+            modules[name] = Module(
+                self.models(item["models"], method, base, *path, "models") if form == "models" else (),
+                self.slices(item["slices"], method, base, *path, "slices") if form == "slices" else (),
+                self.parameters(item.get("parameters"), method, "part", *path, "parameters"),
+            )
+        return modules
+
+    def slices(self, raw: Any, method: str, base: str | None, *path: str | int) -> tuple[Slice, ...]:
         if not isinstance(raw, list) or not raw:
-            place = () if raw is None else ("models",)
-            self.refuse("'models' must be a list of {model, parameters}", *place)
+            self.refuse("'slices' must be a list of {sources, parameters}", *path)
+        slices = []
+        for i, item in enumerate(raw):
+            if not isinstance(item, dict) or "sources" not in item:
+                self.refuse("each slice must be {sources, parameters}", *path, i)
+            self.known(item, ("sources", "parameters", "base_model"), method, *path, i)
+            own = item.get("base_model")
+            if own is not None:
+                own = self.reference(own, *path, i, "base_model")
+                if METHODS[method].base == "none":
+                    do = "remove it, or list it as a source with the layers and the weight that it should have"
+                    self.refuse(f"{method} takes no base, so this does nothing", *path, i, "base_model", do=do)
+            sources = self.sources(item["sources"], method, own or base, *path, i, "sources")
+            parameters = self.parameters(item.get("parameters"), method, "part", *path, i, "parameters")
+            slices.append(Slice(sources, parameters, own))
+        return tuple(slices)
+
+    def sources(self, raw: Any, method: str, base: str | None, *path: str | int) -> tuple[Entry, ...]:
+        """The sources of one slice: as many layers of each, the base apart among them."""
+        if not isinstance(raw, list) or not raw:
+            self.refuse("'sources' must be a list of {model, layer_range, parameters}", *path)
+        base = None if METHODS[method].base == "none" else base
+        entries: list[Entry] = []
+        for i, item in enumerate(raw):
+            if not isinstance(item, dict) or "model" not in item or "layer_range" not in item:
+                self.refuse("each source must be {model, layer_range, parameters}", *path, i)
+            self.known(item, ("model", "layer_range", "parameters"), method, *path, i)
+            model = self.reference(item["model"], *path, i, "model")
+            layers = self.layers(item["layer_range"], *path, i, "layer_range")
+            for entry in entries:
+                if entry.model == model and (entry.layers == layers or model == base):
+                    what = "the base is" if model == base else "these layers are"
+                    self.refuse(f"{what} listed twice in this slice: '{model}'", *path, i, do="list it once")
+                if _count(entry.layers) != _count(layers):
+                    what = f"{_count(layers)} layers of '{model}' and {_count(entry.layers)} of '{entry.model}'"
+                    do = "give every source of a slice as many layers"
+                    self.refuse(f"{what} cannot be combined layer by layer", *path, i, "layer_range", do=do)
+            level = "base" if model == base else "model"
+            own = self.parameters(item.get("parameters"), method, level, *path, i, "parameters")
+            entries.append(Entry(model, own, layers))
+        if base is not None and all(entry.model != base for entry in entries):
+            if len({entry.layers for entry in entries}) > 1:
+                do = f"list it as a source with its layer_range: {{model: {base}, layer_range: [.., ..]}}"
+                self.refuse(f"the sources take different layers: which ones of the base '{base}'?", *path, do=do)
+            entries.append(Entry(base, {}, entries[0].layers))
+        return tuple(entries)
+
+    def layers(self, raw: Any, *path: str | int) -> tuple[int, int]:
+        if not isinstance(raw, list) or len(raw) != 2 or any(type(end) is not int or end < 0 for end in raw):
+            what = f"layer_range is [first layer, layer after the last], counted from 0, got {raw!r}"
+            self.refuse(what, *path)
+        first, end = raw
+        if first >= end:
+            do = f"did you mean [{end}, {first}]?" if first > end else f"did you mean [{first}, {end + 1}]?"
+            self.refuse(f"layer_range {raw} holds no layer", *path, do=do)
+        return first, end
+
+    def known(self, raw: Mapping[str, Any], keys: tuple[str, ...], method: str, *path: str | int) -> None:
+        for key in raw:
+            if key not in keys:
+                misplaced = key in METHODS[method].parameters
+                place = ".".join(str(part) for part in (*path, "parameters"))
+                do = f"write it under {place}" if misplaced else did_you_mean(str(key), keys)
+                self.refuse(f"unknown key '{key}'", *path, key, do=do)
+
+    def models(self, raw: Any, method: str, base: str | None, *path: str | int) -> tuple[Entry, ...]:
+        if not isinstance(raw, list) or not raw:
+            self.refuse("'models' must be a list of {model, parameters}", *path)
         entries: list[Entry] = []
         for i, item in enumerate(raw):
             if not isinstance(item, dict) or "model" not in item:
-                self.refuse("each entry must be {model, parameters}", "models", i)
-            for key in item:
-                if key not in ("model", "parameters"):
-                    self.refuse(f"unknown key '{key}'", "models", i, key, do=self.advice(key, method, i))
-            model = self.reference(item["model"], "models", i, "model")
+                self.refuse("each entry must be {model, parameters}", *path, i)
+            self.known(item, ("model", "parameters"), method, *path, i)
+            model = self.reference(item["model"], *path, i, "model")
             if any(entry.model == model for entry in entries):
-                self.refuse(
-                    f"'{model}' is listed twice", "models", i, do="list it once, with the weight it should have"
-                )
+                self.refuse(f"'{model}' is listed twice", *path, i, do="list it once, with the weight it should have")
             level = "base" if METHODS[method].base != "none" and model == base else "model"
-            entries.append(
-                Entry(model, self.parameters(item.get("parameters"), method, level, "models", i, "parameters"))
-            )
+            own = self.parameters(item.get("parameters"), method, level, *path, i, "parameters")
+            entries.append(Entry(model, own))
         return tuple(entries)
-
-    def advice(self, key: str, method: str, index: int) -> str:
-        if key in METHODS[method].parameters:
-            return f"write it under models.{index}.parameters"
-        return did_you_mean(str(key), ("model", "parameters"))
 
     def parameters(self, raw: Any, method: str, level: str, *path: str | int) -> dict[str, Value]:
         if raw is None:
@@ -172,9 +264,9 @@ class _Parser:
                 others = [other for other, spec in METHODS.items() if name in spec.parameters]
                 hint = f" (it is a parameter of {', '.join(others)})" if others else ""
                 self.refuse(f"{method} has no parameter '{name}'{hint}", *here, do=did_you_mean(str(name), known))
-            if level != "top" and known[name].scope == "shared":
-                do = "move it to the top-level parameters"
-                self.refuse(f"'{name}' holds for the whole merge and does nothing under a model", *here, do=do)
+            if level in ("model", "base") and known[name].scope == "shared":
+                do = "move it to the parameters of the slice, or of the top level" if "sources" in path else _TO_TOP
+                self.refuse(f"'{name}' holds for all models together and does nothing under one", *here, do=do)
             if level == "base":
                 do = "remove it; the base has no task vector of its own"
                 self.refuse(f"'{name}' does nothing under the base model", *here, do=do)
@@ -217,29 +309,48 @@ class _Parser:
 
     def check(self, config: MergeConfig) -> None:
         """What only shows when the parts are together: base, number of models, required parameters, weights."""
-        name, method = config.merge_method, config.method
-        if method.base == "required" and config.base_model is None:
+        for part in config.combinations:
+            self.check_models(part, config.merge_method)
+            self.check_parameters(part, config.merge_method)
+
+    def check_models(self, part: Combination, name: str) -> None:
+        if part.method.base == "required" and part.base is None:
             self.refuse(f"{name} needs a 'base_model'", "merge_method", do="name the model that all others came from")
-        fewest, most = method.inputs
-        if not fewest <= len(config.inputs) <= (most or len(config.inputs)):
+        fewest, most = part.method.inputs
+        if not fewest <= len(part.inputs) <= (most or len(part.inputs)):
             wanted = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
-            besides = " besides the base" if config.base is not None else ""
-            self.refuse(f"{name} merges {wanted} model(s){besides}, got {len(config.inputs)}", "models")
-        for parameter, spec in method.parameters.items():
-            if spec.default is not None or parameter in config.parameters:
+            besides = " besides the base" if part.base is not None else ""
+            self.refuse(f"{name} merges {wanted} model(s){besides}, got {len(part.inputs)}", *part.path)
+
+    def check_parameters(self, part: Combination, name: str) -> None:
+        for parameter, spec in part.method.parameters.items():
+            if spec.default is not None or part.level_with(parameter) is not None:
                 continue
             if spec.scope == "shared":
                 self.refuse(f"{name} needs '{parameter}'", "merge_method", do=f"set parameters.{parameter}")
-            for entry in config.inputs:
+            for entry in part.inputs:
                 if parameter not in entry.parameters:
-                    where: KeyPath = ("base_model",)
-                    if entry in config.models:
-                        where = ("models", config.models.index(entry))
                     do = f"set parameters.{parameter} there or at the top level"
-                    self.refuse(f"{name} needs '{parameter}' for model '{entry.model}'", *where, do=do)
-        normalize = method.parameters.get("normalize")
-        if normalize is not None and config.parameters.get("normalize", normalize.default) is True:
-            weights = [entry.parameters.get("weight", config.parameters.get("weight", 0)) for entry in config.inputs]
+                    self.refuse(f"{name} needs '{parameter}' for model '{entry.model}'", *_place(part, entry), do=do)
+        normalize = part.method.parameters.get("normalize")
+        if normalize is not None and (part.level_with("normalize") or {}).get("normalize", normalize.default) is True:
+            weights = [(part.level_with("weight", entry) or {}).get("weight", 0) for entry in part.inputs]
             constant = [weight for weight in weights if not isinstance(weight, tuple)]
             if len(constant) == len(weights) and sum_to_zero(constant):
-                raise config.zero_weights("everywhere")
+                raise part.zero_weights("everywhere")
+
+
+def _place(part: Combination, entry: Entry) -> KeyPath:
+    """Where an input stands in the YAML."""
+    config = part.config
+    if part.path == ("models",):
+        return ("models", config.models.index(entry)) if entry in config.models else ("base_model",)
+    return (*part.path, "sources", part.entries.index(entry)) if "slices" in part.path else part.path
+
+
+def _count(layers: tuple[int, int] | None) -> int:
+    first, end = layers or (0, 0)
+    return end - first
+
+
+_TO_TOP = "move it to the top-level parameters"

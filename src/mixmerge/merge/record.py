@@ -29,6 +29,7 @@ def make_record(config: MergeConfig, models: Sequence[Checkpoint], measured: Map
         "mixmerge": version("mixmerge"),
         "relative_to": str(config.folder.absolute()),
         "config": config.to_mergekit(),
+        "earlier": [merge.name for merge in config.earlier],
         "seed": config.seed,
         "inputs": {model.name: fingerprint(model) for model in models},
         "measured": dict(measured),

@@ -1,13 +1,12 @@
-"""A merge configuration as values: models, parameters, and what each parameter is at a given tensor.
+"""A merge configuration as values: which models, or layers of them, are combined, and with which parameters.
 
-The one idea: a value is a scalar, a gradient over the layers or a list of {filter, value}, and is resolved per tensor in
-the order per model, top level, the method's default. Layers are known from the tensors' names, so no architecture is.
+The one idea: whatever the YAML's form (models, slices, modules), it comes down to combinations: inputs, a base that may
+stand apart, and the levels where a parameter is looked up, nearest first: per model, slice, module, top, the default.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,50 +14,67 @@ from typing import Any
 from mixmerge.errors import RecipeError
 from mixmerge.merge.block import At
 from mixmerge.merge.methods import METHODS, Method, Parameter
-from mixmerge.yaml import Marks
+from mixmerge.merge.values import Parameters, Value, as_yaml, resolve, sum_to_zero
+from mixmerge.yaml import KeyPath, Marks
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 # It chose the type of mergekit's sign masks. We keep no such masks, so it changes no number; we accept it and say so.
 NO_EFFECT = {"int8_mask": Parameter("shared", default=False)}
 
-Number = int | float
-
-
-@dataclass(frozen=True, slots=True)
-class Filtered:
-    """A value for the tensors whose name contains `filter` (None or "*": for every tensor)."""
-
-    filter: str | None
-    value: Number | bool | tuple[Number, ...]
-
-    def matches(self, tensor: str) -> bool:
-        return self.filter in (None, "*") or str(self.filter) in tensor
-
-
-Value = Number | bool | tuple[Number, ...] | tuple[Filtered, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the merge as the user wrote it, and its own parameters."""
+    """A model as the user wrote it, its own parameters, and its layers first, .. end - 1 (None: all it has)."""
 
     model: str
-    parameters: Mapping[str, Value] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some layers of the output: as many as each source gives, and one after the other's."""
+
+    sources: tuple[Entry, ...]
+    parameters: Parameters = field(default_factory=dict)
+    base_model: str | None = None
+
+    @property
+    def layers(self) -> int:
+        first, end = self.sources[0].layers or (0, 0)
+        return end - first
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A part of the output with layers of its own: whole, or put together from slices."""
+
+    models: tuple[Entry, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    parameters: Parameters = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class MergeConfig:
-    """A checked merge configuration; `marks` knows where each key stands in its file."""
+    """A checked merge configuration; `marks` knows where each key stands in its file.
+
+    One of `models`, `slices` and `modules` is given. `earlier` are the named merges of the same file that have to run
+    first, in order; where a model has the name of one, its result is meant.
+    """
 
     merge_method: str
-    models: tuple[Entry, ...]
+    models: tuple[Entry, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    modules: Mapping[str, Module] = field(default_factory=dict)
     base_model: str | None = None
-    parameters: Mapping[str, Value] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer_source: str | None = None
     seed: int = 0
+    name: str | None = None
+    earlier: tuple[MergeConfig, ...] = ()
     marks: Marks | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -66,23 +82,43 @@ class MergeConfig:
         return METHODS[self.merge_method]
 
     @property
-    def base(self) -> str | None:
-        """The base that stands apart from the inputs, for methods that take task vectors from it."""
-        return None if self.method.base == "none" else self.base_model
+    def whole(self) -> Combination:
+        """The one combination of a merge of whole models."""
+        assert self.models
+        return _whole(self, self.models, (self.parameters,), ("models",))
 
     @property
-    def inputs(self) -> tuple[Entry, ...]:
-        """What is combined: the listed models without the base apart; else with the base, last if it is not listed."""
-        if self.base is not None:
-            return tuple(entry for entry in self.models if entry.model != self.base)
-        if self.base_model is None or any(entry.model == self.base_model for entry in self.models):
-            return self.models
-        return (*self.models, Entry(self.base_model))
+    def stack(self) -> tuple[Combination, ...]:
+        """The slices at the top, in the order of the output's layers."""
+        return _sliced(self, self.slices, (self.parameters,), ())
+
+    def module(self, name: str) -> tuple[Combination, ...]:
+        """A module's slices in the order of its layers, or the one combination that it is as a whole."""
+        module, path = self.modules[name], ("modules", name)
+        levels = (module.parameters, self.parameters)
+        if module.models:
+            return (_whole(self, module.models, levels, (*path, "models")),)
+        return _sliced(self, module.slices, levels, path)
+
+    @property
+    def combinations(self) -> Iterator[Combination]:
+        """All of them, in the order of the file."""
+        if self.models:
+            yield self.whole
+        yield from self.stack
+        for name in self.modules:
+            yield from self.module(name)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every model that is read, each once: the donor first."""
+        read = (entry.model for part in self.combinations for entry in part.read)
+        return tuple(dict.fromkeys([self.donor, *read]))
 
     @property
     def donor(self) -> str:
-        """The model that config, generation config and tokenizer come from."""
-        return self.base_model or self.models[0].model
+        """The model that config, generation config and tokenizer come from: the base, else the first listed."""
+        return self.base_model or next(self.combinations).entries[0].model
 
     @property
     def stored_dtype(self) -> str | None:
@@ -98,99 +134,127 @@ class MergeConfig:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about this configuration beyond what it says."""
-        ignored = [name for name in NO_EFFECT if name in self.parameters]
-        return tuple(f"{name} has no numeric effect here: it is accepted and ignored" for name in ignored)
+        given = {name for part in self.combinations for level in part.levels for name in level}
+        notes = [
+            f"{name} has no numeric effect here: it is accepted and ignored" for name in NO_EFFECT if name in given
+        ]
+        inputs = {entry.model for part in self.combinations for entry in part.read}
+        if self.base_model is not None and self.base_model not in inputs:
+            notes.append(f"{self.base_model} gives configuration and tokenizer only: no slice lists it as a source")
+        return tuple(notes)
 
     def where(self, *path: str | int) -> str:
         return (self.marks or Marks("merge configuration")).where(path)
 
-    def at(self, tensor: str, shape: tuple[int, ...], depth: float = 0.0) -> At:
-        """Every parameter's value at a tensor; `depth` is the position of its layer, 0 (first) to 1 (last).
+    def to_mergekit(self) -> dict[str, Any]:
+        """The configuration as mergekit's YAML would be read; `parse_config` gives it back (without `earlier`)."""
+        out: dict[str, Any] = {"name": self.name} if self.name is not None else {}
+        out |= {"merge_method": self.merge_method, **_parts(self.models, self.slices)}
+        if self.modules:
+            out["modules"] = {
+                name: _parts(module.models, module.slices) | _own(module.parameters)
+                for name, module in self.modules.items()
+            }
+        for key in ("base_model", "dtype", "out_dtype", "tokenizer_source", "seed"):
+            if value := getattr(self, key):
+                out[key] = value
+        return out | _own(self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """Models that are combined with each other: all of them in a merge of whole models, the sources of one slice.
+
+    `levels`: the parameters that hold here beside a model's own, nearest first. `path`: where it stands in the YAML.
+    """
+
+    config: MergeConfig
+    entries: tuple[Entry, ...]
+    base_model: str | None
+    levels: tuple[Parameters, ...]
+    path: KeyPath
+
+    @property
+    def method(self) -> Method:
+        return self.config.method
+
+    @property
+    def base(self) -> Entry | None:
+        """The base that stands apart from the inputs, for methods that take task vectors from it."""
+        if self.method.base == "none" or self.base_model is None:
+            return None
+        return next((entry for entry in self.entries if entry.model == self.base_model), Entry(self.base_model))
+
+    @property
+    def inputs(self) -> tuple[Entry, ...]:
+        """What is combined: what is listed, without the base apart."""
+        base = self.base
+        return self.entries if base is None else tuple(entry for entry in self.entries if entry.model != base.model)
+
+    @property
+    def read(self) -> tuple[Entry, ...]:
+        """The inputs, after the base apart."""
+        return self.inputs if self.base is None else (self.base, *self.inputs)
+
+    def level_with(self, name: str, entry: Entry | None = None) -> Parameters | None:
+        """The nearest level that gives a parameter, of this input or of all."""
+        levels = self.levels if entry is None else (entry.parameters, *self.levels)
+        return next((level for level in levels if name in level), None)
+
+    def at(self, tensor: str, shape: tuple[int, ...], depth: float = 0.0, names: Sequence[str] | None = None) -> At:
+        """Every parameter's value at an output tensor; `depth` is the position of its layer, 0 (first) to 1 (last).
+
+        `names` are the tensor's names in the inputs (default: as in the output), which filters of their own see.
 
         Raises:
             RecipeError: a required parameter has no value here, the weights cannot be normalised, or epsilon is too wide.
         """
         shared: dict[str, float] = {}
         per_input: list[dict[str, float]] = [{} for _ in self.inputs]
+        inputs = list(zip(self.inputs, names or [tensor] * len(per_input), per_input, strict=True))
         for name, parameter in self.method.parameters.items():
             if parameter.scope == "shared":
                 shared[name] = self._value(name, tensor, depth, None)
                 continue
-            for entry, values in zip(self.inputs, per_input, strict=True):
-                values[name] = self._value(name, tensor, depth, entry)
-        at = At(tensor, shape, self.seed, shared, tuple(per_input), has_base=self.base is not None)
+            for entry, own, values in inputs:
+                values[name] = self._value(name, own, depth, entry)
+        has_base = self.base is not None
+        at = At(tensor, shape, self.config.seed, shared, tuple(per_input), has_base=has_base)
         # all weights 0 with a base apart is a wish that has a meaning: this tensor stays the base's
         normalizes = shared.get("normalize") or shared.get("normalize_weights")
-        if normalizes and sum_to_zero(at.each("weight")) and (self.base is None or any(at.each("weight"))):
+        if normalizes and sum_to_zero(at.each("weight")) and (not has_base or any(at.each("weight"))):
             raise self.zero_weights(f"at tensor '{tensor}'")
         for entry, values in zip(self.inputs, per_input, strict=True):
             if "epsilon" in values and not _spreads(values["density"], values["epsilon"]):
                 raise RecipeError(
                     f"density {values['density']:g} with epsilon {values['epsilon']:g} for model '{entry.model}' gives "
                     f"probabilities outside 0 to 1 at tensor '{tensor}'",
-                    where=self.where("models"),
+                    where=self.config.where(*self.path),
                     do="keep density - epsilon above 0 and density + epsilon below 1",
                 )
         return at
 
-    def to_mergekit(self) -> dict[str, Any]:
-        """The configuration as mergekit's YAML would be read; `parse_config` gives this configuration back."""
-        models = []
-        for entry in self.models:
-            own = {"parameters": _plain(entry.parameters)} if entry.parameters else {}
-            models.append({"model": entry.model, **own})
-        out: dict[str, Any] = {"merge_method": self.merge_method, "models": models}
-        for key in ("base_model", "dtype", "out_dtype", "tokenizer_source", "seed"):
-            if value := getattr(self, key):
-                out[key] = value
-        if self.parameters:
-            out["parameters"] = _plain(self.parameters)
-        return out
+    def zero_weights(self, place: str) -> RecipeError:
+        return RecipeError(
+            f"the weights sum to 0 {place}, so they cannot be normalised",
+            where=self.config.where(*self.path),
+            do="change the weights, or set normalize: false",
+        )
 
     def _value(self, name: str, tensor: str, depth: float, entry: Entry | None) -> float:
-        for level in (self.parameters,) if entry is None else (entry.parameters, self.parameters):
-            if name in level and (found := _resolve(level[name], tensor, depth)) is not None:
+        for level in self.levels if entry is None else (entry.parameters, *self.levels):
+            if name in level and (found := resolve(level[name], tensor, depth)) is not None:
                 return found
         default = self.method.parameters[name].default
         if default is None:
             who = "" if entry is None else f" for model '{entry.model}'"
+            path = ("parameters",) if entry is None and self.path == ("models",) else self.path
             raise RecipeError(
-                f"{self.merge_method} needs '{name}', and no value of it covers tensor '{tensor}'{who}",
-                where=self.where("parameters" if entry is None else "models"),
+                f"{self.config.merge_method} needs '{name}', and no value of it covers tensor '{tensor}'{who}",
+                where=self.config.where(*path),
                 do="end its list with an entry without a filter, which covers the rest",
             )
         return default
-
-    def zero_weights(self, place: str) -> RecipeError:
-        return RecipeError(
-            f"the weights sum to 0 {place}, so they cannot be normalised",
-            where=self.where("models"),
-            do="change the weights, or set normalize: false",
-        )
-
-
-def layer_depths(tensors: Iterable[str]) -> dict[str, float]:
-    """The position of each tensor's layer, idx / (L - 1), 0 outside of layers: known from the names alone.
-
-    A layer's index is the first number in the dotted name, and L counts what shares the part before it.
-
-    >>> layer_depths(["embed.weight", "h.0.mlp.weight", "h.1.mlp.weight", "h.2.mlp.weight"])
-    {'embed.weight': 0.0, 'h.0.mlp.weight': 0.0, 'h.1.mlp.weight': 0.5, 'h.2.mlp.weight': 1.0}
-    """
-    places: dict[str, tuple[str, int]] = {}
-    last: dict[str, int] = {}
-    for name in tensors:
-        parts = name.split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-        stack, index = ("", 0) if number is None else (".".join(parts[:number]), int(parts[number]))
-        places[name] = stack, index
-        last[stack] = max(last.get(stack, 0), index)
-    return {name: index / last[stack] if last[stack] else 0.0 for name, (stack, index) in places.items()}
-
-
-def sum_to_zero(weights: Sequence[float]) -> bool:
-    """Whether weights cannot be normalised; 0.1 + 0.2 - 0.3 is 0 to whoever wrote it."""
-    return abs(math.fsum(weights)) <= 1e-12 * math.fsum(map(abs, weights))
 
 
 def _spreads(density: float, epsilon: float) -> bool:
@@ -198,27 +262,39 @@ def _spreads(density: float, epsilon: float) -> bool:
     return density in (0.0, 1.0) or 0.0 < density - epsilon <= density + epsilon < 1.0
 
 
-def _resolve(value: Value, tensor: str, depth: float) -> float | None:
-    """The value at a tensor: of filtered values the first that matches, of a gradient its value at `depth`."""
-    if not isinstance(value, tuple):
-        return value
-    if isinstance(value[0], Filtered):
-        match = next((item for item in value if isinstance(item, Filtered) and item.matches(tensor)), None)
-        return None if match is None else _resolve(match.value, tensor, depth)
-    points = [float(point) for point in value if not isinstance(point, Filtered)]
-    place = depth * (len(points) - 1)
-    low = min(int(place), len(points) - 1)
-    high = min(low + 1, len(points) - 1)
-    return points[low] + (place - low) * (points[high] - points[low])
+def _whole(
+    config: MergeConfig, models: tuple[Entry, ...], levels: tuple[Parameters, ...], path: KeyPath
+) -> Combination:
+    """Whole models; a base that is an input like the others comes last where it is not listed."""
+    base = config.base_model
+    if config.method.base == "none" and base is not None and all(entry.model != base for entry in models):
+        models = (*models, Entry(base))
+    return Combination(config, models, base, levels, path)
 
 
-def _plain(parameters: Mapping[str, Value]) -> dict[str, Any]:
-    """Parameters as YAML would give them: lists and mappings."""
+def _sliced(
+    config: MergeConfig, slices: tuple[Slice, ...], levels: tuple[Parameters, ...], path: KeyPath
+) -> tuple[Combination, ...]:
+    return tuple(
+        Combination(config, s.sources, s.base_model or config.base_model, (s.parameters, *levels), (*path, "slices", i))
+        for i, s in enumerate(slices)
+    )
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Filtered):
-            name = {} if value.filter is None else {"filter": value.filter}
-            return {**name, "value": plain(value.value)}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-    return {name: plain(value) for name, value in parameters.items()}
+def _parts(models: tuple[Entry, ...], slices: tuple[Slice, ...]) -> dict[str, Any]:
+    if models:
+        return {"models": [{"model": entry.model, **_own(entry.parameters)} for entry in models]}
+    return {"slices": [_slice(one) for one in slices]} if slices else {}
+
+
+def _slice(one: Slice) -> dict[str, Any]:
+    sources = [
+        {"model": entry.model, "layer_range": list(entry.layers or ()), **_own(entry.parameters)}
+        for entry in one.sources
+    ]
+    base = {} if one.base_model is None else {"base_model": one.base_model}
+    return {"sources": sources, **base, **_own(one.parameters)}
+
+
+def _own(parameters: Mapping[str, Value]) -> dict[str, Any]:
+    return {"parameters": as_yaml(parameters)} if parameters else {}

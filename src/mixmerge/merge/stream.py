@@ -12,26 +12,29 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixmerge.merge.adapters import open_model, sources_of
-from mixmerge.merge.align import Agreed, agree
+from mixmerge.errors import UserError
 from mixmerge.merge.block import Measured
 from mixmerge.merge.card import model_card, to_yaml
 from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor
 from mixmerge.merge.config import load_config
+from mixmerge.merge.models import foresee, open_models
 from mixmerge.merge.record import RECORD, make_record
-from mixmerge.merge.settings import MergeConfig, layer_depths
+from mixmerge.merge.settings import MergeConfig
 from mixmerge.merge.sources import Files, Raw, Source
+from mixmerge.merge.targets import Plan, plan_targets
 from mixmerge.merge.tensors import Crew, Target, Write, merge_tensor
 from mixmerge.merge.writer import CheckpointWriter, refuse_existing
 
@@ -65,33 +68,77 @@ def merge(
     if not isinstance(config, MergeConfig):
         config = load_config(config)
     refuse_existing(out)
-    files = Files()
-    with closing(files):
-        job = prepare(config, files)
-        outputs = job.outputs
-        identity = json.dumps([_MEANING, config.to_mergekit(), [m.fingerprint() for m in job.models], shard_bytes])
-        digest = hashlib.sha256(identity.encode()).hexdigest()
-        writer = CheckpointWriter(out, outputs, job=digest, shard_bytes=shard_bytes)
-        counting = _Counting(progress, sum(tensor.size for tensor in outputs.values()))
-        with staff(job, threads) as crew, writer:
-            resumed = dict(writer.finished)
-            counting.add(sum(outputs[name].size for name in resumed))
-            notes = resumed | _work(job, crew, writer, counting)
-            measured: dict[str, Any] = {
-                "method": config.merge_method,
-                "seed": config.seed,
-                "tensors": len(outputs),
-                "parameters": counting.total,
-            }
-            if config.method.share is not None:
-                part, whole = (math.fsum(note[i] for note in notes.values()) for i in range(2))
-                measured[config.method.share] = part / whole if whole else 0.0
-            writer.publish(_companions(job, measured))
+    if not config.earlier:
+        with closing(Files()) as files:
+            measured = _run(prepare(config, files), out, threads, progress, shard_bytes)
+    else:
+        measured = _run_chain(config, out, threads, progress, shard_bytes)
+    return measured | {"seconds": time.monotonic() - began}
+
+
+def _run_chain(
+    config: MergeConfig, out: Path, threads: int | None, progress: Callable[[int, int], None] | None, shard_bytes: int
+) -> dict[str, Any]:
+    """The named merges that feed the last, each into a folder of its own beside OUT until OUT is there, then the last.
+
+    A folder has its merge's digest in its name: one that is there after a kill is this very merge's.
+    """
+    earlier = out.absolute().parent / f".{out.absolute().name}.earlier"
+    folders: dict[str, Path] = {}
+    total = sum(foresee(config))
+    done = bytes_read = bytes_written = resumed = 0
+
+    def counted(now: int, _: int, before: int = 0) -> None:
+        if progress is not None:
+            progress(before + now, total)
+
+    try:
+        for one in (*config.earlier, config):
+            with closing(Files()) as files:
+                job = prepare(one, files, folders)
+                place = out if one is config else earlier / f"{one.name}-{job.digest(shard_bytes)[:16]}"
+                folders[str(one.name)] = place
+                if one is config or not place.exists():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    measured = _run(job, place, threads, partial(counted, before=done), shard_bytes)
+                    bytes_read, bytes_written = (
+                        bytes_read + measured["bytes_read"],
+                        bytes_written + measured["bytes_written"],
+                    )
+                    resumed += measured["tensors_resumed"]
+                done += sum(tensor.size for tensor in job.plan.outputs.values())
+    except UserError:  # running again would end the same way
+        shutil.rmtree(earlier, ignore_errors=True)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+    return measured | {"bytes_read": bytes_read, "bytes_written": bytes_written, "tensors_resumed": resumed}
+
+
+def _run(
+    job: Job, out: Path, threads: int | None, progress: Callable[[int, int], None] | None, shard_bytes: int
+) -> dict[str, Any]:
+    """One merge whose models are all there, into its folder."""
+    outputs, config = job.outputs, job.config
+    writer = CheckpointWriter(out, outputs, job=job.digest(shard_bytes), shard_bytes=shard_bytes)
+    counting = _Counting(progress, sum(tensor.size for tensor in outputs.values()))
+    with staff(job, threads) as crew, writer:
+        resumed = dict(writer.finished)
+        counting.add(sum(outputs[name].size for name in resumed))
+        notes = resumed | _work(job, crew, writer, counting)
+        measured: dict[str, Any] = {
+            "method": config.merge_method,
+            "seed": config.seed,
+            "tensors": len(outputs),
+            "parameters": counting.total,
+        }
+        if config.method.share is not None:
+            part, whole = (math.fsum(note[i] for note in notes.values()) for i in range(2))
+            measured[config.method.share] = part / whole if whole else 0.0
+        writer.publish(_companions(job, measured))
     return measured | {
         "bytes_read": crew.bytes_read,
         "bytes_written": writer.bytes_written,
         "tensors_resumed": len(resumed),
-        "seconds": time.monotonic() - began,
     }
 
 
@@ -132,24 +179,32 @@ class Job:
 
     config: MergeConfig
     models: tuple[Checkpoint, ...]  # the donor first, each once
-    agreed: Agreed
-    targets: tuple[Target, ...]
-    copied: Mapping[str, Source]
+    plan: Plan
 
     @property
     def donor(self) -> Checkpoint:
         return self.models[0]
 
     @property
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(self.plan.targets.values())
+
+    @property
+    def copied(self) -> Mapping[str, Source]:
+        return self.plan.copied
+
+    @property
     def outputs(self) -> dict[str, Tensor]:
-        merged = {target.name: Tensor(target.dtype, target.shape) for target in self.targets}
-        return merged | {name: Tensor(source.dtype, source.shape) for name, source in self.copied.items()}
+        return self.plan.outputs
+
+    def digest(self, shard_bytes: int) -> str:
+        """A hash of all that decides the bytes of the output."""
+        identity = [_MEANING, self.config.to_mergekit(), [model.fingerprint() for model in self.models], shard_bytes]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def read_for(self, name: str) -> tuple[Source, ...]:
         """What is read to make an output tensor."""
-        if name in self.copied:
-            return (self.copied[name],)
-        return next((target.read for target in self.targets if target.name == name), ())
+        return (self.copied[name],) if name in self.copied else self.plan.targets[name].read
 
     def make(self, name: str, crew: Crew, write: Write) -> Measured:
         """Merge or copy one output tensor into `write`."""
@@ -157,7 +212,7 @@ class Job:
             source = self.copied[name]
             _copy(source, Tensor(source.dtype, source.shape).size, write)
             return Measured()
-        return merge_tensor(next(target for target in self.targets if target.name == name), crew, write)
+        return merge_tensor(self.plan.targets[name], crew, write)
 
 
 def staff(job: Job, threads: int | None) -> Crew:
@@ -167,27 +222,10 @@ def staff(job: Job, threads: int | None) -> Crew:
     return Crew(threads or _cores(), most, widest)
 
 
-def prepare(config: MergeConfig, files: Files) -> Job:
-    names = dict.fromkeys([config.donor, *(entry.model for entry in config.inputs)])
-    opened = {name: open_model(name, config.folder) for name in names}
-    agreed = agree(list(opened.values()))
-    donor = opened[config.donor]
-    sources = {name: sources_of(checkpoint, files) for name, checkpoint in opened.items()}
-    depths = layer_depths(donor.tensors)
-    targets = [
-        Target(
-            name,
-            donor.tensors[name].shape,
-            config.stored_dtype or donor.tensors[name].dtype,
-            config.method,
-            config.at(name, donor.tensors[name].shape, depths[name]),
-            tuple(sources[entry.model][name] for entry in config.inputs),
-            None if config.base is None else sources[config.base][name],
-        )
-        for name in agreed.merged
-    ]
-    copied = {name: sources[config.donor][name] for name in agreed.copied}
-    return Job(config, tuple(opened.values()), agreed, tuple(targets), copied)
+def prepare(config: MergeConfig, files: Files, folders: Mapping[str, Path] | None = None) -> Job:
+    """Open and check all that a merge reads; `folders`: those of the named merges before it."""
+    models = open_models(config, files, folders or {})
+    return Job(config, tuple(model.checkpoint for model in models.values()), plan_targets(config, models))
 
 
 def _copy(source: Source, size: int, write: Write) -> None:
@@ -220,14 +258,14 @@ def _companions(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path
 
 def _config_json(job: Job) -> bytes:
     """The donor's config.json; only what the merge made untrue is changed."""
-    stored, config = job.config.out_dtype or job.config.dtype, dict(job.donor.config)
-    if stored is None and not job.agreed.tied:
+    stored, config = job.config.out_dtype or job.config.dtype, dict(job.plan.config)
+    if stored is None and not job.plan.tied and config == job.donor.config:
         return (job.donor.folder / "config.json").read_bytes()
     if stored is not None:
         text = config.get("text_config")
         if isinstance(text, dict):
             config["text_config"] = text | {key: stored for key in ("dtype", "torch_dtype") if key in text}
         config |= {key: stored for key in ("dtype", "torch_dtype") if key in config} or {"dtype": stored}
-    if job.agreed.tied:
+    if job.plan.tied:
         config["tie_word_embeddings"] = True
     return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mixmerge.errors import CheckpointError
+from mixmerge.errors import CheckpointError, RecipeError
 from mixmerge.merge.checkpoint import ITEM_BYTES, open_checkpoint
 from mixmerge.merge.config import parse_config
 from mixmerge.merge.record import fingerprint, read_record
@@ -37,10 +37,14 @@ def verify(
         tensors, parameters, seconds: all of them are the same.
 
     Raises:
-        CheckpointError: no record; inputs that are not those of the record; or tensors that differ, which are named.
+        CheckpointError: no record; a file of several merges made it; inputs that are not those of the record; or tensors that differ, which are named.
     """
     began = time.monotonic()
     record = read_record(model)
+    if record.get("earlier"):
+        what = f"it was made from results that are gone: {', '.join(record['earlier'])}"
+        do = "merge its mergekit_config.yml into another folder, and compare the two"
+        raise CheckpointError(what, where=str(model), do=do)
     config = parse_config(record["config"], Marks(str(Path(record["relative_to"]) / "record")))
     made = open_checkpoint(model)
     with closing(Files()) as files:
@@ -85,8 +89,12 @@ def rehearse(config: MergeConfig, *, threads: int | None = None) -> dict[str, An
         the disk keeps up.
 
     Raises:
-        As `merge` does before it writes.
+        As `merge` does before it writes; and RecipeError for a file of several merges.
     """
+    if config.earlier:
+        names = ", ".join(f"'{merge.name}'" for merge in config.earlier)
+        what = f"the last of several merges reads what {names} have yet to write"
+        raise RecipeError(what, where=config.where(), do="put each merge into a file of its own to rehearse it")
     with closing(Files()) as files:
         job = prepare(config, files)
         with staff(job, threads) as crew:
