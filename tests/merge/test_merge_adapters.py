@@ -181,6 +181,19 @@ def test_adapters_merge_as_their_folded_models_do(bases, tmp_path):
     ).read_bytes()
 
 
+def test_layers_of_a_model_with_an_adapter_are_those_of_its_folded_model(bases, tmp_path):
+    adapter = train(bases["llama"], tmp_path / "adapter", **KINDS["lora"][1])
+    fold(bases["llama"], adapter, tmp_path / "folded")
+    for i, model in enumerate((tmp_path / "folded", f"{bases['llama']}+{adapter}")):
+        slices = [{"sources": [{"model": str(model), "layer_range": ends}]} for ends in ([0, 2], [1, 2], [0, 1])]
+        merge(parse_config({"merge_method": "passthrough", "slices": slices}), tmp_path / f"out{i}")
+    folded, grown = (read_model(tmp_path / out) for out in ("folded", "out1"))
+    q_proj = "model.layers.{}.self_attn.q_proj.weight"
+    assert torch.equal(grown[q_proj.format(2)], folded[q_proj.format(1)])
+    written = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("out0", "out1")]
+    assert written[0] == written[1]
+
+
 def test_an_adapter_in_half_precision_on_a_bf16_model_is_folded_before_the_one_rounding(tiny_models, bases, tmp_path):
     base = tiny_models("llama")[0]
     adapter = train(base, tmp_path / "adapter", target_modules=["q_proj"])
