@@ -100,7 +100,7 @@ def test_the_values_a_parameter_takes_are_said_in_words(parameter, text):
     assert values_text(parameter) == text
 
 
-@pytest.mark.parametrize("module", ["anatomy", "conclusions", "diagnose", "reference", "settings"])
+@pytest.mark.parametrize("module", ["anatomy", "conclusions", "diagnose", "reference", "values"])
 def test_the_examples_in_docstrings_hold(module):
     found = doctest.testmod(importlib.import_module(f"mixmerge.merge.{module}"))
     assert found.attempted
