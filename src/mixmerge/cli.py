@@ -361,9 +361,10 @@ def _plan(path: Path, overrides: list[str] | None, out: Path) -> tuple[LoadedRec
     from mixmerge.plan.build import build_plan
     from mixmerge.recipe.load import load_recipe
 
-    there = next(place for place in (out, *out.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise UserError("a file, not a folder", where=f"--out {there}", do="give a folder, or remove the file")
+    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
+    for there in (nearest, *(place for place in (out / "store", out / "runs") if place.exists())):
+        if not there.is_dir():
+            raise UserError("a file, not a folder", where=f"--out {there}", do="give a folder, or remove the file")
     loaded = load_recipe(path, overrides or ())
     return loaded, build_plan(loaded, cache=out / "store" if out.is_dir() else None)
 

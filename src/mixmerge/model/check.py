@@ -6,15 +6,18 @@ importing transformers, which takes seconds. What is found whole here may still 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from mixmerge.errors import CheckpointError, ModelError, did_you_mean, reason
 from mixmerge.merge.checkpoint import open_checkpoint
+from mixmerge.merge.values import split_layer
 from mixmerge.model.chat import compile_template, own_chat_template
 from mixmerge.model.folder import read_json, weight_files
 
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _CAUSAL = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = OrderedDict("
 
 
@@ -26,10 +29,11 @@ def check_model(folder: Path) -> None:
     """
     weight_files(folder)
     try:
-        open_checkpoint(folder)
+        tensors = open_checkpoint(folder).tensors
     except CheckpointError as error:
         raise ModelError(error.what, where=error.where, do=error.do) from error
     _check_type(folder / "config.json")
+    _check_sizes(folder / "config.json", {name: tensor.shape for name, tensor in tensors.items()})
     check_tokenizer(folder)
     own = own_chat_template(folder)
     if own is not None:
@@ -63,6 +67,28 @@ def _check_type(config: Path) -> None:
     if known and kind not in known:
         what = f"transformers has no language model of type '{kind}'"
         raise ModelError(what, where=str(config), do=did_you_mean(kind, known))
+
+
+def _check_sizes(config: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights with other layers or another width than the configuration says, where it says so as most do."""
+    said = read_json(config)
+    text = said.get("text_config")
+    said = text if isinstance(text, dict) else said
+    do = "config.json and weights must belong together: copy both again"
+    stacks: dict[str, set[int]] = {}
+    for name in shapes:
+        if (split := split_layer(name)) is not None:
+            stacks.setdefault(split[0], set()).add(split[1])
+    most = max((len(layers) for layers in stacks.values()), default=0)
+    layers = next((said[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in said), most)
+    if most and layers != most:
+        what = f"it says {layers!r} layers, and the weights have {most}"
+        raise ModelError(what, where=str(config), do=do)
+    width = next((said[key] for key in ("hidden_size", "n_embd", "d_model") if key in said), None)
+    for name, shape in shapes.items():
+        if width is not None and name.endswith(_EMBEDDINGS) and len(shape) == 2 and width not in shape:
+            what = f"it says a width of {width!r}, and '{name}' has shape {list(shape)}"
+            raise ModelError(what, where=str(config), do=do)
 
 
 @cache

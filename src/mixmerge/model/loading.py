@@ -18,16 +18,30 @@ def load_pretrained(loader: str, model: Path, **options: Any) -> Any:
     """`transformers.<loader>.from_pretrained(model)`: AutoTokenizer or AutoModelForCausalLM.
 
     Raises:
-        ModelError: it cannot be loaded; says why in one line.
+        ModelError: it cannot be loaded, or its weights are not those that its configuration describes (transformers
+            would draw what is missing at random and go on); says why in one line.
         CheckpointError: a weight file is damaged.
     """
     import transformers
     from safetensors import SafetensorError
 
     load = getattr(transformers, loader).from_pretrained
+    if loader == "AutoModelForCausalLM":
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told below, with names
     try:
-        return load(model, local_files_only=True, trust_remote_code=False, **options)
+        loaded = load(model, local_files_only=True, trust_remote_code=False, **options)
     except SafetensorError as error:
         raise CheckpointError(f"a weight file cannot be read: {reason(error)}", where=str(model)) from error
     except Exception as error:
         raise ModelError(f"cannot load {_WHAT[loader]}: {reason(error)}", where=str(model)) from error
+    if loader != "AutoModelForCausalLM":
+        return loaded
+    network, found = loaded
+    do = "config.json and weights must belong together: copy both again"
+    for name, stored, described in sorted(found["mismatched_keys"])[:1]:
+        what = f"weight '{name}' has shape {list(stored)} where config.json describes {list(described)}"
+        raise ModelError(what, where=str(model), do=do)
+    if missing := sorted(found["missing_keys"]):
+        what = f"{len(missing)} weights that config.json describes are missing, '{missing[0]}' among them"
+        raise ModelError(what, where=str(model), do=do)
+    return network

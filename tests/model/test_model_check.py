@@ -1,0 +1,57 @@
+"""A base whose configuration and weights do not belong together is refused, and never trained on weights drawn at random."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mixmerge.errors import ModelError
+from mixmerge.model.check import check_model
+from mixmerge.model.loading import load_pretrained
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+def say(model: Path, **changed: object) -> None:
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+
+def test_a_whole_model_passes_and_loads(model: Path) -> None:
+    check_model(model)
+    assert load_pretrained("AutoModelForCausalLM", model).num_parameters() > 1000
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"num_hidden_layers": 7}, r"config.json: it says 7 layers, and the weights have \d"),
+        ({"num_hidden_layers": "two"}, r"config.json: it says 'two' layers"),
+        ({"hidden_size": 999}, r"it says a width of 999, and 'model.embed_tokens.weight' has shape \[\d+, \d+\]"),
+    ],
+)
+def test_other_layers_or_another_width_than_the_weights_have_are_refused(
+    model: Path, changed: dict[str, object], what: str
+) -> None:
+    say(model, **changed)
+    with pytest.raises(ModelError, match=what):
+        check_model(model)
+
+
+def test_weights_that_the_library_would_draw_at_random_are_refused(model: Path) -> None:
+    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    say(model, num_hidden_layers=layers + 1)
+    missing = rf"\d+ weights that config.json describes are missing, 'model.layers.{layers}\."
+    with pytest.raises(ModelError, match=missing):
+        load_pretrained("AutoModelForCausalLM", model)
+
+
+def test_weights_of_another_shape_are_named_with_both(model: Path) -> None:
+    size = json.loads((model / "config.json").read_text())["intermediate_size"]
+    say(model, intermediate_size=size * 2)
+    with pytest.raises(ModelError, match=rf"has shape \[.*{size}.*\] where config.json describes \[.*{size * 2}"):
+        load_pretrained("AutoModelForCausalLM", model)
