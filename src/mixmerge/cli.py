@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -242,15 +242,20 @@ def merge(
     if out is None and not dry_run:
         raise UserError("no folder for the merged model", do="mixmerge merge CONFIG OUT")
     checked = load_config(config)
-    for note in checked.notes:
-        print(f"note: {note}", file=sys.stderr)
     if dry_run:
         found = rehearse_merge(checked, threads=threads)
+        _print_notes(found)
         _print_json(found) if as_json else print(words.rehearsed(found))
         return
     assert out is not None
     found = merge_models(checked, out, threads=threads, progress=_bar("merge"))
+    _print_notes(found)
     _print_json(found | {"out": str(out)}) if as_json else print(words.merged(found, out))
+
+
+def _print_notes(found: Mapping[str, Any]) -> None:
+    for note in found.get("notes", ()):
+        print(f"note: {note}", file=sys.stderr)
 
 
 @app.command()

@@ -11,8 +11,8 @@ import torch
 from model_folders import config_for, read_model
 from safetensors.torch import load_file, save_file
 
-from mixmerge.errors import ModelError, RecipeError
-from mixmerge.merge import adapters, load_config, merge, parse_config, tensors
+from mixmerge.errors import CheckpointError, ModelError, RecipeError
+from mixmerge.merge import adapters, load_config, merge, parse_config, tensors, verify
 from mixmerge.merge.adapters import open_model, sources_of
 from mixmerge.merge.sources import Files
 
@@ -232,6 +232,15 @@ def test_a_relative_adapter_stands_beside_the_configuration_and_its_change_is_an
     before = open_model("m+adapter", tmp_path).fingerprint()
     os.utime(tmp_path / "adapter" / adapters.CONFIG, (1, 1))
     assert open_model("m+adapter", tmp_path).fingerprint() != before
+
+
+def test_a_merge_with_an_adapter_is_verified_until_the_adapter_changes(bases, tmp_path):
+    adapter = train(bases["llama"], tmp_path / "adapter", **KINDS["dora"][1])
+    fold(bases["llama"], adapter, tmp_path / "out")
+    assert verify(tmp_path / "out")["tensors"] > 0
+    edit(adapter, lora_alpha=9)
+    with pytest.raises(CheckpointError, match=r"adapter' is not the one that this merge was made from"):
+        verify(tmp_path / "out")
 
 
 def test_a_folder_whose_name_holds_a_plus_is_a_model(bases, tmp_path):

@@ -72,7 +72,7 @@ def test_another_shape_is_named_with_both_shapes_and_both_models(two, tmp_path):
     write_model(two[1], {"w": torch.ones(6, 3), "v": torch.zeros(5)})
     text = refused(ModelError, *two, out=tmp_path / "out")
     assert f"tensor 'w' has shape [4, 3] in '{two[0]}' and [6, 3] in '{two[1]}'" in text
-    assert "one vocabulary" in text
+    assert "fine-tunes of one base" in text
 
 
 def test_models_of_different_kinds_are_refused(two, tmp_path):

@@ -57,6 +57,23 @@ parameters:
   t: 0.5
 """
 
+VOCABULARY = """\
+merge_method: linear
+models:
+  - model: a+lora
+  - model: b@main+org/lora@v2
+parameters:
+  weight: 0.5
+tokenizer:
+  source: union
+  tokens:
+    <|im_start|>: {source: a+lora, force: true}
+    <|im_end|>: {source: {kind: zero}}
+    <x>: {source: {kind: model_token, model: c, token: y}}
+    <z>: {source: {kind: model_token, model: c, token_id: 0}}
+  pad_to_multiple_of: 64
+chat_template: chatml
+"""
 LINEAR = """\
 merge_method: linear
 models:
@@ -94,7 +111,7 @@ def test_int8_mask_is_accepted_and_said_to_have_no_effect(load):
     assert load(TIES).notes == ()
 
 
-@pytest.mark.parametrize("text", [PUBLISHED, TIES, SLERP, LINEAR, SLERP + "seed: 7\nout_dtype: bfloat16\n"])
+@pytest.mark.parametrize("text", [PUBLISHED, TIES, SLERP, LINEAR, SLERP + "seed: 7\nout_dtype: bfloat16\n", VOCABULARY])
 def test_a_configuration_written_out_reads_back_as_the_same_merge(load, text):
     config = load(text)
     assert parse_config(config.to_mergekit()) == config
@@ -257,10 +274,59 @@ REFUSED = {
     "two adapters": (LINEAR.replace("model: b", "model: org/b+org/lora+org/other"), "merge.yml:4", "names 2 adapters"),
     "slices beside models": (LINEAR + "slices: []\n", "merge.yml:7: slices", "both 'models' and 'slices' are there"),
     "modules beside models": (LINEAR + "modules: {}\n", "merge.yml:7: modules", "give one of them"),
-    "union tokenizer": (LINEAR + "tokenizer_source: union\n", "merge.yml:7", "with one vocabulary only"),
+    "tokenizer twice": (
+        LINEAR + "tokenizer_source: union\ntokenizer: {source: union}\n",
+        "merge.yml:7",
+        "both 'tokenizer' and 'tokenizer_source'",
+    ),
     "base tokenizer without base": (LINEAR + "tokenizer_source: base\n", "merge.yml:7", "there is no base_model"),
-    "tokenizer": (LINEAR + "tokenizer: {source: base}\n", "merge.yml:7", "with one vocabulary only"),
-    "chat template": (LINEAR + "chat_template: auto\n", "merge.yml:7", "is not supported"),
+    "tokenizer": (LINEAR + "tokenizer: {source: base}\n", "merge.yml:7", "there is no base_model"),
+    "chat template": (LINEAR + "chat_template: autto\n", "merge.yml:7", "did you mean 'auto'?"),
+    "padding at the top": (LINEAR + "pad_to_multiple_of: 8\n", "merge.yml:7", "write it into the tokenizer block"),
+    "tokenizer that is no mapping": (
+        LINEAR + "tokenizer: union\n",
+        "merge.yml:7: tokenizer",
+        "or write tokenizer_source",
+    ),
+    "tokenizer without source": (LINEAR + "tokenizer: {tokens: {}}\n", "merge.yml:7: tokenizer", "'source' is missing"),
+    "tokenizer key": (LINEAR + "tokenizer: {source: union, tokns: {}}\n", "tokenizer.tokns", "did you mean 'tokens'?"),
+    "padding to nothing": (
+        LINEAR + "tokenizer:\n  source: union\n  pad_to_multiple_of: 0\n",
+        "merge.yml:9: tokenizer.pad_to_multiple_of",
+        "at least 1, got 0",
+    ),
+    "tokens in a list": (LINEAR + "tokenizer: {source: union, tokens: [x]}\n", "tokenizer.tokens", "must be a mapping"),
+    "token without source": (LINEAR + "tokenizer: {source: union, tokens: {x: {}}}\n", "tokenizer.tokens.x", "must be"),
+    "token key": (
+        LINEAR + "tokenizer: {source: union, tokens: {x: {source: a, forse: true}}}\n",
+        "tokenizer.tokens.x.forse",
+        "did you mean 'force'?",
+    ),
+    "force that is a text": (
+        LINEAR + "tokenizer: {source: union, tokens: {x: {source: a, force: 'yes'}}}\n",
+        "tokenizer.tokens.x.force",
+        "true or false",
+    ),
+    "kind of source": (
+        LINEAR + "tokenizer: {source: union, tokens: {x: {source: {kind: zeros}}}}\n",
+        "tokenizer.tokens.x.source",
+        "did you mean 'zero'?",
+    ),
+    "key of a source": (
+        LINEAR + "tokenizer: {source: union, tokens: {x: {source: {kind: zero, token: y}}}}\n",
+        "tokenizer.tokens.x.source.token",
+        "unknown key 'token'",
+    ),
+    "model_token without token": (
+        LINEAR + "tokenizer: {source: union, tokens: {x: {source: {kind: model_token, model: a}}}}\n",
+        "tokenizer.tokens.x.source",
+        "one of 'token' and 'token_id'",
+    ),
+    "model_token of a negative number": (
+        LINEAR + "tokenizer: {source: union, tokens: {x: {source: {kind: model_token, model: a, token_id: -1}}}}\n",
+        "tokenizer.tokens.x.source.token_id",
+        "at least 0, got -1",
+    ),
     "unknown dtype": (LINEAR + "dtype: bf16\n", "merge.yml:7: dtype", "did you mean 'bfloat16'?"),
     "unknown out_dtype": (LINEAR + "out_dtype: float8\n", "merge.yml:7: out_dtype", "known: float32, float16"),
     "negative seed": (LINEAR + "seed: -1\n", "merge.yml:7: seed", "at least 0, got -1"),

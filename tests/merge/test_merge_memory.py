@@ -81,6 +81,8 @@ def test_a_chosen_dtype_is_that_of_the_result():
         ({"models": [{"model": "a"}, {"model": "bb"}]}, RecipeError, "there is no state dict 'bb'; did you mean 'b'"),
         ({"merge_method": "tis"}, RecipeError, "did you mean 'ties'"),
         ({"tokenizer_source": "base"}, RecipeError, "state dicts are merged whole"),
+        ({"tokenizer": {"source": "union"}}, RecipeError, "state dicts are merged whole"),
+        ({"chat_template": "chatml"}, RecipeError, "state dicts are merged whole"),
     ],
 )
 def test_a_configuration_that_cannot_hold_is_refused(change, error, what):

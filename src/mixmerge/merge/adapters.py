@@ -8,7 +8,6 @@ every tensor of the adapter finds its place, and what cannot be folded is refuse
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -75,10 +74,9 @@ class FoldedCheckpoint(Checkpoint):
     adapter: Path = Path()
     folds: Mapping[str, Fold] = field(default_factory=dict)
 
-    def fingerprint(self) -> str:
-        files = [self.adapter / CONFIG, self.adapter / WEIGHTS]
-        state = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-        return hashlib.sha256(json.dumps([Checkpoint.fingerprint(self), state]).encode()).hexdigest()
+    @property
+    def files(self) -> list[Path]:
+        return sorted({*(t.file for t in self.tensors.values()), self.adapter / CONFIG, self.adapter / WEIGHTS})
 
 
 def split_reference(reference: str, relative_to: Path) -> tuple[str, str | None]:
@@ -318,7 +316,7 @@ def _stand_in(path: str, tensor: Tensor, model: Checkpoint, folder: Path) -> str
             return path
         raise _refusal(folder, f"it holds '{path}', and the model has no such tensor")
     own = model.tensors[name].shape
-    if tensor.shape != own and (len(own) != 2 or own[0] != _vocab_size(model.config) or tensor.shape[1:] != own[1:]):
+    if tensor.shape != own and (len(own) != 2 or own[0] != vocab_size(model.config) or tensor.shape[1:] != own[1:]):
         raise _refusal(folder, f"its '{path}' has shape {list(tensor.shape)} where the model's has {list(own)}")
     return name
 
@@ -346,7 +344,7 @@ def _require_kept_tie(
     """Refuse an adapter that changes one of the two uses of a tied embedding: no folded model would be its equal."""
     if settings.get("ensure_weight_tying") or not _shares_embedding(model) or _HEAD_WEIGHT in whole:
         return
-    size = _vocab_size(model.config)
+    size = vocab_size(model.config)
     for name in (*whole, *folds):
         shape = model.tensors[name].shape
         if len(shape) == 2 and shape[0] == size:
@@ -362,7 +360,8 @@ def with_vocab_size(config: Mapping[str, Any], size: int) -> dict[str, Any]:
     return {**config, "vocab_size": size}
 
 
-def _vocab_size(config: Mapping[str, Any]) -> Any:
+def vocab_size(config: Mapping[str, Any]) -> Any:
+    """The rows of the embedding, as config.json says."""
     text = config.get("text_config")
     return config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
 

@@ -42,8 +42,10 @@ def require_one_kind(models: Sequence[Model]) -> None:
             raise ModelError(f"'{first.name}' is a {kinds[0]} model and '{other.name}' a {kinds[1]} model", do=_ALIKE)
 
 
-def agree(name: str, sources: Sequence[Source]) -> bool:
+def agree(name: str, sources: Sequence[Source], *, per_token: bool = False) -> bool:
     """Whether the sources of an output tensor are merged; False where all hold the same and one is copied.
+
+    `per_token`: it has a row for each token, so that another number of rows means another vocabulary.
 
     Raises:
         ModelError: shapes that differ, or a tensor that cannot be merged and differs.
@@ -52,7 +54,8 @@ def agree(name: str, sources: Sequence[Source]) -> bool:
     for other in sources[1:]:
         if first.shape != other.shape:
             what = f"{_what(name, first)} has shape {list(first.shape)} in '{first.model}' and {list(other.shape)}"
-            raise ModelError(f"{what} in '{other.model}'{_renamed(name, other)}", do=_ALIKE)
+            do = OTHER_VOCABULARY if per_token and first.shape[1:] == other.shape[1:] else _ALIKE
+            raise ModelError(f"{what} in '{other.model}'{_renamed(name, other)}", do=do)
     dtypes = {source.dtype for source in sources}
     if dtypes <= set(FLOATS):
         return math.prod(first.shape) > 0
@@ -120,4 +123,7 @@ def _renamed(name: str, source: Source) -> str:
     return "" if source.name == name else f" (there '{source.name}')"
 
 
-_ALIKE = "only models with equal tensors can be merged: fine-tunes of one base, with one vocabulary"
+OTHER_VOCABULARY = (
+    "their vocabularies differ: set tokenizer_source to union, base or one of the models, to align them by token"
+)
+_ALIKE = "only models with equal tensors can be merged: fine-tunes of one base"

@@ -40,7 +40,7 @@ def model_card(config: MergeConfig, measured: Mapping[str, Any]) -> str:
     lines = [f"- `{name}`{' (base)' if name == config.base_model else ''}" for name in models]
     facts = [f"- {key}: {value:.6g}" for key, value in measured.items() if key.endswith("_share")]
     facts += [f"- parameters: {measured['parameters']:,} in {measured['tensors']:,} tensors", f"- seed: {config.seed}"]
-    notes = [f"- {note}" for note in config.notes]
+    notes = [f"- {note}" for note in measured.get("notes", config.notes)]
     return "\n".join(
         [
             f"---\n{head.getvalue()}---",

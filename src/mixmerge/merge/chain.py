@@ -13,7 +13,10 @@ from typing import Any
 from mixmerge.errors import RecipeError, did_you_mean
 from mixmerge.merge.adapters import split_reference
 from mixmerge.merge.settings import MergeConfig
+from mixmerge.merge.vocabulary import ROLES
 from mixmerge.yaml import KeyPath
+
+_MODELS, _TOKENIZERS = ("model", "base_model"), ("tokenizer_source", "source")  # the keys that name a model
 
 
 def chained(configs: Sequence[MergeConfig], file: str) -> MergeConfig:
@@ -85,9 +88,9 @@ def _references(node: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Every model a configuration names, with its place in the YAML."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        if key == "parameters":
+        if key == "parameters" and path != ("tokenizer", "tokens"):
             continue
-        if key in ("model", "base_model") and isinstance(value, str):
+        if isinstance(value, str) and (key in _MODELS or (key in _TOKENIZERS and value not in ROLES)):
             yield (*path, key), value
         else:
             yield from _references(value, (*path, key))

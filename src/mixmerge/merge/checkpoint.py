@@ -76,10 +76,14 @@ class Checkpoint:
             raise CheckpointError(f"the file ends inside tensor '{name}'", where=str(tensor.file), do=AGAIN)
         return data
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that its numbers are read from."""
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
     def fingerprint(self) -> str:
         """A hash of the headers and of each file's size and time: enough to know that nothing was exchanged."""
-        files = sorted({tensor.file for tensor in self.tensors.values()})
-        state = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+        state = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self.files]
         layout = sorted((name, t.dtype, t.shape, t.offset) for name, t in self.tensors.items())
         return hashlib.sha256(json.dumps([state, layout, self.config], sort_keys=True).encode()).hexdigest()
 

@@ -18,7 +18,9 @@ from mixmerge.merge.adapters import split_reference
 from mixmerge.merge.chain import chained
 from mixmerge.merge.methods import METHODS, Parameter
 from mixmerge.merge.settings import DTYPES, NO_EFFECT, Combination, Entry, MergeConfig, Module, Slice
+from mixmerge.merge.tokenizer import TEMPLATES
 from mixmerge.merge.values import Filtered, Number, Value, sum_to_zero
+from mixmerge.merge.vocabulary import VocabularyChoice, parse_vocabulary
 from mixmerge.yaml import KeyPath, Marks, read_yaml_documents
 
 __all__ = ["MergeConfig", "load_config", "parse_config"]
@@ -34,12 +36,12 @@ _KEYS = (
     "dtype",
     "out_dtype",
     "tokenizer_source",
+    "tokenizer",
+    "chat_template",
     "seed",
 )
-_ONE_VOCABULARY = "this version merges models with one vocabulary only"
 _UNSUPPORTED = {
-    "tokenizer": f"{_ONE_VOCABULARY}, so the tokenizer is always the base's (else the first model's): remove it",
-    "chat_template": "the chat template is always the base's (else the first model's): remove it",
+    "pad_to_multiple_of": "write it into the tokenizer block: {source: ..., pad_to_multiple_of: ...}",
 }
 
 
@@ -89,6 +91,8 @@ class _Parser:
             dtype=self.text(raw, "dtype", DTYPES),
             out_dtype=self.text(raw, "out_dtype", DTYPES),
             tokenizer_source=self.tokenizer_source(raw, base),
+            tokenizer=self.tokenizer(raw, base),
+            chat_template=self.chat_template(raw.get("chat_template")),
             seed=self.seed(raw.get("seed", 0)),
             name=self.name(raw.get("name")),
             marks=self.marks,
@@ -108,16 +112,32 @@ class _Parser:
         return value
 
     def tokenizer_source(self, raw: Mapping[str, Any], base: str | None) -> str | None:
-        value = raw.get("tokenizer_source")
-        if value is None:
+        if raw.get("tokenizer_source") is None:
             return None
-        if value != "base":
-            do = f"{_ONE_VOCABULARY}: write base, or remove it"
-            self.refuse(f"tokenizer_source '{value}' is not supported", "tokenizer_source", do=do)
-        if base is None:
+        value = self.reference(raw["tokenizer_source"], "tokenizer_source")
+        if value == "base" and base is None:
             do = "name the base, or remove tokenizer_source (the first model's tokenizer is then kept)"
             self.refuse("tokenizer_source is base, but there is no base_model", "tokenizer_source", do=do)
-        return "base"
+        return value
+
+    def tokenizer(self, raw: Mapping[str, Any], base: str | None) -> VocabularyChoice | None:
+        if raw.get("tokenizer") is None:
+            return None
+        if raw.get("tokenizer_source") is not None:
+            do = "keep one of the two: tokenizer.source says the same"
+            self.refuse("both 'tokenizer' and 'tokenizer_source' are set", "tokenizer_source", do=do)
+        choice = parse_vocabulary(raw["tokenizer"], self.refuse, self.reference)
+        if choice.source == "base" and base is None:
+            self.refuse("the source is base, but there is no base_model", "tokenizer", "source", do="name the base")
+        return choice
+
+    def chat_template(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or not (value in ("auto", *TEMPLATES) or "{{" in value or "{%" in value):
+            do = f"{did_you_mean(str(value), ('auto', *TEMPLATES))}; or write the template itself, in jinja"
+            self.refuse(f"unknown chat_template {value!r}", "chat_template", do=do)
+        return value
 
     def seed(self, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:

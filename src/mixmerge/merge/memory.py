@@ -16,6 +16,7 @@ from mixmerge.errors import ModelError, RecipeError, did_you_mean
 from mixmerge.merge.align import Model
 from mixmerge.merge.checkpoint import ITEM_BYTES, Checkpoint, Tensor
 from mixmerge.merge.config import parse_config
+from mixmerge.merge.models import without_twins
 from mixmerge.merge.settings import MergeConfig
 from mixmerge.merge.sources import Raw, Source
 from mixmerge.merge.stream import Job, staff
@@ -66,14 +67,15 @@ def merge_state_dicts(
     """
     if not isinstance(config, MergeConfig):
         config = parse_config(config)
-    if not config.models or config.earlier or config.tokenizer_source:
-        do = "merge folders with mixmerge.merge for slices, modules, several merges or tokenizers"
+    if not config.models or config.earlier or config.vocabulary or config.chat_template:
+        do = "merge folders with mixmerge.merge for slices, modules, several merges, tokenizers or chat templates"
         raise RecipeError("state dicts are merged whole", where=config.where(), do=do)
     for name in config.references:
         if name not in models:
             raise RecipeError(f"there is no state dict '{name}'", where=config.where(), do=did_you_mean(name, models))
     opened = {name: _hold(name, models[name]) for name in config.references}
-    job = Job(config, tuple(model.checkpoint for model in opened.values()), plan_targets(config, opened))
+    together = without_twins(opened)
+    job = Job(config, together, plan_targets(config, together.models))
     order = [name for name in opened[config.donor].tensors if name in job.outputs]
     results = {name: _empty(tensor) for name, tensor in job.outputs.items() if into is None}
     if into is not None:

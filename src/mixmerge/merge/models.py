@@ -8,24 +8,71 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mixmerge.merge.adapters import open_model, sources_of
-from mixmerge.merge.align import Model
+from mixmerge.merge.align import Model, require_one_kind, tied_heads
 from mixmerge.merge.chain import require_models
 from mixmerge.merge.checkpoint import Checkpoint, open_checkpoint
 from mixmerge.merge.settings import MergeConfig
-from mixmerge.merge.sources import Files, Raw, Source, stored
+from mixmerge.merge.sources import Files, Raw, Source
 from mixmerge.merge.targets import Plan, plan_targets
+from mixmerge.merge.vocabulary import Vocabulary, plan_vocabulary
 
 
-def open_models(config: MergeConfig, files: Files, folders: Mapping[str, Path]) -> dict[str, Model]:
-    """Every model of a configuration, the donor first; `folders`: those of the named merges before it."""
-    return {
-        name: _made(name, folders[name], files) if name in folders else _open(name, config, files)
-        for name in config.references
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The models of a merge, the donor first: in one vocabulary, and without output layers that repeat an embedding."""
+
+    models: Mapping[str, Model]
+    tied: bool
+    vocabulary: Vocabulary | None = None
+
+    def describe(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json's content with this vocabulary and tie."""
+        told = dict(config) if self.vocabulary is None else self.vocabulary.describe(config)
+        return told | ({"tie_word_embeddings": True} if self.tied else {})
+
+
+def open_models(config: MergeConfig, files: Files, folders: Mapping[str, Path]) -> Opened:
+    """Every model of a configuration; `folders`: those of the named merges before it.
+
+    Raises:
+        ModelError: models of different architectures, or whose output layers or vocabularies cannot go together.
+    """
+    models = {name: _read(_open(name, config, folders), files) for name in config.references}
+    return _brought_together(config, models, files, folders)
+
+
+def without_twins(models: Mapping[str, Model]) -> Opened:
+    """Models of one architecture, without output layers that repeat an embedding.
+
+    Raises:
+        ModelError: models of different architectures, or that do not agree on the tie.
+    """
+    require_one_kind(list(models.values()))
+    tied = tied_heads(list(models.values()))
+    kept = {
+        name: replace(model, tensors={key: source for key, source in model.tensors.items() if key not in tied})
+        for name, model in models.items()
     }
+    return Opened(kept, bool(tied))
+
+
+def _brought_together(
+    config: MergeConfig, models: Mapping[str, Model], files: Files, folders: Mapping[str, Path]
+) -> Opened:
+    opened = without_twins(models)
+    checkpoints = {name: model.checkpoint for name, model in models.items()}
+    vocabulary = plan_vocabulary(config, checkpoints, partial(_open, config=config, folders=folders))
+    if vocabulary is None:
+        return opened
+    sources = vocabulary.put_into({name: model.tensors for name, model in opened.models.items()}, files)
+    united = {name: replace(model, tensors=sources[name]) for name, model in models.items()}
+    return Opened(united, opened.tied, vocabulary)
 
 
 def foresee(config: MergeConfig) -> list[int]:
@@ -39,32 +86,32 @@ def foresee(config: MergeConfig) -> list[int]:
     require_models(config)
     with closing(Files()) as files:
         for one in (*config.earlier, config):
-            models = {name: made.get(name) or _open(name, one, files) for name in one.references}
+            models = {name: made.get(name) or _read(_open(name, one, {}), files) for name in one.references}
+            if one.vocabulary is not None and not made.keys().isdisjoint({*models, *one.vocabulary.models}):
+                return sizes  # that takes a tokenizer which is not made yet: it is checked when it is there
             try:
-                plan = plan_targets(one, models)
-            except _NotMadeError:  # that takes a look at the numbers: it is checked when they are there
+                opened = _brought_together(one, models, files, {})
+                plan = plan_targets(one, opened.models)
+            except _NotMadeError:  # and this a look at numbers
                 return sizes
             sizes.append(sum(tensor.size for tensor in plan.outputs.values()))
-            made[str(one.name)] = _foreseen(str(one.name), plan)
+            made[str(one.name)] = _foreseen(str(one.name), plan, opened)
     return sizes
 
 
-def _made(name: str, folder: Path, files: Files) -> Model:
-    checkpoint = open_checkpoint(folder, name)
-    return Model(checkpoint, stored(checkpoint, files))
+def _open(name: str, config: MergeConfig, folders: Mapping[str, Path]) -> Checkpoint:
+    return open_checkpoint(folders[name], name) if name in folders else open_model(name, config.folder)
 
 
-def _open(name: str, config: MergeConfig, files: Files) -> Model:
-    checkpoint = open_model(name, config.folder)
+def _read(checkpoint: Checkpoint, files: Files) -> Model:
     return Model(checkpoint, sources_of(checkpoint, files))
 
 
-def _foreseen(name: str, plan: Plan) -> Model:
+def _foreseen(name: str, plan: Plan, opened: Opened) -> Model:
     tensors: dict[str, Source] = {
         target.name: _Foreseen(name, target.name, target.dtype, target.shape) for target in plan.targets.values()
     }
-    tied = {"tie_word_embeddings": True} if plan.tied else {}
-    return Model(Checkpoint(name, Path(), plan.outputs, {**plan.config, **tied}), tensors | dict(plan.copied))
+    return Model(Checkpoint(name, Path(), plan.outputs, opened.describe(plan.config)), tensors | dict(plan.copied))
 
 
 class _NotMadeError(Exception):

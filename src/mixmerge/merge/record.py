@@ -56,12 +56,11 @@ def read_record(model: Path) -> dict[str, Any]:
 
 
 def fingerprint(model: Checkpoint) -> dict[str, Any]:
-    """The size of a model and a hash of its headers and of samples of its weight files: cheap, the same on any machine."""
-    files = sorted({tensor.file for tensor in model.tensors.values()})
+    """The size of a model and a hash of its headers and of samples of its files: cheap, the same on any machine."""
     layout = sorted((name, t.dtype, t.shape, t.file.name, t.offset) for name, t in model.tensors.items())
     digest = hashlib.sha256(json.dumps(layout).encode())
     total = 0
-    for path in files:
+    for path in model.files:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size

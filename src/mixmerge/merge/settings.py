@@ -15,6 +15,7 @@ from mixmerge.errors import RecipeError
 from mixmerge.merge.block import At
 from mixmerge.merge.methods import METHODS, Method, Parameter
 from mixmerge.merge.values import Parameters, Value, as_yaml, resolve, sum_to_zero
+from mixmerge.merge.vocabulary import VocabularyChoice
 from mixmerge.yaml import KeyPath, Marks
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -72,6 +73,8 @@ class MergeConfig:
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer_source: str | None = None
+    tokenizer: VocabularyChoice | None = None
+    chat_template: str | None = None
     seed: int = 0
     name: str | None = None
     earlier: tuple[MergeConfig, ...] = ()
@@ -116,6 +119,11 @@ class MergeConfig:
         return tuple(dict.fromkeys([self.donor, *read]))
 
     @property
+    def vocabulary(self) -> VocabularyChoice | None:
+        """What tokens the output has; None where the models' own are left as they are."""
+        return VocabularyChoice(self.tokenizer_source) if self.tokenizer_source else self.tokenizer
+
+    @property
     def donor(self) -> str:
         """The model that config, generation config and tokenizer come from: the base, else the first listed."""
         return self.base_model or next(self.combinations).entries[0].model
@@ -155,9 +163,11 @@ class MergeConfig:
                 name: _parts(module.models, module.slices) | _own(module.parameters)
                 for name, module in self.modules.items()
             }
-        for key in ("base_model", "dtype", "out_dtype", "tokenizer_source", "seed"):
+        for key in ("base_model", "dtype", "out_dtype", "tokenizer_source", "chat_template", "seed"):
             if value := getattr(self, key):
                 out[key] = value
+        if self.tokenizer is not None:
+            out["tokenizer"] = self.tokenizer.to_mergekit()
         return out | _own(self.parameters)
 
 

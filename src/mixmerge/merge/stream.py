@@ -28,14 +28,15 @@ import numpy as np
 from mixmerge.errors import UserError
 from mixmerge.merge.block import Measured
 from mixmerge.merge.card import model_card, to_yaml
-from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor
+from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, read_json
 from mixmerge.merge.config import load_config
-from mixmerge.merge.models import foresee, open_models
+from mixmerge.merge.models import Opened, foresee, open_models
 from mixmerge.merge.record import RECORD, make_record
 from mixmerge.merge.settings import MergeConfig
 from mixmerge.merge.sources import Files, Raw, Source
 from mixmerge.merge.targets import Plan, plan_targets
 from mixmerge.merge.tensors import Crew, Target, Write, merge_tensor
+from mixmerge.merge.tokenizer import TOKENIZER, choose_template, set_template
 from mixmerge.merge.writer import CheckpointWriter, refuse_existing
 
 SHARD_BYTES = 2_000_000_000
@@ -58,7 +59,7 @@ def merge(
 
     Returns:
         method, seed, tensors, parameters; `kept_share` (methods that thin: elements kept) or `parallel_share` (slerp:
-        tensors merged as parallel); of this run alone bytes_read, bytes_written, seconds, and tensors_resumed.
+        tensors merged as parallel); `notes` where a person should know something; of this run alone bytes_read, bytes_written, seconds, and tensors_resumed.
 
     Raises:
         RecipeError: a configuration that cannot hold. ModelError: models that do not fit each other, a NaN or infinity.
@@ -87,10 +88,11 @@ def _run_chain(
     folders: dict[str, Path] = {}
     total = sum(foresee(config))
     done = bytes_read = bytes_written = resumed = 0
+    notes: list[str] = []
 
-    def counted(now: int, _: int, before: int = 0) -> None:
+    def counted(now: int, whole: int, before: int = 0) -> None:
         if progress is not None:
-            progress(before + now, total)
+            progress(before + now, max(total, before + whole))
 
     try:
         for one in (*config.earlier, config):
@@ -107,11 +109,13 @@ def _run_chain(
                     )
                     resumed += measured["tensors_resumed"]
                 done += sum(tensor.size for tensor in job.plan.outputs.values())
+                notes += job.notes
     except UserError:  # running again would end the same way
         shutil.rmtree(earlier, ignore_errors=True)
         raise
     shutil.rmtree(earlier, ignore_errors=True)
-    return measured | {"bytes_read": bytes_read, "bytes_written": bytes_written, "tensors_resumed": resumed}
+    told = {"notes": list(dict.fromkeys(notes))} if notes else {}
+    return measured | told | {"bytes_read": bytes_read, "bytes_written": bytes_written, "tensors_resumed": resumed}
 
 
 def _run(
@@ -131,6 +135,8 @@ def _run(
             "tensors": len(outputs),
             "parameters": counting.total,
         }
+        if job.notes:
+            measured["notes"] = list(job.notes)
         if config.method.share is not None:
             part, whole = (math.fsum(note[i] for note in notes.values()) for i in range(2))
             measured[config.method.share] = part / whole if whole else 0.0
@@ -178,12 +184,30 @@ class Job:
     """A merge in which everything has been checked that can be without reading the tensors."""
 
     config: MergeConfig
-    models: tuple[Checkpoint, ...]  # the donor first, each once
+    opened: Opened
     plan: Plan
+    template: str | None = None
+
+    @property
+    def models(self) -> tuple[Checkpoint, ...]:
+        """All that are read, the donor first, each once; those that only give rows of tokens last."""
+        vocabulary = self.opened.vocabulary
+        outside = () if vocabulary is None else vocabulary.outside
+        return (*(model.checkpoint for model in self.opened.models.values()), *outside)
 
     @property
     def donor(self) -> Checkpoint:
         return self.models[0]
+
+    @property
+    def fingerprints(self) -> list[str]:
+        return [part.fingerprint() for part in (*self.models, self.opened.vocabulary) if part is not None]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about this merge."""
+        vocabulary = self.opened.vocabulary
+        return (*self.config.notes, *(() if vocabulary is None else vocabulary.notes))
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -199,7 +223,7 @@ class Job:
 
     def digest(self, shard_bytes: int) -> str:
         """A hash of all that decides the bytes of the output."""
-        identity = [_MEANING, self.config.to_mergekit(), [model.fingerprint() for model in self.models], shard_bytes]
+        identity = [_MEANING, self.config.to_mergekit(), self.fingerprints, shard_bytes]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def read_for(self, name: str) -> tuple[Source, ...]:
@@ -224,8 +248,12 @@ def staff(job: Job, threads: int | None) -> Crew:
 
 def prepare(config: MergeConfig, files: Files, folders: Mapping[str, Path] | None = None) -> Job:
     """Open and check all that a merge reads; `folders`: those of the named merges before it."""
-    models = open_models(config, files, folders or {})
-    return Job(config, tuple(model.checkpoint for model in models.values()), plan_targets(config, models))
+    opened = open_models(config, files, folders or {})
+    template = None
+    if config.chat_template is not None:
+        beside = [model.checkpoint.folder for model in opened.models.values()]
+        template = choose_template(config.chat_template, beside)
+    return Job(config, opened, plan_targets(config, opened.models), template)
 
 
 def _copy(source: Source, size: int, write: Write) -> None:
@@ -243,12 +271,24 @@ def _cores() -> int:
 
 def _companions(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path]:
     """The files beside the weights: configuration and tokenizer of the donor, our card and the merge configuration."""
-    folder = job.donor.folder
+    folder, vocabulary = job.donor.folder, job.opened.vocabulary
     files: dict[str, bytes | Path] = {
-        path.name: path for pattern in COPIED for path in sorted(folder.glob(pattern)) if path.is_file()
+        path.name: path
+        for pattern in (COPIED if vocabulary is None else set(COPIED) - set(TOKENIZER))
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
     }
-    if (folder / "generation_config.json").exists():
-        files["generation_config.json"] = folder / "generation_config.json"
+    generation = folder / "generation_config.json"
+    if generation.exists():
+        files[generation.name] = generation
+    if vocabulary is not None:
+        files |= vocabulary.files()
+        if generation.exists():
+            held = read_json(generation)
+            renumbered = vocabulary.numbering.renumbered(held, vocabulary.numbering.generation)
+            files[generation.name] = generation if held == renumbered else _as_json(renumbered)
+    if job.template is not None:
+        files = set_template(files, job.template)
     files["config.json"] = _config_json(job)
     files["mergekit_config.yml"] = to_yaml(job.config).encode()
     files["README.md"] = model_card(job.config, measured).encode()
@@ -258,14 +298,15 @@ def _companions(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path
 
 def _config_json(job: Job) -> bytes:
     """The donor's config.json; only what the merge made untrue is changed."""
-    stored, config = job.config.out_dtype or job.config.dtype, dict(job.plan.config)
-    if stored is None and not job.plan.tied and config == job.donor.config:
-        return (job.donor.folder / "config.json").read_bytes()
+    stored, config = job.config.out_dtype or job.config.dtype, job.opened.describe(job.plan.config)
     if stored is not None:
         text = config.get("text_config")
         if isinstance(text, dict):
             config["text_config"] = text | {key: stored for key in ("dtype", "torch_dtype") if key in text}
         config |= {key: stored for key in ("dtype", "torch_dtype") if key in config} or {"dtype": stored}
-    if job.plan.tied:
-        config["tie_word_embeddings"] = True
-    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    file = job.donor.folder / "config.json"
+    return file.read_bytes() if read_json(file) == config else _as_json(config)
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"

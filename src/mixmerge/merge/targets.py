@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixmerge.errors import ModelError, RecipeError
-from mixmerge.merge.align import Model, agree, require_one_kind, tied_heads
+from mixmerge.merge.align import OTHER_VOCABULARY, Model, agree
 from mixmerge.merge.checkpoint import Tensor
 from mixmerge.merge.settings import Combination, Entry, MergeConfig
 from mixmerge.merge.sources import Source
 from mixmerge.merge.stacks import Origin, Stack, find_stacks, module_of, shared_part, with_layers
 from mixmerge.merge.tensors import Target
 from mixmerge.merge.values import layer_depths, split_layer
+from mixmerge.merge.vocabulary import vocabulary_tensors
 
 # outside of layers, what comes after them; embeddings, which have norms too, come before
 _AFTER = re.compile(r"(^|[._])(norm|ln|layernorm|head|lm_head|output|score|classifier|embed_out)([._\d]|$)|norm\b")
@@ -35,7 +36,6 @@ class Plan:
     targets: Mapping[str, Target]
     copied: Mapping[str, Source]
     config: Mapping[str, Any]
-    tied: bool
 
     @property
     def outputs(self) -> dict[str, Tensor]:
@@ -57,14 +57,13 @@ class Place:
 
 
 def plan_targets(config: MergeConfig, models: Mapping[str, Model]) -> Plan:
-    """The targets of a merge. `models`: every model of `config.references`.
+    """The targets of a merge. `models`: every model of `config.references`, brought into one vocabulary.
 
     Raises:
         ModelError: models that do not fit each other or the configuration.
         RecipeError: layers or modules that are not there, a parameter without a value at a tensor.
     """
-    require_one_kind(list(models.values()))
-    tied = tied_heads(list(models.values()))
+    per_token = set(vocabulary_tensors([model.checkpoint for model in models.values()]))
     donor, described = models[config.donor], dict(models[config.donor].checkpoint.config)
     if config.models:
         depths = layer_depths(donor.tensors)
@@ -74,18 +73,16 @@ def plan_targets(config: MergeConfig, models: Mapping[str, Model]) -> Plan:
     targets: dict[str, Target] = {}
     copied: dict[str, Source] = {}
     for place in sorted(places, key=lambda place: place.name):
-        if place.name in tied:
-            continue
         read = [
             _source(place, entry, models, name) for entry, name in zip(place.combination.read, place.names, strict=True)
         ]
-        _require_described(place.name, read[0], donor)
-        if agree(place.name, read):
+        _require_described(place.name, read[0], donor, OTHER_VOCABULARY if place.name in per_token else _OTHER_BASE)
+        if agree(place.name, read, per_token=place.name in per_token):
             targets[place.name] = _target(config, place, read, models)
         else:
             copied[place.name] = read[0]
-    _require_all({*targets, *copied}, donor, tied)
-    return Plan(targets, copied, described, bool(tied))
+    _require_all({*targets, *copied}, donor)
+    return Plan(targets, copied, described)
 
 
 def _target(config: MergeConfig, place: Place, read: Sequence[Source], models: Mapping[str, Model]) -> Target:
@@ -110,7 +107,7 @@ def _source(place: Place, entry: Entry, models: Mapping[str, Model], name: str) 
     renamed = f"as '{name}' " if name != there else ""
     raise ModelError(
         f"tensor '{there}' is in '{owner}' and not {renamed}in '{entry.model}'",
-        do="only models with equal tensors can be merged: fine-tunes of one base, with one vocabulary",
+        do="only models with equal tensors can be merged: fine-tunes of one base",
     )
 
 
@@ -125,18 +122,18 @@ def _names(combination: Combination, models: Mapping[str, Model]) -> dict[str, N
     return dict.fromkeys(name for entry in combination.read for name in models[entry.model].tensors)
 
 
-def _require_described(name: str, made: Source, donor: Model) -> None:
+def _require_described(name: str, made: Source, donor: Model, do: str) -> None:
     """Outside of layers, what is made must have the shape that the donor's config.json stands for."""
     described = donor.tensors.get(name)
     if described is not None and split_layer(name) is None and described.shape != made.shape:
         what = f"tensor '{name}' of '{made.model}' has shape {list(made.shape)}, and '{donor.name}', which gives "
-        raise ModelError(f"{what}config.json, {list(described.shape)}", do=_OTHER_BASE)
+        raise ModelError(f"{what}config.json, {list(described.shape)}", do=do)
 
 
-def _require_all(names: set[str], donor: Model, tied: set[str]) -> None:
+def _require_all(names: set[str], donor: Model) -> None:
     """Outside of layers, nothing that the donor's config.json stands for may be missing."""
     for name in donor.tensors:
-        if split_layer(name) is None and name not in names and name not in tied:
+        if split_layer(name) is None and name not in names:
             what = f"tensor '{name}' is in '{donor.name}', which gives config.json, and in no model it would come from"
             raise ModelError(what, do="merge models of one architecture")
 

@@ -112,7 +112,8 @@ def rehearse(config: MergeConfig, *, threads: int | None = None) -> dict[str, An
             taken = time.monotonic() - began
     merged, measured = sum(target.size for target in job.targets), sum(target.size for target in sample)
     read = {source for target in job.targets for source in target.read} | set(job.copied.values())
-    return {
+    notes = {"notes": list(job.notes)} if job.notes else {}
+    return notes | {
         "method": config.merge_method,
         "models": {model.name: sum(tensor.bytes for tensor in model.tensors.values()) for model in job.models},
         "tensors": len(job.outputs),
