@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from mixmerge.errors import ModelError
 from mixmerge.model.check import check_model
@@ -54,4 +56,15 @@ def test_weights_of_another_shape_are_named_with_both(model: Path) -> None:
     size = json.loads((model / "config.json").read_text())["intermediate_size"]
     say(model, intermediate_size=size * 2)
     with pytest.raises(ModelError, match=rf"has shape \[.*{size}.*\] where config.json describes \[.*{size * 2}"):
+        load_pretrained("AutoModelForCausalLM", model)
+
+
+def test_weights_that_the_configuration_does_not_describe_are_refused_and_not_lost(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}  # old versions stored it
+    save_file(tensors | buffer, model / "model.safetensors", metadata={"format": "pt"})
+    load_pretrained("AutoModelForCausalLM", model)
+    bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(len(tensors["model.layers.0.self_attn.q_proj.weight"]))}
+    save_file(tensors | bias, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"does not describe 1 of the weights, 'model.layers.0.self_attn.q_proj.bias'"):
         load_pretrained("AutoModelForCausalLM", model)

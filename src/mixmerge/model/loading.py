@@ -12,6 +12,8 @@ from typing import Any
 from mixmerge.errors import CheckpointError, ModelError, reason
 
 _WHAT = {"AutoTokenizer": "the tokenizer", "AutoModelForCausalLM": "the model"}
+# Stored by old versions of transformers, and computed by every version.
+_BUFFERS = ("inv_freq", "attn.bias", "attn.masked_bias", "position_ids")
 
 
 def load_pretrained(loader: str, model: Path, **options: Any) -> Any:
@@ -44,4 +46,8 @@ def load_pretrained(loader: str, model: Path, **options: Any) -> Any:
     if missing := sorted(found["missing_keys"]):
         what = f"{len(missing)} weights that config.json describes are missing, '{missing[0]}' among them"
         raise ModelError(what, where=str(model), do=do)
+    dropped = sorted(name for name in found["unexpected_keys"] if not name.endswith(_BUFFERS))
+    if dropped:
+        what = f"config.json does not describe {len(dropped)} of the weights, '{dropped[0]}' among them"
+        raise ModelError(f"{what}: they would be lost", where=str(model), do=do)
     return network

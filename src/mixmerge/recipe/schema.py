@@ -147,7 +147,7 @@ class Trained(Section):
 class Merge(Section):
     """A model computed from other candidates' weights; parameters as in a mergekit YAML."""
 
-    method: str = Field(description="linear, slerp, task_arithmetic, ties or dare_ties.")
+    method: str = Field(description="one of those that `mixmerge methods` lists.")
     models: dict[Name, dict[str, Any]] = Field(
         description="Candidates to merge and their parameters, e.g. {general: {weight: 0.5}}; or a list of names."
     )
