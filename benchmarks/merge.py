@@ -43,6 +43,9 @@ METHODS: dict[str, dict[str, object]] = {
     "breadcrumbs": {"models": 3, "base": True, "parameters": {"density": 0.5, "gamma": 0.01}},
     "della": {"models": 3, "base": True, "parameters": {"density": 0.5, "epsilon": 0.1}},
     "sce": {"models": 3, "base": True, "parameters": {"select_topk": 0.5}},
+    "ramplus_tl": {"models": 3, "base": True, "parameters": {}},
+    "arcee_fusion": {"models": 1, "base": True, "parameters": {}},
+    "nearswap": {"models": 1, "base": True, "parameters": {"t": 0.001}},
 }
 RIVAL_OPTIONS = ["--lazy-unpickle", "--allow-crimes", "--no-copy-tokenizer"]
 SHARD_BYTES = 500_000_000  # the rival is fastest with shards of this size
@@ -141,7 +144,7 @@ def write_config(path: Path, method: str, models: Path) -> tuple[Path, list[Path
     return path, used
 
 
-NO_WEIGHT = ("slerp", "karcher", "model_stock", "sce")
+NO_WEIGHT = ("slerp", "karcher", "model_stock", "sce", "ramplus_tl", "arcee_fusion", "nearswap")
 
 
 def measure(command: list[str]) -> Run:

@@ -419,10 +419,10 @@ def _print_json(value: Any) -> None:
 
 
 def _say_when_compiling() -> None:
-    from mixmerge.merge import kernels
+    from mixmerge.merge import compiling as compiler
 
     compiling = "compiling the merge kernels, once on this machine: some seconds"
-    kernels.when_compiling.append(lambda: print(compiling, file=sys.stderr))
+    compiler.when_compiling.append(lambda: print(compiling, file=sys.stderr))
 
 
 def _bar(title: str) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from model_folders import config_for, merge_tensors, read_model, write_model
 
-from mixmerge.merge import METHODS, kernels, merge, tensors
+from mixmerge.merge import METHODS, merge, selection, tensors
 from mixmerge.merge.sparsify import random_words
 
 W = (0.7, 0.4)
@@ -255,7 +255,7 @@ def test_a_stretch_of_random_words_is_the_same_drawn_alone(start):
 
 def test_the_random_stream_is_the_published_one():
     zero = np.empty(4, np.uint32)
-    kernels.philox(0, 0, 0, zero)  # the known answer of Random123
+    selection.philox(0, 0, 0, zero)  # the known answer of Random123
     assert [f"{int(word):x}" for word in zero] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
     np.testing.assert_array_equal(
         words("model.norm.weight", 2, 0, 999), reference.random_words(999, 7, "model.norm.weight", 2)

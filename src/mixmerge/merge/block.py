@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.uint16]
 T = TypeVar("T")
 
 
@@ -54,6 +55,7 @@ class Workspace:
 
     def __init__(self, models: int, size: int) -> None:
         self.decoded = np.empty((models + 1, size), np.float32)
+        self.read = np.empty((models + 1, size * 4), np.uint8)
         self.raw = np.empty(size * 4, np.uint8)
         self.delta = np.empty(size, np.float32)
         self.single = np.empty(size, np.float32)
@@ -64,28 +66,39 @@ class Workspace:
         self.out = np.empty(size, np.float64)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The raw elements of a block: of the base, where there is one, and of the inputs.
+
+    words: uint16, all of them in one array; places, int64: where each begins; stored, uint8: its kernels.BF16, F16 or F32.
+    """
+
+    words: Words
+    places: Counts
+    stored: npt.NDArray[np.uint8]
+
+
 @dataclass(slots=True)
 class Block:
-    """A stretch of one tensor, the same in every model.
-
-    `load(i, into)` decodes input i (-1: the base) into float32; it raises where a value is not finite.
-    """
+    """A stretch of one tensor, the same in every model. `refuse(i)` raises: row i of `all` holds a NaN or infinity."""
 
     start: int
     size: int
     inputs: int
     has_base: bool
-    load: Callable[[int, Float32], None]
+    packed: Packed
     workspace: Workspace
+    refuse: Callable[[int], NoReturn]
     _loaded: bool = field(default=False, init=False)
 
     @property
     def all(self) -> Float32:
         """The base, where there is one, and the inputs: float32 (k + 1, n) or (k, n)."""
-        decoded = self.workspace.decoded[0 if self.has_base else 1 : self.inputs + 1, : self.size]
+        decoded, packed = self._scratch, self.packed
         if not self._loaded:
             for row in range(len(decoded)):
-                self.load(row - self.has_base, decoded[row])
+                if not kernels.decode(packed.words, packed.places[row], packed.stored[row], decoded[row]):
+                    self.refuse(row)
             self._loaded = True
         return decoded
 
@@ -102,24 +115,35 @@ class Block:
         base: Float32 = self.all[0]
         return base
 
-    def delta(self, index: int) -> Float32:
+    def delta(self, index: int, out: Float32 | None = None) -> Float32:
         """x_i - b in float32 (n,), or x_i itself where there is no base; overwritten by the next call."""
         if not self.has_base:
             row: Float32 = self.rows[index]
             return row
-        out = self.workspace.delta[: self.size]
-        kernels.difference(self.rows[index], self.base, out)
+        out = self.workspace.delta[: self.size] if out is None else out
+        packed = self.packed
+        self.check(kernels.task_vector(packed.words, packed.places, packed.stored, index + 1, out))
         return out
 
     def deltas(self) -> Float32:
-        """x_i - b for all inputs, or the x_i where there is no base: float32 (k, n), written over the inputs."""
+        """x_i - b for all inputs, or the x_i where there is no base: float32 (k, n), in the memory of `all`."""
         if not self.has_base:
             return self.rows
-        rows = self.rows
-        for row in rows:
-            kernels.difference(row, self.base, row)
         self._loaded = False
+        rows: Float32 = self._scratch[1:]
+        for index, row in enumerate(rows):
+            self.delta(index, row)
         return rows
+
+    def check(self, strange: int) -> None:
+        """Refuse the row that a kernel found not to be finite: -1 for none."""
+        if strange >= 0:
+            self.refuse(strange)
+
+    @property
+    def _scratch(self) -> Float32:
+        scratch: Float32 = self.workspace.decoded[0 if self.has_base else 1 : self.inputs + 1, : self.size]
+        return scratch
 
     @property
     def mask(self) -> Mask:
@@ -150,6 +174,10 @@ class Over(Protocol):
 
     def one(self, at: int, function: Callable[[Block], T], /) -> T:
         """What the function gives for block number `at`."""
+        ...
+
+    def masks(self) -> Mask | None:
+        """Memory for a mask of each input, bool (k, elements of the tensor), until it is done; None for a large tensor."""
         ...
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from mixmerge.errors import ModelError
 from mixmerge.merge import kernels
@@ -148,9 +147,9 @@ def model_stock_by_row(block: Block, at: At, statistic: object) -> Float64:
     """The same with a c for each row of a matrix (filter_wise)."""
     if not at["filter_wise"]:
         return weighted(block, at, np.asarray(statistic))
-    x = _matrix(block.all, at)
-    d = x[1:] - x[:1]
-    return _sum_rows(block, _stock(_products(d, "irc,jrc->ijr"))[:, :, None] * x)
+    coefficients = _stock(_by_row(block, at))
+    kernels.weighted_rows(block.all, at.row, coefficients, True, block.out)
+    return block.out
 
 
 def _stock(G: Float64) -> Float64:
@@ -177,7 +176,7 @@ def nuslerp(over: Over, at: At) -> Measured:
     elif not at["nuslerp_row_wise"] or len(at.shape) < 2:
         return Measured()  # a block has whole rows
     else:
-        G = np.sum(over(lambda block: _products(_matrix(block.deltas(), at), "irc,jrc->ijc")), axis=0)
+        G = np.sum(over(lambda block: _by_column(block, at)), axis=0)
     return Measured(_arcs(G, at))
 
 
@@ -185,13 +184,12 @@ def nuslerp_combine(block: Block, at: At, statistic: object) -> Float64:
     """The sum of the inputs by the coefficients of their tensor, row or column."""
     if at["nuslerp_flatten"]:
         return weighted(block, at, _onto_base(np.asarray(statistic)[:, 0], at))
-    if statistic is None:
-        coefficients = _arcs(_products(_matrix(block.deltas(), at), "irc,jrc->ijr"), at)[:, :, None]
-    else:
-        coefficients = np.asarray(statistic)[:, None, :]
+    by_row = statistic is None
+    coefficients = _arcs(_by_row(block, at), at) if by_row else np.asarray(statistic)
     if block.has_base:
         coefficients = np.array([1.0 - coefficients.sum(axis=0), *coefficients])
-    return _sum_rows(block, coefficients * _matrix(block.all, at))
+    kernels.weighted_rows(block.all, at.row, coefficients, by_row, block.out)
+    return block.out
 
 
 def _arcs(G: Float64, at: At) -> Float64:
@@ -223,16 +221,15 @@ def _onto_base(coefficients: Float64, at: At) -> Float64:
     return np.array([1.0 - math.fsum(coefficients), *coefficients]) if at.has_base else coefficients
 
 
-def _matrix(rows: npt.NDArray[np.float32], at: At) -> Float64:
-    """float32 (k, n) -> float64 (k, rows of the tensor, row length)."""
-    return rows.reshape(len(rows), -1, at.row).astype(np.float64)
+def _by_row(block: Block, at: At) -> Float64:
+    """Dot products of all pairs of task vectors, or of inputs without a base, in each row: float64 (k, k, rows)."""
+    found = np.empty((block.inputs, block.inputs, block.size // at.row))
+    kernels.row_dots(block.deltas(), at.row, found)
+    return found
 
 
-def _products(x: Float64, pairs: str) -> Float64:
-    product: Float64 = np.einsum(pairs, x, x)
-    return product
-
-
-def _sum_rows(block: Block, terms: Float64) -> Float64:
-    block.out[:] = terms.sum(axis=0).ravel()
-    return block.out
+def _by_column(block: Block, at: At) -> Float64:
+    """The same in each column, over the rows of this block: float64 (k, k, row)."""
+    found = np.empty((block.inputs, block.inputs, at.row))
+    kernels.column_dots(block.deltas(), at.row, found)
+    return found

@@ -1,7 +1,7 @@
 """Compiled loops over one block: the only code that touches every element.
 
 The one idea: a block is small enough for a core's cache, so a formula may be several plain loops over it; numba compiles
-them once per machine into a cache. Arithmetic is float64, in a fixed order (sums run in 16 lanes that are added at the
+them once per machine into a cache. Arithmetic is float64, in a fixed order (sums run in lanes that are added at the
 end), so a machine, a thread count or a block's neighbour changes no bit. Kernels release the interpreter lock, allocate
 nothing that is returned, and never raise: what they find (a NaN, a count) they return.
 
@@ -10,54 +10,71 @@ Shapes: `n` elements in a block, `k` models. rows: float32 (k, n); base: float32
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from threading import Lock
-from typing import Any
-
 import numpy as np
 
+from mixmerge.merge.compiling import helper, kernel
+
 LANES = 16
-HIGH_BINS, LOW_BINS = 1 << 15, 1 << 16  # of a float32's magnitude: its high 15 and its low 16 bits
+BF16, F16, F32 = 0, 1, 2  # how raw elements are stored
+STRIP = 2048  # elements that a fused loop decodes at once: they stay in the nearest cache
 
 
-# Called once in a process, when a kernel had to be compiled because this machine's cache did not have it.
-when_compiling: list[Callable[[], None]] = []
+@helper
+def width(stored):  # type: ignore[no-untyped-def]
+    """uint16 words of an element."""
+    return 2 if stored == F32 else 1
 
 
-def kernel(function: Any) -> Callable[..., Any]:
-    """Compile on first use, with the interpreter lock released; kept on disk for the next process."""
-    lock = Lock()
-    compiled: Any = None
-
-    @wraps(function)
-    def call(*args: Any) -> Any:
-        nonlocal compiled
-        if compiled is None:
-            with lock:
-                if compiled is None:
-                    import numba  # here, so that reading a configuration does not wait for it
-
-                    fresh = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-                    found = fresh(*args)
-                    while fresh.stats.cache_misses and when_compiling:
-                        when_compiling.pop()()
-                    compiled = fresh
-                    return found
-        return compiled(*args)
-
-    return call
+@helper
+def decoded(words, place, stored, out):  # type: ignore[no-untyped-def]
+    """Raw elements from a place in uint16 words on -> float32, exactly; whether all are finite."""
+    bits = out.view(np.uint32)
+    if stored == F32:
+        whole = words[place : place + 2 * out.size].view(np.uint32)
+        largest = np.uint32(0)
+        for j in range(out.size):
+            bits[j] = whole[j]
+            largest = max(largest, whole[j] & np.uint32(0x7FFFFFFF))
+        return largest < np.uint32(0x7F800000)
+    half = words[place : place + out.size]
+    worst = np.uint16(0)
+    for j in range(out.size):
+        worst = max(worst, np.uint16(half[j] & np.uint16(0x7FFF)))
+    if stored == BF16:
+        for j in range(out.size):
+            bits[j] = np.uint32(half[j]) << np.uint32(16)
+        return worst < np.uint16(0x7F80)
+    for j in range(out.size):
+        # the same digits under float32's exponent are 2^112 times too small, subnormal ones too
+        sign, digits = np.uint32(half[j] & np.uint16(0x8000)), np.uint32(half[j] & np.uint16(0x7FFF))
+        bits[j] = (sign << np.uint32(16)) | (digits << np.uint32(13))
+        out[j] *= np.float32(2.0**112)
+    return worst < np.uint16(0x7C00)
 
 
 @kernel
-def decode_bf16(raw, out):  # type: ignore[no-untyped-def]
-    """uint16 -> float32, exactly; whether all are finite."""
-    bits = out.view(np.uint32)
-    worst = np.uint16(0)
-    for j in range(raw.size):
-        bits[j] = np.uint32(raw[j]) << np.uint32(16)
-        worst = max(worst, np.uint16(raw[j] & np.uint16(0x7FFF)))
-    return worst < np.uint16(0x7F80)
+def decode(words, place, stored, out):  # type: ignore[no-untyped-def]
+    """Raw elements from a place in uint16 words on -> float32, exactly; whether all are finite."""
+    return decoded(words, place, stored, out)
+
+
+@kernel
+def task_vector(words, places, stored, index, out):  # type: ignore[no-untyped-def]
+    """out = x - base in float32, from the raw elements of the base (0) and of the model (index).
+
+    Its magnitudes order like the exact differences do. Gives -1, or 0 or the index where one of the two is not finite.
+    """
+    base = np.empty(STRIP, np.float32)
+    for start in range(0, out.size, STRIP):
+        stretch = out[start : start + STRIP]
+        b = base[: stretch.size]
+        if not decoded(words, places[0] + start * width(stored[0]), stored[0], b):
+            return 0
+        if not decoded(words, places[index] + start * width(stored[index]), stored[index], stretch):
+            return index
+        for j in range(stretch.size):
+            stretch[j] -= b[j]
+    return -1
 
 
 @kernel
@@ -152,18 +169,86 @@ def weighted_sum(rows, coefficients, out):  # type: ignore[no-untyped-def]
 @kernel
 def dots(rows, out):  # type: ignore[no-untyped-def]
     """out[a, b] = x_a . x_b for all pairs: float64 (k, k)."""
-    lanes = np.empty(LANES)
-    n = rows.shape[1]
+    pair_up(rows, 0, rows.shape[1], np.empty((rows.shape[0], 1024)), np.empty(256), out)
+
+
+@kernel
+def row_dots(rows, row, out):  # type: ignore[no-untyped-def]
+    """out[a, b, r] = x_a . x_b over row number r, of `row` elements: float64 (k, k, rows)."""
+    strip = 4
+    while strip < 1024 and strip < row:
+        strip *= 2
+    k = rows.shape[0]
+    wide, products, found = np.empty((k, strip)), np.empty(strip // 4), np.empty((k, k))
+    for r in range(out.shape[2]):
+        pair_up(rows, r * row, row, wide, products, found)
+        out[:, :, r] = found
+
+
+@kernel
+def column_dots(rows, row, out):  # type: ignore[no-untyped-def]
+    """out[a, b, c] = x_a . x_b over column number c of these rows of `row` elements: float64 (k, k, row)."""
+    out[:] = 0.0
+    for start in range(0, rows.shape[1], row):
+        for a in range(rows.shape[0]):
+            x = rows[a, start : start + row]
+            for b in range(a + 1):
+                y, total = rows[b, start : start + row], out[a, b]
+                for c in range(row):
+                    total[c] += np.float64(x[c]) * np.float64(y[c])
     for a in range(rows.shape[0]):
-        for b in range(a + 1):
-            x, y = rows[a], rows[b]
-            lanes[:] = 0.0
-            for start in range(0, n - LANES + 1, LANES):
-                for lane in range(LANES):
-                    lanes[lane] += np.float64(x[start + lane]) * np.float64(y[start + lane])
-            for j in range(n - n % LANES, n):
-                lanes[j % LANES] += np.float64(x[j]) * np.float64(y[j])
-            out[a, b] = out[b, a] = lanes.sum()
+        for b in range(a):
+            out[b, a] = out[a, b]
+
+
+@kernel
+def weighted_rows(rows, row, coefficients, by_row, out):  # type: ignore[no-untyped-def]
+    """out = sum c_i x_i, with a coefficient for each row, float64 (k, rows), or else for each column, float64 (k, row)."""
+    for r in range(out.size // row):
+        total = out[r * row : (r + 1) * row]
+        total[:] = 0.0
+        for i in range(rows.shape[0]):
+            x, c = rows[i, r * row : (r + 1) * row], coefficients[i]
+            if by_row:
+                for j in range(row):
+                    total[j] += c[r] * x[j]
+            else:
+                for j in range(row):
+                    total[j] += c[j] * x[j]
+
+
+@helper
+def pair_up(rows, first, n, wide, products, out):  # type: ignore[no-untyped-def]
+    """out[a, b] = x_a . x_b over n elements from `first` on, strip by strip of float64 scratch `wide`."""
+    k, strip = wide.shape
+    out[:] = 0.0
+    for start in range(first, first + n, strip):
+        for a in range(k):
+            row, x = rows[a, start : min(start + strip, first + n)], wide[a]
+            for j in range(row.size):
+                x[j] = row[j]
+            x[row.size :] = 0.0
+        for a in range(k):
+            for b in range(a + 1):
+                out[a, b] += dot(wide[a], wide[b], products)
+    for a in range(k):
+        for b in range(a):
+            out[b, a] = out[a, b]
+
+
+@helper
+def dot(x, y, products):  # type: ignore[no-untyped-def]
+    """x . y, folded in halves; `products` is scratch of a quarter of their size, which is a power of two."""
+    n = products.size
+    x0, x1, x2, x3 = x[:n], x[n : 2 * n], x[2 * n : 3 * n], x[3 * n :]
+    y0, y1, y2, y3 = y[:n], y[n : 2 * n], y[2 * n : 3 * n], y[3 * n :]
+    for j in range(n):
+        products[j] = (x0[j] * y0[j] + x1[j] * y1[j]) + (x2[j] * y2[j] + x3[j] * y3[j])
+    while n > 1:
+        n //= 2
+        for j in range(n):
+            products[j] += products[j + n]
+    return products[0]
 
 
 @kernel
@@ -192,61 +277,6 @@ def signs(rows, counts, sums, changed):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def difference(x, base, out):  # type: ignore[no-untyped-def]
-    """out = x - base in float32: a task vector, whose magnitudes order like the exact differences do."""
-    for j in range(base.size):
-        out[j] = x[j] - base[j]
-
-
-@kernel
-def count_high(values, histogram):  # type: ignore[no-untyped-def]
-    """Count the magnitudes of float32 values by their high bits, added to int64 (HIGH_BINS,)."""
-    bits = values.view(np.uint32)
-    for j in range(bits.size):
-        histogram[(bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16)] += 1
-
-
-@kernel
-def gather_low(values, high, out):  # type: ignore[no-untyped-def]
-    """The low 16 bits of the magnitudes in bin `high`, in their order, into uint16 (n,); gives how many there are."""
-    bits = values.view(np.uint32)
-    found = 0
-    for j in range(bits.size):
-        # written always, kept if it belongs: no branch that could be guessed wrongly
-        out[found] = np.uint16(bits[j] & np.uint32(0xFFFF))
-        found += (bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16) == high
-    return found
-
-
-@kernel
-def places_of(values, magnitude, places):  # type: ignore[no-untyped-def]
-    """Indices in the block whose magnitude has these bits, into int64 (n,); gives how many there are."""
-    bits = values.view(np.uint32)
-    found = 0
-    for j in range(bits.size):
-        if bits[j] & np.uint32(0x7FFFFFFF) == magnitude:
-            places[found] = j
-            found += 1
-    return found
-
-
-@kernel
-def keep_window(values, start, above, above_end, below, below_end, mask):  # type: ignore[no-untyped-def]
-    """mask (bool) of the magnitudes among the largest down to (above, above_end) without those down to (below, below_end).
-
-    A magnitude is among the largest down to (m, end) when it exceeds m, or equals it at a flat index before `end`.
-    """
-    bits = values.view(np.uint32)
-    for j in range(bits.size):
-        m = bits[j] & np.uint32(0x7FFFFFFF)
-        mask[j] = (m > above) | ((m == above) & (start + j < above_end))
-    if below < np.uint32(0x7F800000):
-        for j in range(bits.size):
-            m = bits[j] & np.uint32(0x7FFFFFFF)
-            mask[j] &= (m < below) | ((m == below) & (start + j >= below_end))
-
-
-@kernel
 def masked_sums(values, mask, sums):  # type: ignore[no-untyped-def]
     """sums += [sum |v|, sum |v| where kept, how many are kept]: float64 (3,)."""
     lanes = np.zeros((3, LANES))
@@ -267,119 +297,183 @@ def masked_sums(values, mask, sums):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def consensus(rows, base, mask, weights, scales, elect, normalize, factor, out):  # type: ignore[no-untyped-def]
-    """out = b + factor mix of the kept task vectors d_i, with D_i = w_i scale_i d_i.
+def consensus(words, places, stored, mask, weights, scales, elect, normalize, factor, out):  # type: ignore[no-untyped-def]
+    """out = b + factor mix of the kept task vectors d_i, with D_i = w_i scale_i d_i, from raw elements as in task_vector.
 
     elect: the sign of sum D_i (0 counts as +) is elected per element, and only D_i of that sign take part (zeros never).
     normalize: the mix is divided by the sum of the weights that took part, or of all without an election (1 if ~0).
+    Gives -1, or the index of one that is not finite.
     """
-    strip = 1024
-    total, divisor = np.empty(strip), np.empty(strip)
+    k, strip = weights.size, 512
+    base, x = np.empty(strip, np.float32), np.empty(strip, np.float32)
+    d, total, mix, divisor = np.empty((k, strip)), np.empty(strip), np.empty(strip), np.empty(strip)
     for start in range(0, out.size, strip):
         n = min(strip, out.size - start)
-        b = base[start : start + n]
-        o = out[start : start + n]
+        if not decoded(words, places[0] + start * width(stored[0]), stored[0], base[:n]):
+            return 0
         total[:] = 0.0
         all_weights = 0.0
-        for i in range(rows.shape[0]):
-            x, m, c = rows[i, start : start + n], mask[i, start : start + n], weights[i] * scales[i]
+        for i in range(k):
+            if not decoded(words, places[i + 1] + start * width(stored[i + 1]), stored[i + 1], x[:n]):
+                return i + 1
+            m, own, c = mask[i, start : start + n], d[i], weights[i] * scales[i]
             all_weights += weights[i]
             for j in range(n):
-                total[j] += c * (np.float64(x[j]) - np.float64(b[j])) * np.float64(m[j])
+                own[j] = c * (np.float64(x[j]) - np.float64(base[j])) * np.float64(m[j])
+                total[j] += own[j]
         if elect:
-            o[:] = 0.0
+            mix[:] = 0.0
             divisor[:] = 0.0
-            for i in range(rows.shape[0]):
-                x, m, c, w = rows[i, start : start + n], mask[i, start : start + n], weights[i] * scales[i], weights[i]
+            for i in range(k):
+                own, w = d[i], weights[i]
                 for j in range(n):
-                    d = c * (np.float64(x[j]) - np.float64(b[j])) * np.float64(m[j])
-                    agrees = ((d > 0.0) == (total[j] >= 0.0)) & (d != 0.0)
-                    o[j] += d if agrees else 0.0
+                    agrees = ((own[j] > 0.0) == (total[j] >= 0.0)) & (own[j] != 0.0)
+                    mix[j] += own[j] if agrees else 0.0
                     divisor[j] += w if agrees else 0.0
         else:
-            o[:] = total[:n]
+            mix[:] = total
             divisor[:] = all_weights
         if normalize:
             for j in range(n):
                 # weights of both signs can cancel: such an element keeps its plain sum
-                o[j] /= divisor[j] if abs(divisor[j]) >= 1e-8 else 1.0
+                mix[j] /= divisor[j] if abs(divisor[j]) >= 1e-8 else 1.0
+        o = out[start : start + n]
         for j in range(n):
-            o[j] = np.float64(b[j]) + factor * o[j]
+            o[j] = np.float64(base[j]) + factor * mix[j]
+    return -1
 
 
 @kernel
-def keep_by_rank(values, row, low, span, words, mask):  # type: ignore[no-untyped-def]
-    """mask = words / 2^32 < low + span r, with r the rank (0 the smallest) of a magnitude in its row of `row` elements.
-
-    Of equal magnitudes the lowest index ranks highest. A radix sort of each row, 11 bits at a time.
-    """
-    bits = values.view(np.uint32)
-    keys, moved = np.empty(row, np.uint64), np.empty(row, np.uint64)
-    counts = np.empty((3, 2048), np.int32)
-    for start in range(0, values.size, row):
-        counts[:] = 0
-        for j in range(row):
-            magnitude = bits[start + row - 1 - j] & np.uint32(0x7FFFFFFF)
-            keys[j] = (np.uint64(magnitude) << np.uint64(32)) | np.uint64(row - 1 - j)
-            counts[0, magnitude & np.uint32(2047)] += 1
-            counts[1, (magnitude >> np.uint32(11)) & np.uint32(2047)] += 1
-            counts[2, magnitude >> np.uint32(22)] += 1
-        for digit in range(3):
-            shift = np.uint64(32 + 11 * digit)
-            ends = counts[digit]
-            if ends[(keys[0] >> shift) & np.uint64(2047)] == row:
-                continue  # all alike here
-            total = np.int64(0)
-            for value in range(2048):
-                here = ends[value]
-                ends[value] = total
-                total += here
-            for j in range(row):
-                place = (keys[j] >> shift) & np.uint64(2047)
-                moved[ends[place]] = keys[j]
-                ends[place] += 1
-            keys, moved = moved, keys
-        for rank in range(row):
-            at = start + np.int64(keys[rank] & np.uint64(0xFFFFFFFF))
-            mask[at] = words[at] < (low + span * rank) * 4294967296.0
+def spread(rows, out):  # type: ignore[no-untyped-def]
+    """The variance over the models of each element, into float32 (n,)."""
+    k, mean, square = rows.shape[0], np.empty(STRIP), np.empty(STRIP)
+    for start in range(0, out.size, STRIP):
+        o = out[start : start + STRIP]
+        mean[:] = 0.0
+        square[:] = 0.0
+        for i in range(k):
+            x = rows[i, start : start + o.size]
+            for j in range(o.size):
+                mean[j] += x[j]
+        for i in range(k):
+            x = rows[i, start : start + o.size]
+            for j in range(o.size):
+                off = x[j] - mean[j] / k
+                square[j] += off * off
+        for j in range(o.size):
+            o[j] = square[j] / k
 
 
 @kernel
-def philox(key_low, key_high, start, out):  # type: ignore[no-untyped-def]
-    """Words start .. start+n of the stream of a 64-bit key, into uint32 (n,): Philox4x32-10, counter c gives words 4c .. 4c+3.
+def masked_squares(rows, mask, out):  # type: ignore[no-untyped-def]
+    """out[i] = sum x_i^2 where the mask holds: float64 (k,)."""
+    lanes = np.empty(LANES)
+    n = mask.size
+    for i in range(rows.shape[0]):
+        lanes[:] = 0.0
+        x = rows[i]
+        for start in range(0, n - n % LANES, LANES):
+            for lane in range(LANES):
+                value = np.float64(x[start + lane])
+                lanes[lane] += value * value * np.float64(mask[start + lane])
+        for j in range(n - n % LANES, n):
+            value = np.float64(x[j])
+            lanes[j % LANES] += value * value * np.float64(mask[j])
+        out[i] = lanes.sum()
 
-    Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
-    """
-    lanes = 64  # counters at once, so that the compiler sees plain loops
-    x = np.empty((4, lanes), np.uint32)
-    low = np.uint64(0xFFFFFFFF)
-    first = start // 4
-    for group in range(first, (start + out.size + 3) // 4, lanes):
-        for lane in range(lanes):
-            counter = np.uint64(group + lane)
-            x[0, lane] = np.uint32(counter & low)
-            x[1, lane] = np.uint32(counter >> np.uint64(32))
-            x[2, lane] = np.uint32(0)
-            x[3, lane] = np.uint32(0)
-        k0, k1 = np.uint32(key_low), np.uint32(key_high)
-        for _ in range(10):
-            for lane in range(lanes):
-                a = np.uint64(0xD2511F53) * np.uint64(x[0, lane])
-                b = np.uint64(0xCD9E8D57) * np.uint64(x[2, lane])
-                x0 = np.uint32(b >> np.uint64(32)) ^ x[1, lane] ^ k0
-                x2 = np.uint32(a >> np.uint64(32)) ^ x[3, lane] ^ k1
-                x[0, lane], x[1, lane] = x0, np.uint32(b & low)
-                x[2, lane], x[3, lane] = x2, np.uint32(a & low)
-            k0 = np.uint32(k0 + np.uint32(0x9E3779B9))
-            k1 = np.uint32(k1 + np.uint32(0xBB67AE85))
-        place = group * 4 - start
-        if place >= 0 and place + 4 * lanes <= out.size:
-            for lane in range(lanes):
-                for word in range(4):
-                    out[place + 4 * lane + word] = x[word, lane]
-        else:
-            for lane in range(lanes):
-                for word in range(4):
-                    at = place + 4 * lane + word
-                    if 0 <= at < out.size:
-                        out[at] = x[word, lane]
+
+@kernel
+def agreeing(rows, base, mask, weights, out):  # type: ignore[no-untyped-def]
+    """out = b + sum w_i e_i d_i / sum w_i e_i where the mask holds, e_i: d_i = x_i - b has the sign of sum d_i (0: +)."""
+    k = rows.shape[0]
+    total, mix, divisor = np.empty(STRIP), np.empty(STRIP), np.empty(STRIP)
+    for start in range(0, out.size, STRIP):
+        o, b, m = out[start : start + STRIP], base[start : start + STRIP], mask[start : start + STRIP]
+        total[:] = 0.0
+        mix[:] = 0.0
+        divisor[:] = 0.0
+        for i in range(k):
+            x = rows[i, start : start + o.size]
+            for j in range(o.size):
+                total[j] += np.float64(x[j]) - np.float64(b[j])
+        for i in range(k):
+            x, w = rows[i, start : start + o.size], weights[i]
+            for j in range(o.size):
+                d = (np.float64(x[j]) - np.float64(b[j])) * np.float64(m[j])
+                agrees = ((d > 0.0) == (total[j] >= 0.0)) & (d != 0.0)
+                mix[j] += w * d if agrees else 0.0
+                divisor[j] += w if agrees else 0.0
+        for j in range(o.size):
+            o[j] = np.float64(b[j]) + mix[j] / (divisor[j] if divisor[j] > 0.0 else 1.0)
+
+
+@kernel
+def changed_mean(rows, base, epsilon, boosts, out):  # type: ignore[no-untyped-def]
+    """out = b + the mean of those x_i - b beyond epsilon (in float32), times boosts[i] where there is but one."""
+    total, boosted, models = np.empty(STRIP), np.empty(STRIP), np.empty(STRIP)
+    for start in range(0, out.size, STRIP):
+        o, b = out[start : start + STRIP], base[start : start + STRIP]
+        total[:] = 0.0
+        boosted[:] = 0.0
+        models[:] = 0.0
+        for i in range(rows.shape[0]):
+            x = rows[i, start : start + o.size]
+            for j in range(o.size):
+                changed = np.float64(abs(x[j] - b[j]) > epsilon)
+                d = (np.float64(x[j]) - np.float64(b[j])) * changed
+                total[j] += d
+                boosted[j] += d * boosts[i]
+                models[j] += changed
+        for j in range(o.size):
+            o[j] = np.float64(b[j]) + (boosted[j] if models[j] == 1.0 else total[j] / max(models[j], 1.0))
+
+
+@kernel
+def count_changed(rows, base, epsilon, out):  # type: ignore[no-untyped-def]
+    """out[i] = how many elements x_i changes by more than epsilon, and how many of them no other does: int64 (k, 2)."""
+    models = np.empty(STRIP, np.int32)
+    out[:] = 0
+    for start in range(0, base.size, STRIP):
+        b = base[start : start + STRIP]
+        models[:] = 0
+        for i in range(rows.shape[0]):
+            x = rows[i, start : start + b.size]
+            for j in range(b.size):
+                models[j] += abs(x[j] - b[j]) > epsilon
+        for i in range(rows.shape[0]):
+            x, all_, alone = rows[i, start : start + b.size], 0, 0
+            for j in range(b.size):
+                changed = abs(x[j] - b[j]) > epsilon
+                all_ += changed
+                alone += changed & (models[j] == 1)
+            out[i, 0] += all_
+            out[i, 1] += alone
+
+
+@kernel
+def swap_near(x, base, t, out):  # type: ignore[no-untyped-def]
+    """out = b + w (x - b) with w = t / |x - b|; x itself where w is 1 or more, or nothing differs."""
+    for j in range(out.size):
+        b, value = np.float64(base[j]), np.float64(x[j])
+        d = value - b
+        out[j] = value if abs(d) <= t else b + (t if d > 0.0 else -t)
+
+
+@kernel
+def times_rows(values, row, factors, out):  # type: ignore[no-untyped-def]
+    """out = values times the factor of their row, rounded once to float32."""
+    for r in range(out.size // row):
+        factor = factors[r]
+        for j in range(r * row, (r + 1) * row):
+            out[j] = values[j] * factor
+
+
+@kernel
+def take_beyond(values, fence, x, base, out):  # type: ignore[no-untyped-def]
+    """out = x where |value| >= fence, else b; gives how many that are."""
+    taken = 0
+    for j in range(out.size):
+        beyond = abs(np.float64(values[j])) >= fence
+        taken += beyond
+        out[j] = x[j] if beyond else base[j]
+    return taken

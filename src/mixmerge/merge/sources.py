@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from mixmerge.merge import kernels
 from mixmerge.merge.checkpoint import AGAIN, ITEM_BYTES, Checkpoint, Tensor
 
 Raw = npt.NDArray[np.uint8]
+STORED = {"BF16": kernels.BF16, "F16": kernels.F16, "F32": kernels.F32}
 
 
 class Source(Protocol):
@@ -117,15 +118,14 @@ def decode(raw: Raw, source: Source, into: npt.NDArray[np.float32]) -> None:
     Raises:
         ModelError: one of them is NaN or infinite.
     """
-    if source.dtype == "BF16":
-        finite = kernels.decode_bf16(raw.view(np.uint16), into)
-    else:
-        into[:] = raw.view(np.float16 if source.dtype == "F16" else np.float32)
-        finite = kernels.all_finite(into)
-    if not finite:
-        raise ModelError(
-            f"tensor '{source.name}' holds NaN or infinity", where=source.model, do="take another checkpoint of it"
-        )
+    if not kernels.decode(raw.view(np.uint16), 0, STORED[source.dtype], into):
+        refuse(source)
+
+
+def refuse(source: Source) -> NoReturn:
+    """Raise for a source that holds a NaN or infinity."""
+    what = f"tensor '{source.name}' holds NaN or infinity"
+    raise ModelError(what, where=source.model, do="take another checkpoint of it")
 
 
 def encode(values: npt.NDArray[np.float64], dtype: str, single: npt.NDArray[np.float32], into: Raw) -> bool:

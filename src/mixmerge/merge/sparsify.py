@@ -18,12 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mixmerge.merge import kernels
+from mixmerge.merge import kernels, selection
 from mixmerge.merge.block import At, Block, Counts, Float32, Float64, Mask, Measured, Over
 
 Low = npt.NDArray[np.uint16]
 INFINITE = 0x7F800000
-KEPT_MASKS = 64 << 20  # bytes of masks that are kept from measuring to combining
 
 # Writes into `mask` which of `values` (a task vector in this block) are kept.
 Keep = Callable[[Block, Float32, Mask], None]
@@ -60,9 +59,11 @@ def combine(elect: bool) -> Callable[[Block, At, object], Float64]:
             for i, keep in enumerate(thinned.keeps):
                 keep(block, block.delta(i), mask[i])
         normalize = bool(at["normalize"])
-        kernels.consensus(
-            block.rows, block.base, mask, weights, thinned.scales, elect, normalize, at["lambda"], block.out
+        raw = block.packed
+        strange = kernels.consensus(
+            raw.words, raw.places, raw.stored, mask, weights, thinned.scales, elect, normalize, at["lambda"], block.out
         )
+        block.check(strange)
         return block.out
 
     return agreed
@@ -104,7 +105,7 @@ def random_words(seed: int, tensor: str, index: int, start: int, out: npt.NDArra
     Its key is the first 8 bytes of the sha256 of that triple as JSON, little-endian, so any block can be drawn alone.
     """
     key = int.from_bytes(hashlib.sha256(json.dumps([seed, tensor, index]).encode()).digest()[:8], "little")
-    kernels.philox(key & 0xFFFFFFFF, key >> 32, start, out)
+    selection.philox(key & 0xFFFFFFFF, key >> 32, start, out)
 
 
 def select(over: Over, at: At) -> Measured:
@@ -114,8 +115,8 @@ def select(over: Over, at: At) -> Measured:
     """
 
     def spread(block: Block) -> Float32:
-        d = block.deltas().astype(np.float64)
-        variance: Float32 = d.var(axis=0).astype(np.float32)
+        variance = block.workspace.delta[: block.size]
+        kernels.spread(block.deltas(), variance)
         return variance
 
     share, cut = at["select_topk"], ALL
@@ -125,31 +126,26 @@ def select(over: Over, at: At) -> Measured:
 
     def chosen(block: Block) -> Mask:
         mask: Mask = block.mask[0]
-        kernels.keep_window(spread(block), block.start, cut.bits, cut.end, INFINITE, 0, mask)
+        selection.keep_window(spread(block), block.start, cut.bits, cut.end, INFINITE, 0, mask)
         return mask
 
-    def squares(block: Block) -> list[float]:
-        mask = chosen(block)
-        return [float((np.square(d, dtype=np.float64) * mask).sum()) for d in block.deltas()]
+    def squares(block: Block) -> tuple[Float64, int]:
+        mask, sums = chosen(block), np.empty(block.inputs)
+        kernels.masked_squares(block.deltas(), mask, sums)
+        return sums, int(np.count_nonzero(mask))
 
-    totals = [math.fsum(column) for column in zip(*over(squares), strict=True)]
+    sums, kept = zip(*over(squares), strict=True)
+    totals = [math.fsum(column) for column in zip(*sums, strict=True)]
     whole = math.fsum(totals)
     weights = np.array([total / whole if whole else 0.0 for total in totals])
-    kept = sum(over(lambda block: int(np.count_nonzero(chosen(block)))))
-    return Measured((chosen, weights), part=kept, whole=at.size)
+    return Measured((chosen, weights), part=sum(kept), whole=at.size)
 
 
 def select_combine(block: Block, at: At, statistic: object) -> Float64:
     """b + sum w_i d_i e_i / sum w_i e_i over the chosen positions, e_i: agrees with the sign of sum d_i."""
     chosen, weights = statistic  # type: ignore[misc]
-    kept = chosen(block)  # type: ignore[has-type]
-    base = block.base.astype(np.float64)
-    d = (block.rows - base) * kept
-    agree = (d > 0) == (d.sum(axis=0) >= 0)
-    agree &= d != 0
-    w = weights[:, None] * agree  # type: ignore[has-type]
-    total = w.sum(axis=0)
-    block.out[:] = base + (w * d).sum(axis=0) / np.where(total > 0, total, 1.0)
+    mask = chosen(block)  # type: ignore[has-type]
+    kernels.agreeing(block.rows, block.base, mask, weights, block.out)  # type: ignore[has-type]
     return block.out
 
 
@@ -162,7 +158,8 @@ def fuse(over: Over, at: At) -> Measured:
 
     def importance(block: Block) -> Float32:
         of_row = divergence[block.start // at.row :][: block.size // at.row]
-        found: Float32 = (block.delta(0).reshape(-1, at.row) * of_row[:, None]).astype(np.float32).ravel()
+        found = block.workspace.single[: block.size]
+        kernels.times_rows(block.delta(0), at.row, of_row, found)
         return found
 
     places = [at.size - int(q * (at.size - 1)) for q in (0.25, 0.5, 0.75)]
@@ -171,24 +168,32 @@ def fuse(over: Over, at: At) -> Measured:
     # in bfloat16 vectors many elements lie exactly on the fence: rounding must not drop some of them
     fence = (median + 1.5 * (high - low)) * (1.0 - 1e-6)
 
-    def kept(block: Block) -> Mask:
-        mask: Mask = np.abs(importance(block)) >= fence
-        return mask
+    def fused(block: Block) -> int:
+        values = importance(block)
+        return int(kernels.take_beyond(values, fence, block.rows[0], block.base, block.out))
 
-    part = sum(over(lambda block: int(np.count_nonzero(kept(block)))))
-    return Measured(kept, part=part, whole=at.size)
+    return Measured(fused, part=sum(over(fused)), whole=at.size)
 
 
-def fuse_combine(block: Block, _: At, kept: object) -> Float64:
+def fuse_combine(block: Block, _: At, fused: object) -> Float64:
     """x where it matters, else b."""
-    assert callable(kept)
-    block.out[:] = np.where(kept(block), block.rows[0], block.base)
+    assert callable(fused)
+    fused(block)
     return block.out
 
 
 def _divergence(block: Block, at: At) -> Float64:
     """KL(softmax(x) || softmax(b)) of each row, as log E[exp(-(d - E[d]))] under softmax(x): exact for tiny changes too."""
-    b, x = block.all.reshape(2, -1, at.row).astype(np.float64)
+    b, x = block.all.reshape(2, -1, at.row)
+    some = max(1, (1 << 14) // at.row)  # rows at once: their intermediate values stay in the cache
+    parts = [
+        _kl(b[r : r + some].astype(np.float64), x[r : r + some].astype(np.float64)) for r in range(0, len(b), some)
+    ]
+    found: Float64 = np.concatenate(parts)
+    return found
+
+
+def _kl(b: Float64, x: Float64) -> Float64:
     p = np.exp(x - x.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     d = x - b
@@ -219,7 +224,7 @@ def _windows(over: Over, at: At, windows: list[tuple[int, int]]) -> Measured:
 
 def _window(above: Rank, below: Rank) -> Keep:
     def keep(block: Block, values: Float32, mask: Mask) -> None:
-        kernels.keep_window(values, block.start, above.bits, above.end, below.bits, below.end, mask)
+        selection.keep_window(values, block.start, above.bits, above.end, below.bits, below.end, mask)
 
     return keep
 
@@ -241,7 +246,7 @@ def _bernoulli_by_rank(at: At, index: int, density: float, epsilon: float) -> Ke
     def keep(block: Block, values: Float32, mask: Mask) -> None:
         words = block.words
         random_words(at.seed, at.tensor, index, block.start, words)
-        kernels.keep_by_rank(values, at.row, low, span, words, mask)
+        selection.keep_by_rank(values, at.row, low, span, words, mask)
 
     return keep
 
@@ -251,25 +256,25 @@ def _kth_largest(over: Over, values: Callable[[Block], Iterable[Float32]], count
 
     def count_high(block: Block, table: Counts) -> None:
         for vector, histogram in zip(values(block), table, strict=True):
-            kernels.count_high(vector, histogram)
+            selection.count_high(vector, histogram)
 
     highs = [
         _bin_of_kth_largest(histogram, k)
-        for histogram, k in zip(over.count(count_high, (len(counts), kernels.HIGH_BINS)), counts, strict=True)
+        for histogram, k in zip(over.count(count_high, (len(counts), selection.HIGH_BINS)), counts, strict=True)
     ]
 
     def gather(block: Block) -> list[Low]:
         scratch = block.workspace.low
         found = []
         for vector, (high, _) in zip(values(block), highs, strict=True):
-            found.append(scratch[: kernels.gather_low(vector, high, scratch)].copy())
+            found.append(scratch[: selection.gather_low(vector, high, scratch)].copy())
         return found
 
     gathered = over(gather)
     ranks = []
     for i, (high, left) in enumerate(highs):
         blocks = [found[i] for found in gathered]
-        low, left = _bin_of_kth_largest(np.bincount(np.concatenate(blocks), minlength=kernels.LOW_BINS), left)
+        low, left = _bin_of_kth_largest(np.bincount(np.concatenate(blocks), minlength=selection.LOW_BINS), left)
         # of the magnitudes equal to this one, the first `left` in the order of their places
         before = np.cumsum([np.count_nonzero(found == low) for found in blocks])
         if left == before[-1]:
@@ -280,7 +285,7 @@ def _kth_largest(over: Over, values: Callable[[Block], Iterable[Float32]], count
 
         def place(block: Block, i: int = i, bits: int = high << 16 | low, within: int = within) -> int:
             vector = next(islice(values(block), i, None))
-            kernels.places_of(vector, bits, block.workspace.places)
+            selection.places_of(vector, bits, block.workspace.places)
             return block.start + int(block.workspace.places[within - 1])
 
         ranks.append(Rank(high << 16 | low, over.one(at, place) + 1))
@@ -298,7 +303,7 @@ def _bin_of_kth_largest(histogram: Counts, k: int) -> tuple[int, int]:
 def _thinned(over: Over, at: At, keeps: list[Keep]) -> Measured:
     """The masks with the factors sum|d| / sum|kept d| (1 without rescale), and the share that was kept."""
 
-    kept: Mask | None = np.empty((len(keeps), at.size), np.bool_) if len(keeps) * at.size <= KEPT_MASKS else None
+    kept = over.masks()
 
     def sums(block: Block) -> Float64:
         out = np.zeros((len(keeps), 3))

@@ -41,7 +41,7 @@ from mixmerge.merge.writer import CheckpointWriter, refuse_existing
 
 SHARD_BYTES = 2_000_000_000
 COPIED_AT_ONCE = 1 << 20  # elements
-_MEANING = 3  # raised when the same configuration and inputs would give other bytes than before
+_MEANING = 4  # raised when the same configuration and inputs would give other bytes than before
 
 
 def merge(

@@ -11,17 +11,19 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
 from mixmerge.errors import ModelError
-from mixmerge.merge.block import At, Block, Counts, Float32, Measured, T, Workspace
+from mixmerge.merge.block import At, Block, Counts, Mask, Measured, Packed, T, Workspace
 from mixmerge.merge.checkpoint import ITEM_BYTES
 from mixmerge.merge.methods import Method
-from mixmerge.merge.sources import Raw, Source, decode, encode
+from mixmerge.merge.sources import STORED, Raw, Source, encode, refuse
 
-BLOCK = 1 << 16  # elements: what a few inputs take as float32 fits a core's cache
+BLOCK = 1 << 18  # elements: large enough that calls cost little, small enough for a core's cache
 BUFFER = 256 << 20  # bytes of raw inputs that are kept between the passes over a tensor
+MASKS = 64 << 20  # bytes of masks that are kept from measuring to combining
 
 Write = Callable[[int, Raw], None]
 
@@ -51,6 +53,21 @@ class Target:
         return self.sources if self.base is None else (self.base, *self.sources)
 
 
+class _Memory:
+    """Bytes that grow to what is wanted and are used again: fresh ones cost more than what is done with them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, np.empty(0, np.uint8)
+
+    def of(self, wanted: int) -> Raw | None:
+        if wanted > self._limit:
+            return None
+        if wanted > self._bytes.size:
+            self._bytes = np.empty(0, np.uint8)  # the old ones go before the new ones come
+            self._bytes = np.empty(wanted, np.uint8)
+        return self._bytes
+
+
 class Crew:
     """Threads with their scratch memory, shared by all tensors of a merge. Use as a context manager."""
 
@@ -60,7 +77,7 @@ class Crew:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="merge")
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._limit, self._buffer = buffer, np.empty(0, np.uint8)
+        self._kept, self._masks = _Memory(buffer), _Memory(MASKS)
 
     def __enter__(self) -> Crew:
         return self
@@ -96,12 +113,11 @@ class Crew:
 
     def buffer(self, wanted: int) -> Raw | None:
         """Memory for the raw inputs of one tensor, the same for all; None where they do not fit."""
-        if wanted > self._limit:
-            return None
-        if wanted > self._buffer.size:
-            self._buffer = np.empty(0, np.uint8)  # the old one goes before the new one comes
-            self._buffer = np.empty(wanted, np.uint8)
-        return self._buffer
+        return self._kept.of(wanted)
+
+    def masks(self, wanted: int) -> Raw | None:
+        """Memory for the masks of one tensor, likewise."""
+        return self._masks.of(wanted)
 
     def count_read(self, count: int) -> None:
         with self._lock:
@@ -122,12 +138,12 @@ class Visits:
         row = target.at.row if target.method.rows else 1
         self.step = max(1, BLOCK // row) * row
         self.blocks = -(-target.size // self.step)
-        offsets = itertools.accumulate(
-            (-(-target.size * ITEM_BYTES[source.dtype] // 64) * 64 for source in target.read), initial=0
-        )
-        self._offsets = list(offsets)
-        self._kept = crew.buffer(self._offsets[-1]) if target.method.measure is not None else None
-        self._filled = np.zeros((len(target.read), self.blocks), np.bool_)
+        self._stored = np.array([STORED[source.dtype] for source in target.read], np.uint8)
+        self._items = np.array([ITEM_BYTES[source.dtype] for source in target.read])
+        ends = np.cumsum(-(-target.size * self._items // 64) * 64)
+        self._offsets = np.concatenate([[0], ends[:-1]])
+        self._kept = crew.buffer(int(ends[-1])) if target.method.measure is not None else None
+        self._filled = np.zeros(self.blocks, np.bool_)
 
     def __call__(self, function: Callable[[Block], T], /) -> list[T]:
         return self.crew.each(self.blocks, lambda at, workspace: self._visit(at, workspace, function))
@@ -148,30 +164,39 @@ class Visits:
     def one(self, at: int, function: Callable[[Block], T], /) -> T:
         return self.crew.each(1, lambda _, workspace: self._visit(at, workspace, function))[0]
 
+    def masks(self) -> Mask | None:
+        shape = len(self.target.sources), self.target.size
+        memory = self.crew.masks(shape[0] * shape[1])
+        return None if memory is None else memory[: shape[0] * shape[1]].view(np.bool_).reshape(shape)
+
     def _visit(self, at: int, workspace: Workspace, function: Callable[[Block], T]) -> T:
         start = at * self.step
         size = min(self.step, self.target.size - start)
-        first = 0 if self.target.base is None else -1
-
-        def load(index: int, into: Float32) -> None:
-            place = index - first
-            source = self.target.read[place]
-            item = ITEM_BYTES[source.dtype]
-            if self._kept is None:
-                raw = workspace.raw[: size * item]
-                self.crew.count_read(source.read(start, raw))
-            else:
-                offset = self._offsets[place] + start * item
-                raw = self._kept[offset : offset + size * item]
-                if not self._filled[place, at]:
-                    self.crew.count_read(source.read(start, raw))
-                    self._filled[place, at] = True
-            decode(raw, source, into)
-
-        block = Block(start, size, len(self.target.sources), self.target.base is not None, load, workspace)
+        packed = self._kept_block(at, start, size) if self._kept is not None else self._read(start, size, workspace)
+        inputs, has_base = len(self.target.sources), self.target.base is not None
+        block = Block(start, size, inputs, has_base, packed, workspace, self._refuse)
         # what overflows is infinite where it is stored, and refused there
         with np.errstate(over="ignore"):
             return function(block)
+
+    def _kept_block(self, at: int, start: int, size: int) -> Packed:
+        """The block in the buffer, where it is read to on the first visit."""
+        assert self._kept is not None
+        places = self._offsets + start * self._items
+        if not self._filled[at]:
+            for source, place, item in zip(self.target.read, places, self._items, strict=True):
+                self.crew.count_read(source.read(start, self._kept[place : place + size * item]))
+            self._filled[at] = True
+        return Packed(self._kept.view(np.uint16), places // 2, self._stored)
+
+    def _read(self, start: int, size: int, workspace: Workspace) -> Packed:
+        for source, item, into in zip(self.target.read, self._items, workspace.read, strict=False):
+            self.crew.count_read(source.read(start, into[: size * item]))
+        places = np.arange(len(self._items)) * (workspace.read.shape[1] // 2)
+        return Packed(workspace.read.reshape(-1).view(np.uint16), places, self._stored)
+
+    def _refuse(self, row: int) -> NoReturn:
+        refuse(self.target.read[row])
 
 
 def merge_tensor(target: Target, crew: Crew, write: Write) -> Measured:
