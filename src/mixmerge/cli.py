@@ -224,6 +224,7 @@ def merge(
         bool, typer.Option("--verify", help="Compute a merged model again and compare; write nothing.")
     ] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the cores given.")] = None,
+    device: Annotated[str, typer.Option("--device", help="Where blocks are worked on: cpu, or cuda.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Merge models as a mergekit YAML says, without a recipe."""
@@ -236,19 +237,19 @@ def merge(
     if verify:
         if out is not None or dry_run:
             raise UserError("--verify takes the merged model alone", do="mixmerge merge --verify MODEL")
-        found = verify_merge(config, threads=threads, progress=_bar("verify"))
+        found = verify_merge(config, threads=threads, progress=_bar("verify"), device=device)
         _print_json(found) if as_json else print(words.verified(found, config))
         return
     if out is None and not dry_run:
         raise UserError("no folder for the merged model", do="mixmerge merge CONFIG OUT")
     checked = load_config(config)
     if dry_run:
-        found = rehearse_merge(checked, threads=threads)
+        found = rehearse_merge(checked, threads=threads, device=device)
         _print_notes(found)
         _print_json(found) if as_json else print(words.rehearsed(found))
         return
     assert out is not None
-    found = merge_models(checked, out, threads=threads, progress=_bar("merge"))
+    found = merge_models(checked, out, threads=threads, progress=_bar("merge"), device=device)
     _print_notes(found)
     _print_json(found | {"out": str(out)}) if as_json else print(words.merged(found, out))
 

@@ -430,7 +430,7 @@ def test_missing_weights_are_refused_and_not_drawn_at_random(tiny_base: Path, tm
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ModelError, match=r"1 weights that config.json describes are missing, 'model\.layers\.1\.mlp\.up_proj\.weight'"
+        ModelError, match=r"weights that config.json describes are missing: 1, 'model\.layers\.1\.mlp\.up_proj\.weight'"
     ):
         TransformersEngine(folder, device="cpu")
 

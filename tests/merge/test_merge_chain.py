@@ -12,6 +12,7 @@ from model_folders import generates, read_model, write_model
 
 from mixmerge.errors import CheckpointError, ModelError, RecipeError
 from mixmerge.merge import load_config, merge, rehearse, verify
+from mixmerge.merge.checkpoint import open_checkpoint
 
 CHAIN = """\
 name: blend
@@ -80,12 +81,32 @@ def test_the_configuration_beside_the_output_holds_the_whole_chain(chain, tmp_pa
     assert "- `blend`" not in card
 
 
-def test_a_chain_is_neither_rehearsed_nor_verified_as_if_it_were_one_merge(chain, tmp_path):
-    with pytest.raises(RecipeError, match="reads what 'blend', 'longer', 'grown' have yet to write; put each merge"):
-        rehearse(load_config(chain))
+def test_a_chain_is_rehearsed_in_sum_and_writes_nothing(chain, tmp_path):
+    found, before = rehearse(load_config(chain)), left(tmp_path)
+    assert left(tmp_path) == before
+    merged = merge(chain, tmp_path / "out")
+    assert found["bytes_written"] <= merged["bytes_written"] <= found["bytes_written"] + 100_000  # and headers
+    assert (found["tensors"], found["parameters"]) == (merged["tensors"], merged["parameters"])
+    assert not {"blend", "longer", "grown"} & found["models"].keys()
+    assert found["seconds"] > 0
+
+
+def test_a_chain_is_verified_from_its_first_inputs_on_and_leaves_nothing(chain, tmp_path):
     merge(chain, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="made from results that are gone: blend, longer, grown; merge its"):
+    before = left(tmp_path)
+    assert verify(tmp_path / "out")["tensors"] == len(open_checkpoint(tmp_path / "out").tensors)
+    assert left(tmp_path) == before
+    file = tmp_path / "out" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"1 of \d+ tensors differ from the merge of its record"):
         verify(tmp_path / "out")
+    (tmp_path / "second").unlink()
+    (tmp_path / "second").symlink_to((tmp_path / "first").resolve())
+    with pytest.raises(CheckpointError, match="model 'second' is not the one that this merge was made from"):
+        verify(tmp_path / "out")
+    assert left(tmp_path) == before
 
 
 KILLED = """

@@ -11,7 +11,7 @@ import torch
 from model_folders import config_for, merge_tensors, read_model, write_model
 
 from mixmerge.merge import METHODS, merge, selection, tensors
-from mixmerge.merge.sparsify import random_words
+from mixmerge.merge.sparsify import stream_key
 
 W = (0.7, 0.4)
 WEIGHED = [{"weight": w} for w in W]
@@ -242,7 +242,7 @@ def test_dare_masks_depend_on_seed_tensor_and_input_and_on_nothing_else():
 
 def words(tensor, index, start, size, seed=7):
     out = np.empty(size, np.uint32)
-    random_words(seed, tensor, index, start, out)
+    selection.philox(*stream_key(seed, tensor, index), start, out)
     return out
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-
-from mixmerge.merge import kernels
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -51,19 +49,23 @@ class At:
 
 
 class Workspace:
-    """A thread's scratch memory for blocks of up to `size` elements of `models` inputs and a base."""
+    """A thread's scratch memory for blocks of up to `size` elements of `models` inputs and a base.
 
-    def __init__(self, models: int, size: int) -> None:
-        self.decoded = np.empty((models + 1, size), np.float32)
+    What a block's loops fill lies where the engine works; what is read, written and listed lies in the host's memory.
+    """
+
+    def __init__(self, models: int, size: int, engine: Any) -> None:
+        self.engine = engine
         self.read = np.empty((models + 1, size * 4), np.uint8)
         self.raw = np.empty(size * 4, np.uint8)
-        self.delta = np.empty(size, np.float32)
-        self.single = np.empty(size, np.float32)
-        self.mask = np.empty((models, size), np.bool_)
         self.places = np.empty(size, np.int64)
-        self.words = np.empty(size, np.uint32)
         self.low = np.empty(size + 1, np.uint16)
-        self.out = np.empty(size, np.float64)
+        self.decoded = engine.empty((models + 1, size), np.float32)
+        self.delta = engine.empty(size, np.float32)
+        self.single = engine.empty(size, np.float32)
+        self.mask = engine.empty((models, size), np.bool_)
+        self.words = engine.empty(size, np.uint32)
+        self.out = engine.empty(size, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +94,17 @@ class Block:
     _loaded: bool = field(default=False, init=False)
 
     @property
+    def engine(self) -> Any:
+        """The loops over this block's arrays: see engines.py."""
+        return self.workspace.engine
+
+    @property
     def all(self) -> Float32:
         """The base, where there is one, and the inputs: float32 (k + 1, n) or (k, n)."""
         decoded, packed = self._scratch, self.packed
         if not self._loaded:
             for row in range(len(decoded)):
-                if not kernels.decode(packed.words, packed.places[row], packed.stored[row], decoded[row]):
+                if not self.engine.decode(packed.words, packed.places[row], packed.stored[row], decoded[row]):
                     self.refuse(row)
             self._loaded = True
         return decoded
@@ -122,7 +129,7 @@ class Block:
             return row
         out = self.workspace.delta[: self.size] if out is None else out
         packed = self.packed
-        self.check(kernels.task_vector(packed.words, packed.places, packed.stored, index + 1, out))
+        self.check(self.engine.task_vector(packed.words, packed.places, packed.stored, index + 1, out))
         return out
 
     def deltas(self) -> Float32:
@@ -148,17 +155,20 @@ class Block:
     @property
     def mask(self) -> Mask:
         """Scratch for one mask per input: bool (k, n)."""
-        return self.workspace.mask[: self.inputs, : self.size]
+        mask: Mask = self.workspace.mask[: self.inputs, : self.size]
+        return mask
 
     @property
     def words(self) -> npt.NDArray[np.uint32]:
         """Scratch for random words: uint32 (n,)."""
-        return self.workspace.words[: self.size]
+        words: npt.NDArray[np.uint32] = self.workspace.words[: self.size]
+        return words
 
     @property
     def out(self) -> Float64:
         """Scratch for the result: float64 (n,)."""
-        return self.workspace.out[: self.size]
+        out: Float64 = self.workspace.out[: self.size]
+        return out
 
 
 class Over(Protocol):

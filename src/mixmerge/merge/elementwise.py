@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mixmerge.merge import kernels
 from mixmerge.merge.block import At, Block, Counts, Float64, Measured, Over
 
 
 def nearswap(block: Block, at: At, _: object) -> Float64:
     """w x + (1 - w) b with w = t / |b - x|, at most 1."""
-    kernels.swap_near(block.rows[0], block.base, at["t"], block.out)
+    block.engine.swap_near(block.rows[0], block.base, at["t"], block.out)
     return block.out
 
 
@@ -20,7 +19,7 @@ def ram(block: Block, at: At, boosts: object) -> Float64:
     So what several models changed is averaged, and what only model i changed comes in whole, times boosts[i].
     """
     boost = np.ones(block.inputs) if boosts is None else np.asarray(boosts)
-    kernels.changed_mean(block.rows, block.base, np.float32(at["epsilon"]), boost, block.out)
+    block.engine.changed_mean(block.rows, block.base, np.float32(at["epsilon"]), boost, block.out)
     return block.out
 
 
@@ -29,7 +28,7 @@ def ram_plus(over: Over, at: At) -> Measured:
 
     def count(block: Block) -> Counts:
         out = np.empty((block.inputs, 2), np.int64)
-        kernels.count_changed(block.rows, block.base, np.float32(at["epsilon"]), out)
+        block.engine.count_changed(block.rows, block.base, np.float32(at["epsilon"]), out)
         return out
 
     all_, unique = np.sum(over(count), axis=0).T

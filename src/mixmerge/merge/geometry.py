@@ -11,7 +11,6 @@ import math
 import numpy as np
 
 from mixmerge.errors import ModelError
-from mixmerge.merge import kernels
 from mixmerge.merge.block import At, Block, Float64, Measured, Over
 
 PARALLEL = 0.9995  # slerp merges tensors of a larger |cosine| linearly
@@ -20,7 +19,7 @@ NO_LENGTH = 1e-8
 
 def weighted(block: Block, _: At, coefficients: Float64) -> Float64:
     """sum c_i x_i over the base (first, where there is one) and the inputs."""
-    kernels.weighted_sum(block.all, coefficients, block.out)
+    block.engine.weighted_sum(block.all, coefficients, block.out)
     return block.out
 
 
@@ -57,7 +56,7 @@ def gram(over: Over, *, deltas: bool) -> Float64:
     def dots(block: Block) -> Float64:
         rows = block.deltas() if deltas else block.all
         out = np.empty((len(rows),) * 2)
-        kernels.dots(rows, out)
+        block.engine.dots(rows, out)
         return out
 
     parts = np.array(over(dots))
@@ -148,7 +147,7 @@ def model_stock_by_row(block: Block, at: At, statistic: object) -> Float64:
     if not at["filter_wise"]:
         return weighted(block, at, np.asarray(statistic))
     coefficients = _stock(_by_row(block, at))
-    kernels.weighted_rows(block.all, at.row, coefficients, True, block.out)
+    block.engine.weighted_rows(block.all, at.row, coefficients, True, block.out)
     return block.out
 
 
@@ -188,7 +187,7 @@ def nuslerp_combine(block: Block, at: At, statistic: object) -> Float64:
     coefficients = _arcs(_by_row(block, at), at) if by_row else np.asarray(statistic)
     if block.has_base:
         coefficients = np.array([1.0 - coefficients.sum(axis=0), *coefficients])
-    kernels.weighted_rows(block.all, at.row, coefficients, by_row, block.out)
+    block.engine.weighted_rows(block.all, at.row, coefficients, by_row, block.out)
     return block.out
 
 
@@ -224,12 +223,12 @@ def _onto_base(coefficients: Float64, at: At) -> Float64:
 def _by_row(block: Block, at: At) -> Float64:
     """Dot products of all pairs of task vectors, or of inputs without a base, in each row: float64 (k, k, rows)."""
     found = np.empty((block.inputs, block.inputs, block.size // at.row))
-    kernels.row_dots(block.deltas(), at.row, found)
+    block.engine.row_dots(block.deltas(), at.row, found)
     return found
 
 
 def _by_column(block: Block, at: At) -> Float64:
     """The same in each column, over the rows of this block: float64 (k, k, row)."""
     found = np.empty((block.inputs, block.inputs, at.row))
-    kernels.column_dots(block.deltas(), at.row, found)
+    block.engine.column_dots(block.deltas(), at.row, found)
     return found

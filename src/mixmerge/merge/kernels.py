@@ -14,7 +14,6 @@ import numpy as np
 
 from mixmerge.merge.compiling import helper, kernel
 
-LANES = 16
 BF16, F16, F32 = 0, 1, 2  # how raw elements are stored
 STRIP = 2048  # elements that a fused loop decodes at once: they stay in the nearest cache
 
@@ -244,11 +243,27 @@ def dot(x, y, products):  # type: ignore[no-untyped-def]
     y0, y1, y2, y3 = y[:n], y[n : 2 * n], y[2 * n : 3 * n], y[3 * n :]
     for j in range(n):
         products[j] = (x0[j] * y0[j] + x1[j] * y1[j]) + (x2[j] * y2[j] + x3[j] * y3[j])
+    return folded(products)
+
+
+@helper
+def quartered(values):  # type: ignore[no-untyped-def]
+    """The sum of a power of two of values, four quarters at once and then as folded; they are overwritten."""
+    n = values.size // 4
+    for j in range(n):
+        values[j] = (values[j] + values[j + n]) + (values[j + 2 * n] + values[j + 3 * n])
+    return folded(values[:n])
+
+
+@helper
+def folded(values):  # type: ignore[no-untyped-def]
+    """The sum of a power of two of values, in halves; they are overwritten."""
+    n = values.size
     while n > 1:
         n //= 2
         for j in range(n):
-            products[j] += products[j + n]
-    return products[0]
+            values[j] += values[j + n]
+    return values[0]
 
 
 @kernel
@@ -279,26 +294,52 @@ def signs(rows, counts, sums, changed):  # type: ignore[no-untyped-def]
 @kernel
 def masked_sums(values, mask, sums):  # type: ignore[no-untyped-def]
     """sums += [sum |v|, sum |v| where kept, how many are kept]: float64 (3,)."""
-    lanes = np.zeros((3, LANES))
-    n = values.size
-    for start in range(0, n - n % LANES, LANES):
-        for lane in range(LANES):
-            size, keep = np.float64(abs(values[start + lane])), np.float64(mask[start + lane])
-            lanes[0, lane] += size
-            lanes[1, lane] += size * keep
-            lanes[2, lane] += keep
-    for j in range(n - n % LANES, n):
-        size, keep = np.float64(abs(values[j])), np.float64(mask[j])
-        lanes[0, j % LANES] += size
-        lanes[1, j % LANES] += size * keep
-        lanes[2, j % LANES] += keep
-    for i in range(3):
-        sums[i] += lanes[i].sum()
+    strip = 1024
+    whole, kept, count = np.empty(strip), np.empty(strip), 0
+    for start in range(0, values.size, strip):
+        v, m = values[start : start + strip], mask[start : start + strip]
+        for j in range(v.size):
+            whole[j] = np.float64(abs(v[j]))
+            kept[j] = whole[j] * np.float64(m[j])
+            count += m[j]
+        whole[v.size :] = 0.0
+        kept[v.size :] = 0.0
+        sums[0] += quartered(whole)
+        sums[1] += quartered(kept)
+    sums[2] += count
 
 
 @kernel
-def consensus(words, places, stored, mask, weights, scales, elect, normalize, factor, out):  # type: ignore[no-untyped-def]
+def keep_window(values, start, window, mask):  # type: ignore[no-untyped-def]
+    """mask (bool) of the magnitudes among the largest down to (above, above_end) without those down to (below, below_end).
+
+    A magnitude is among the largest down to (m, end) when it exceeds m, or equals it at a flat index before `end`.
+    window: int64 (4,), the four in this order; m are the bits of a magnitude.
+    """
+    in_window(values, start, window, mask)
+
+
+@helper
+def in_window(values, start, window, mask):  # type: ignore[no-untyped-def]
+    """keep_window, strip by strip."""
+    bits = values.view(np.uint32)
+    above, above_left = np.uint32(window[0]), window[1] - start
+    for j in range(bits.size):
+        m = bits[j] & np.uint32(0x7FFFFFFF)
+        mask[j] = (m > above) | ((m == above) & (j < above_left))
+    if window[2] < 0x7F800000:
+        below, below_left = np.uint32(window[2]), window[3] - start
+        for j in range(bits.size):
+            m = bits[j] & np.uint32(0x7FFFFFFF)
+            mask[j] &= (m < below) | ((m == below) & (j >= below_left))
+
+
+@kernel
+def consensus(words, places, stored, first, mask, windows, weights, scales, elect, normalize, factor, out):  # type: ignore[no-untyped-def]
     """out = b + factor mix of the kept task vectors d_i, with D_i = w_i scale_i d_i, from raw elements as in task_vector.
+
+    Kept are those of the mask, bool (k, n), or, where `windows` has rows, int64 (k, 4), those that keep_window keeps; `first` is the
+    flat index of the block.
 
     elect: the sign of sum D_i (0 counts as +) is elected per element, and only D_i of that sign take part (zeros never).
     normalize: the mix is divided by the sum of the weights that took part, or of all without an election (1 if ~0).
@@ -306,6 +347,7 @@ def consensus(words, places, stored, mask, weights, scales, elect, normalize, fa
     """
     k, strip = weights.size, 512
     base, x = np.empty(strip, np.float32), np.empty(strip, np.float32)
+    single, kept = np.empty(strip, np.float32), np.empty(strip, np.bool_)
     d, total, mix, divisor = np.empty((k, strip)), np.empty(strip), np.empty(strip), np.empty(strip)
     for start in range(0, out.size, strip):
         n = min(strip, out.size - start)
@@ -316,8 +358,15 @@ def consensus(words, places, stored, mask, weights, scales, elect, normalize, fa
         for i in range(k):
             if not decoded(words, places[i + 1] + start * width(stored[i + 1]), stored[i + 1], x[:n]):
                 return i + 1
-            m, own, c = mask[i, start : start + n], d[i], weights[i] * scales[i]
+            own, c = d[i], weights[i] * scales[i]
             all_weights += weights[i]
+            if windows.shape[0]:
+                for j in range(n):
+                    single[j] = x[j] - base[j]
+                in_window(single[:n], first + start, windows[i], kept[:n])
+                m = kept[:n]
+            else:
+                m = mask[i, start : start + n]
             for j in range(n):
                 own[j] = c * (np.float64(x[j]) - np.float64(base[j])) * np.float64(m[j])
                 total[j] += own[j]
@@ -367,19 +416,16 @@ def spread(rows, out):  # type: ignore[no-untyped-def]
 @kernel
 def masked_squares(rows, mask, out):  # type: ignore[no-untyped-def]
     """out[i] = sum x_i^2 where the mask holds: float64 (k,)."""
-    lanes = np.empty(LANES)
-    n = mask.size
+    strip = 1024
+    squares = np.empty(strip)
     for i in range(rows.shape[0]):
-        lanes[:] = 0.0
-        x = rows[i]
-        for start in range(0, n - n % LANES, LANES):
-            for lane in range(LANES):
-                value = np.float64(x[start + lane])
-                lanes[lane] += value * value * np.float64(mask[start + lane])
-        for j in range(n - n % LANES, n):
-            value = np.float64(x[j])
-            lanes[j % LANES] += value * value * np.float64(mask[j])
-        out[i] = lanes.sum()
+        out[i] = 0.0
+        for start in range(0, mask.size, strip):
+            x, m = rows[i, start : start + strip], mask[start : start + strip]
+            for j in range(x.size):
+                squares[j] = np.float64(x[j]) * np.float64(x[j]) * np.float64(m[j])
+            squares[x.size :] = 0.0
+            out[i] += quartered(squares)
 
 
 @kernel

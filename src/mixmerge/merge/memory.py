@@ -53,6 +53,7 @@ def merge_state_dicts(
     *,
     into: StateDict | None = None,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> dict[str, torch.Tensor]:
     """Merge state dicts by a configuration that calls them by their keys in `models`.
 
@@ -81,7 +82,7 @@ def merge_state_dicts(
     if into is not None:
         _require_fitting(job.outputs, into)
         results = {name: into[name].detach() for name in job.outputs}
-    with staff(job, threads) as crew:
+    with staff(job, threads, device) as crew:
         for name in order:
             target = results[name]
             direct = target.device.type == "cpu" and target.is_contiguous()

@@ -6,8 +6,7 @@ other is checked before the first byte is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -75,28 +74,28 @@ def _brought_together(
     return Opened(united, opened.tied, vocabulary)
 
 
-def foresee(config: MergeConfig) -> list[int]:
-    """Check a merge and all that feed it from headers alone; how many parameters each will write.
+def foresee(config: MergeConfig, files: Files, *, zeros: bool = False) -> Iterator[tuple[MergeConfig, Opened, Plan]]:
+    """Check a merge and all that feed it from headers alone, in their order, as far as headers tell.
+
+    It ends before a merge that takes a tokenizer or numbers which are not made yet. `zeros`: the numbers of a result that
+    is not made yet read as zeros.
 
     Raises:
         ModelError, RecipeError, CheckpointError: whatever any of them would raise before it writes.
     """
     made: dict[str, Model] = {}
-    sizes: list[int] = []
     require_models(config)
-    with closing(Files()) as files:
-        for one in (*config.earlier, config):
-            models = {name: made.get(name) or _read(_open(name, one, {}), files) for name in one.references}
-            if one.vocabulary is not None and not made.keys().isdisjoint({*models, *one.vocabulary.models}):
-                return sizes  # that takes a tokenizer which is not made yet: it is checked when it is there
-            try:
-                opened = _brought_together(one, models, files, {})
-                plan = plan_targets(one, opened.models)
-            except _NotMadeError:  # and this a look at numbers
-                return sizes
-            sizes.append(sum(tensor.size for tensor in plan.outputs.values()))
-            made[str(one.name)] = _foreseen(str(one.name), plan, opened)
-    return sizes
+    for one in (*config.earlier, config):
+        models = {name: made.get(name) or _read(_open(name, one, {}), files) for name in one.references}
+        if one.vocabulary is not None and not made.keys().isdisjoint({*models, *one.vocabulary.models}):
+            return  # that is checked when it is there
+        try:
+            opened = _brought_together(one, models, files, {})
+            plan = plan_targets(one, opened.models)
+        except _NotMadeError:
+            return
+        yield one, opened, plan
+        made[str(one.name)] = _foreseen(str(one.name), plan, opened, zeros)
 
 
 def _open(name: str, config: MergeConfig, folders: Mapping[str, Path]) -> Checkpoint:
@@ -107,9 +106,9 @@ def _read(checkpoint: Checkpoint, files: Files) -> Model:
     return Model(checkpoint, sources_of(checkpoint, files))
 
 
-def _foreseen(name: str, plan: Plan, opened: Opened) -> Model:
+def _foreseen(name: str, plan: Plan, opened: Opened, zeros: bool) -> Model:
     tensors: dict[str, Source] = {
-        target.name: _Foreseen(name, target.name, target.dtype, target.shape) for target in plan.targets.values()
+        target.name: _Foreseen(name, target.name, target.dtype, target.shape, zeros) for target in plan.targets.values()
     }
     return Model(Checkpoint(name, Path(), plan.outputs, opened.describe(plan.config)), tensors | dict(plan.copied))
 
@@ -126,9 +125,14 @@ class _Foreseen:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    zeros: bool
 
     def read(self, start: int, into: Raw) -> int:
-        raise _NotMadeError
+        if not self.zeros:
+            raise _NotMadeError
+        into[:] = 0
+        return len(into)
 
     def ahead(self) -> None:
-        raise _NotMadeError
+        if not self.zeros:
+            raise _NotMadeError

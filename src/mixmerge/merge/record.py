@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,18 @@ _SAMPLE = 4096  # bytes
 _SAMPLES = 64  # of each file
 
 
-def make_record(config: MergeConfig, models: Sequence[Checkpoint], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a merge: configuration, where relative models were looked for, inputs, seed, what was measured."""
+def make_record(config: MergeConfig, inputs: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a merge: configuration, where relative models were looked for, inputs, seed, what was measured.
+
+    `inputs` are the fingerprints of all that was read, for the merges that feed this one (`earlier`, in their order) too.
+    """
     return {
         "mixmerge": version("mixmerge"),
         "relative_to": str(config.folder.absolute()),
         "config": config.to_mergekit(),
-        "earlier": [merge.name for merge in config.earlier],
+        "earlier": [merge.to_mergekit() for merge in config.earlier],
         "seed": config.seed,
-        "inputs": {model.name: fingerprint(model) for model in models},
+        "inputs": dict(inputs),
         "measured": dict(measured),
     }
 
@@ -45,7 +48,7 @@ def read_record(model: Path) -> dict[str, Any]:
     path = model / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not all(key in record for key in ("relative_to", "config", "inputs")):
+        if not all(key in record for key in ("relative_to", "config", "inputs", "earlier")):
             raise ValueError
     except OSError as error:
         do = "only a model that mixmerge merge has written can be verified"

@@ -26,12 +26,12 @@ def count_high(values, histogram):  # type: ignore[no-untyped-def]
 
 @kernel
 def gather_low(values, high, out):  # type: ignore[no-untyped-def]
-    """The low 16 bits of the magnitudes in bin `high`, in their order, into uint16 (n,); gives how many there are."""
+    """The low 16 bits of the magnitudes in bin `high`, in their order, into uint16 (n + 1,); gives how many there are."""
     bits = values.view(np.uint32)
-    found = 0
+    found = np.int64(0)
     for start in range(0, bits.size, LANES):
         some = bits[start : start + LANES]
-        hits = 0
+        hits = np.int64(0)
         for j in range(some.size):
             hits += (some[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16) == high
         if hits:  # few strips have any
@@ -52,22 +52,6 @@ def places_of(values, magnitude, places):  # type: ignore[no-untyped-def]
             places[found] = j
             found += 1
     return found
-
-
-@kernel
-def keep_window(values, start, above, above_end, below, below_end, mask):  # type: ignore[no-untyped-def]
-    """mask (bool) of the magnitudes among the largest down to (above, above_end) without those down to (below, below_end).
-
-    A magnitude is among the largest down to (m, end) when it exceeds m, or equals it at a flat index before `end`.
-    """
-    bits = values.view(np.uint32)
-    for j in range(bits.size):
-        m = bits[j] & np.uint32(0x7FFFFFFF)
-        mask[j] = (m > above) | ((m == above) & (start + j < above_end))
-    if below < np.uint32(0x7F800000):
-        for j in range(bits.size):
-            m = bits[j] & np.uint32(0x7FFFFFFF)
-            mask[j] &= (m < below) | ((m == below) & (start + j >= below_end))
 
 
 @kernel

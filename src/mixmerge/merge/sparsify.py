@@ -10,20 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mixmerge.merge import kernels, selection
+from mixmerge.merge import selection
 from mixmerge.merge.block import At, Block, Counts, Float32, Float64, Mask, Measured, Over
 
 Low = npt.NDArray[np.uint16]
 INFINITE = 0x7F800000
 
+# The task vectors, or other vectors, of a block one after the other.
+Vectors = Callable[[Block], Iterator[Float32]]
 # Writes into `mask` which of `values` (a task vector in this block) are kept.
 Keep = Callable[[Block, Float32, Mask], None]
 
@@ -40,11 +42,15 @@ NONE, ALL = Rank(INFINITE, 0), Rank(0, 1 << 62)
 
 @dataclass(frozen=True, slots=True)
 class Thinned:
-    """Each input's mask, and the factor that gives back the length it lost; `masks` are kept for a tensor that is not large."""
+    """Each input's mask, and the factor that gives back the length it lost; `masks` are kept for a tensor that is not large.
+
+    windows: int64 (k, 4), one for each input, where a mask is but a window of magnitudes (kernels.keep_window); else (0, 4).
+    """
 
     keeps: tuple[Keep, ...]
     scales: Float64
     masks: Mask | None = None
+    windows: Counts = field(default_factory=lambda: np.empty((0, 4), np.int64))
 
 
 def combine(elect: bool) -> Callable[[Block, At, object], Float64]:
@@ -52,16 +58,16 @@ def combine(elect: bool) -> Callable[[Block, At, object], Float64]:
 
     def agreed(block: Block, at: At, thinned: object) -> Float64:
         assert isinstance(thinned, Thinned)
-        mask, weights = block.mask, np.array(at.each("weight"))
+        mask, weights, windows = block.mask, np.array(at.each("weight")), thinned.windows
         if thinned.masks is not None:
             mask = thinned.masks[:, block.start : block.start + block.size]
-        else:
+        elif not len(windows):
             for i, keep in enumerate(thinned.keeps):
                 keep(block, block.delta(i), mask[i])
-        normalize = bool(at["normalize"])
-        raw = block.packed
-        strange = kernels.consensus(
-            raw.words, raw.places, raw.stored, mask, weights, thinned.scales, elect, normalize, at["lambda"], block.out
+        flags = elect, bool(at["normalize"]), at["lambda"]
+        raw, start = block.packed, block.start
+        strange = block.engine.consensus(
+            raw.words, raw.places, raw.stored, start, mask, windows, weights, thinned.scales, *flags, block.out
         )
         block.check(strange)
         return block.out
@@ -99,13 +105,14 @@ def drop_by_rank(over: Over, at: At) -> Measured:
     return _thinned(over, at, [_bernoulli_by_rank(at, i, *pair) for i, pair in enumerate(pairs)])
 
 
-def random_words(seed: int, tensor: str, index: int, start: int, out: npt.NDArray[np.uint32]) -> None:
-    """Words from `start` on of the random stream that belongs to (seed, tensor, input): counter-based, Philox4x32-10.
+def stream_key(seed: int, tensor: str, index: int) -> tuple[int, int]:
+    """The key of the random stream that belongs to (seed, tensor, input), its low and its high 32 bits.
 
-    Its key is the first 8 bytes of the sha256 of that triple as JSON, little-endian, so any block can be drawn alone.
+    The stream is counter-based, Philox4x32-10, so any block can be drawn alone; the key is the first 8 bytes of the sha256
+    of that triple as JSON, little-endian.
     """
     key = int.from_bytes(hashlib.sha256(json.dumps([seed, tensor, index]).encode()).digest()[:8], "little")
-    selection.philox(key & 0xFFFFFFFF, key >> 32, start, out)
+    return key & 0xFFFFFFFF, key >> 32
 
 
 def select(over: Over, at: At) -> Measured:
@@ -115,37 +122,38 @@ def select(over: Over, at: At) -> Measured:
     """
 
     def spread(block: Block) -> Float32:
-        variance = block.workspace.delta[: block.size]
-        kernels.spread(block.deltas(), variance)
+        variance: Float32 = block.workspace.delta[: block.size]
+        block.engine.spread(block.deltas(), variance)
         return variance
 
     share, cut = at["select_topk"], ALL
     if share < 1.0:
-        varying = sum(over(lambda block: int(np.count_nonzero(spread(block)))))
-        cut = _kth_largest(over, lambda block: [spread(block)], [int(share * varying)])[0]
+        varying = sum(over(lambda block: block.engine.count(spread(block))))
+        kept = int(share * varying)
+        cut = _kth_largest(over, lambda block: iter([spread(block)]), [(0, kept)])[0] if kept else NONE
 
     def chosen(block: Block) -> Mask:
         mask: Mask = block.mask[0]
-        selection.keep_window(spread(block), block.start, cut.bits, cut.end, INFINITE, 0, mask)
+        block.engine.keep_window(spread(block), block.start, np.array([*cut, *NONE]), mask)
         return mask
 
     def squares(block: Block) -> tuple[Float64, int]:
         mask, sums = chosen(block), np.empty(block.inputs)
-        kernels.masked_squares(block.deltas(), mask, sums)
-        return sums, int(np.count_nonzero(mask))
+        block.engine.masked_squares(block.deltas(), mask, sums)
+        return sums, block.engine.count(mask)
 
-    sums, kept = zip(*over(squares), strict=True)
+    sums, counts = zip(*over(squares), strict=True)
     totals = [math.fsum(column) for column in zip(*sums, strict=True)]
     whole = math.fsum(totals)
     weights = np.array([total / whole if whole else 0.0 for total in totals])
-    return Measured((chosen, weights), part=sum(kept), whole=at.size)
+    return Measured((chosen, weights), part=sum(counts), whole=at.size)
 
 
 def select_combine(block: Block, at: At, statistic: object) -> Float64:
     """b + sum w_i d_i e_i / sum w_i e_i over the chosen positions, e_i: agrees with the sign of sum d_i."""
     chosen, weights = statistic  # type: ignore[misc]
     mask = chosen(block)  # type: ignore[has-type]
-    kernels.agreeing(block.rows, block.base, mask, weights, block.out)  # type: ignore[has-type]
+    block.engine.agreeing(block.rows, block.base, mask, weights, block.out)  # type: ignore[has-type]
     return block.out
 
 
@@ -158,19 +166,19 @@ def fuse(over: Over, at: At) -> Measured:
 
     def importance(block: Block) -> Float32:
         of_row = divergence[block.start // at.row :][: block.size // at.row]
-        found = block.workspace.single[: block.size]
-        kernels.times_rows(block.delta(0), at.row, of_row, found)
+        found: Float32 = block.workspace.single[: block.size]
+        block.engine.times_rows(block.delta(0), at.row, of_row, found)
         return found
 
     places = [at.size - int(q * (at.size - 1)) for q in (0.25, 0.5, 0.75)]
-    ranks = _kth_largest(over, lambda block: [importance(block)] * len(places), places)
+    ranks = _kth_largest(over, lambda block: iter([importance(block)]), [(0, place) for place in places])
     low, median, high = np.array([rank.bits for rank in ranks], np.uint32).view(np.float32).astype(np.float64)
     # in bfloat16 vectors many elements lie exactly on the fence: rounding must not drop some of them
     fence = (median + 1.5 * (high - low)) * (1.0 - 1e-6)
 
     def fused(block: Block) -> int:
         values = importance(block)
-        return int(kernels.take_beyond(values, fence, block.rows[0], block.base, block.out))
+        return int(block.engine.take_beyond(values, fence, block.rows[0], block.base, block.out))
 
     return Measured(fused, part=sum(over(fused)), whole=at.size)
 
@@ -184,7 +192,7 @@ def fuse_combine(block: Block, _: At, fused: object) -> Float64:
 
 def _divergence(block: Block, at: At) -> Float64:
     """KL(softmax(x) || softmax(b)) of each row, as log E[exp(-(d - E[d]))] under softmax(x): exact for tiny changes too."""
-    b, x = block.all.reshape(2, -1, at.row)
+    b, x = block.engine.host(block.all).reshape(2, -1, at.row)
     some = max(1, (1 << 14) // at.row)  # rows at once: their intermediate values stay in the cache
     parts = [
         _kl(b[r : r + some].astype(np.float64), x[r : r + some].astype(np.float64)) for r in range(0, len(b), some)
@@ -207,67 +215,72 @@ def _windows(over: Over, at: At, windows: list[tuple[int, int]]) -> Measured:
     inputs = range(len(windows))
     asked = sorted({(i, k) for i, window in enumerate(windows) for k in window if 0 < k < at.size})
     found: dict[tuple[int, int], Rank] = {}
-    if asked:
-        # all inputs share the passes over the tensor; an input with two ends takes part twice
-        ranks = _kth_largest(over, lambda block: (block.delta(i) for i, _ in asked), [k for _, k in asked])
+    if asked:  # all inputs share the passes over the tensor
+        ranks = _kth_largest(over, lambda block: (block.delta(i) for i in range(1 + asked[-1][0])), asked)
         found = dict(zip(asked, ranks, strict=True))
 
     def rank(i: int, k: int) -> Rank:
         return NONE if k <= 0 else ALL if k >= at.size else found[i, k]
 
-    keeps = [_window(rank(i, windows[i][0]), rank(i, windows[i][1])) for i in inputs]
+    found_windows = np.array([[*rank(i, windows[i][0]), *rank(i, windows[i][1])] for i in inputs])
+    keeps = [_window(window) for window in found_windows]
     if at["rescale"]:
         return _thinned(over, at, keeps)
     part = sum(most - least for most, least in windows)
-    return Measured(Thinned(tuple(keeps), np.ones(len(keeps))), part=part, whole=len(keeps) * at.size)
+    thinned = Thinned(tuple(keeps), np.ones(len(keeps)), windows=found_windows)
+    return Measured(thinned, part=part, whole=len(keeps) * at.size)
 
 
-def _window(above: Rank, below: Rank) -> Keep:
+def _window(window: Counts) -> Keep:
     def keep(block: Block, values: Float32, mask: Mask) -> None:
-        selection.keep_window(values, block.start, above.bits, above.end, below.bits, below.end, mask)
+        block.engine.keep_window(values, block.start, window, mask)
 
     return keep
 
 
 def _bernoulli(at: At, index: int, density: float) -> Keep:
-    limit = np.uint64(round(density * 2**32))
+    limit, key = np.uint64(round(density * 2**32)), stream_key(at.seed, at.tensor, index)
 
     def keep(block: Block, _: Float32, mask: Mask) -> None:
         words = block.words
-        random_words(at.seed, at.tensor, index, block.start, words)
-        np.less(words, limit, out=mask)
+        block.engine.philox(*key, block.start, words)
+        block.engine.below(words, limit, mask)
 
     return keep
 
 
 def _bernoulli_by_rank(at: At, index: int, density: float, epsilon: float) -> Keep:
     low, span = density - epsilon, 2.0 * epsilon / max(1, at.row - 1)
+    key = stream_key(at.seed, at.tensor, index)
 
     def keep(block: Block, values: Float32, mask: Mask) -> None:
         words = block.words
-        random_words(at.seed, at.tensor, index, block.start, words)
-        selection.keep_by_rank(values, at.row, low, span, words, mask)
+        block.engine.philox(*key, block.start, words)
+        block.engine.keep_by_rank(values, at.row, low, span, words, mask)
 
     return keep
 
 
-def _kth_largest(over: Over, values: Callable[[Block], Iterable[Float32]], counts: list[int]) -> list[Rank]:
-    """The k-th largest magnitude of each of some vectors, exactly: a histogram of the high bits, then the low bits in one bin."""
+def _kth_largest(over: Over, vectors: Vectors, asked: list[tuple[int, int]]) -> list[Rank]:
+    """For each (vector, k) its k-th largest magnitude, exactly; the vectors in rising order.
+
+    A histogram of the high bits tells in which bin it lies, and the low bits of that bin's elements which one it is.
+    """
 
     def count_high(block: Block, table: Counts) -> None:
-        for vector, histogram in zip(values(block), table, strict=True):
-            selection.count_high(vector, histogram)
+        for vector, histogram in zip(vectors(block), table, strict=True):
+            block.engine.count_high(vector, histogram)
 
-    highs = [
-        _bin_of_kth_largest(histogram, k)
-        for histogram, k in zip(over.count(count_high, (len(counts), selection.HIGH_BINS)), counts, strict=True)
-    ]
+    count = 1 + max(vector for vector, _ in asked)
+    tables = over.count(count_high, (count, selection.HIGH_BINS))
+    highs = [_bin_of_kth_largest(tables[vector], k) for vector, k in asked]
 
     def gather(block: Block) -> list[Low]:
-        scratch = block.workspace.low
-        found = []
-        for vector, (high, _) in zip(values(block), highs, strict=True):
-            found.append(scratch[: selection.gather_low(vector, high, scratch)].copy())
+        scratch, found = block.workspace.low, []
+        wanted = [(vector, high) for (vector, _), (high, _) in zip(asked, highs, strict=True)]
+        for number, vector in enumerate(vectors(block)):
+            for high in (high for owner, high in wanted if owner == number):
+                found.append(scratch[: block.engine.gather_low(vector, high, scratch)].copy())
         return found
 
     gathered = over(gather)
@@ -284,8 +297,8 @@ def _kth_largest(over: Over, values: Callable[[Block], Iterable[Float32]], count
         within = left - (int(before[at - 1]) if at else 0)
 
         def place(block: Block, i: int = i, bits: int = high << 16 | low, within: int = within) -> int:
-            vector = next(islice(values(block), i, None))
-            selection.places_of(vector, bits, block.workspace.places)
+            vector = next(islice(vectors(block), asked[i][0], None))
+            block.engine.places_of(vector, bits, block.workspace.places)
             return block.start + int(block.workspace.places[within - 1])
 
         ranks.append(Rank(high << 16 | low, over.one(at, place) + 1))
@@ -311,7 +324,7 @@ def _thinned(over: Over, at: At, keeps: list[Keep]) -> Measured:
             mask: Mask = block.mask[i] if kept is None else kept[i, block.start : block.start + block.size]
             values = block.delta(i)
             keep(block, values, mask)
-            kernels.masked_sums(values, mask, out[i])
+            block.engine.masked_sums(values, mask, out[i])
         return out
 
     parts = np.array(over(sums))

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -30,8 +30,9 @@ from mixmerge.merge.block import Measured
 from mixmerge.merge.card import model_card, to_yaml
 from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, read_json
 from mixmerge.merge.config import load_config
+from mixmerge.merge.engines import engine
 from mixmerge.merge.models import Opened, foresee, open_models
-from mixmerge.merge.record import RECORD, make_record
+from mixmerge.merge.record import RECORD, fingerprint, make_record
 from mixmerge.merge.settings import MergeConfig
 from mixmerge.merge.sources import Files, Raw, Source
 from mixmerge.merge.targets import Plan, plan_targets
@@ -51,11 +52,13 @@ def merge(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Merge models into a new folder and return what was measured.
 
     Run again after a kill it carries on from the tensors that are finished. `progress` gets parameters done and in all;
-    `threads` defaults to the cores given to this process.
+    `threads` defaults to the cores given to this process. `device` is where blocks are worked on, "cpu" or a torch device
+    such as "cuda"; it changes no byte.
 
     Returns:
         method, seed, tensors, parameters; `kept_share` (methods that thin: elements kept) or `parallel_share` (slerp:
@@ -71,22 +74,28 @@ def merge(
     refuse_existing(out)
     if not config.earlier:
         with closing(Files()) as files:
-            measured = _run(prepare(config, files), out, threads, progress, shard_bytes)
+            measured = run(prepare(config, files), out, threads, progress, shard_bytes, device)
     else:
-        measured = _run_chain(config, out, threads, progress, shard_bytes)
+        measured = _run_chain(config, out, threads, progress, shard_bytes, device)
     return measured | {"seconds": time.monotonic() - began}
 
 
 def _run_chain(
-    config: MergeConfig, out: Path, threads: int | None, progress: Callable[[int, int], None] | None, shard_bytes: int
+    config: MergeConfig,
+    out: Path,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+    shard_bytes: int,
+    device: str,
 ) -> dict[str, Any]:
     """The named merges that feed the last, each into a folder of its own beside OUT until OUT is there, then the last.
 
     A folder has its merge's digest in its name: one that is there after a kill is this very merge's.
     """
     earlier = out.absolute().parent / f".{out.absolute().name}.earlier"
-    folders: dict[str, Path] = {}
-    total = sum(foresee(config))
+    folders, inputs = dict[str, Path](), dict[str, Any]()
+    with closing(Files()) as files:
+        total = sum(tensor.size for _, _, plan in foresee(config, files) for tensor in plan.outputs.values())
     done = bytes_read = bytes_written = resumed = 0
     notes: list[str] = []
 
@@ -97,12 +106,13 @@ def _run_chain(
     try:
         for one in (*config.earlier, config):
             with closing(Files()) as files:
-                job = prepare(one, files, folders)
+                job = replace(prepare(one, files, folders), before=dict(inputs))
+                inputs |= job.inputs
                 place = out if one is config else earlier / f"{one.name}-{job.digest(shard_bytes)[:16]}"
                 folders[str(one.name)] = place
                 if one is config or not place.exists():
                     place.parent.mkdir(parents=True, exist_ok=True)
-                    measured = _run(job, place, threads, partial(counted, before=done), shard_bytes)
+                    measured = run(job, place, threads, partial(counted, before=done), shard_bytes, device)
                     bytes_read, bytes_written = (
                         bytes_read + measured["bytes_read"],
                         bytes_written + measured["bytes_written"],
@@ -118,14 +128,22 @@ def _run_chain(
     return measured | told | {"bytes_read": bytes_read, "bytes_written": bytes_written, "tensors_resumed": resumed}
 
 
-def _run(
-    job: Job, out: Path, threads: int | None, progress: Callable[[int, int], None] | None, shard_bytes: int
+def run(
+    job: Job,
+    out: Path,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """One merge whose models are all there, into its folder."""
     outputs, config = job.outputs, job.config
-    writer = CheckpointWriter(out, outputs, job=job.digest(shard_bytes), shard_bytes=shard_bytes)
+    digest = job.digest(shard_bytes)
     counting = _Counting(progress, sum(tensor.size for tensor in outputs.values()))
-    with staff(job, threads) as crew, writer:
+    with (
+        staff(job, threads, device) as crew,
+        CheckpointWriter(out, outputs, job=digest, shard_bytes=shard_bytes) as writer,
+    ):
         resumed = dict(writer.finished)
         counting.add(sum(outputs[name].size for name in resumed))
         notes = resumed | _work(job, crew, writer, counting)
@@ -187,6 +205,12 @@ class Job:
     opened: Opened
     plan: Plan
     template: str | None = None
+    before: Mapping[str, Any] = field(default_factory=dict)  # inputs of the merges that feed this one
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The fingerprint of every model that is read, by its name."""
+        return {model.name: fingerprint(model) for model in self.models}
 
     @property
     def models(self) -> tuple[Checkpoint, ...]:
@@ -239,11 +263,12 @@ class Job:
         return merge_tensor(self.plan.targets[name], crew, write)
 
 
-def staff(job: Job, threads: int | None) -> Crew:
+def staff(job: Job, threads: int | None, device: str = "cpu") -> Crew:
     """Threads with memory for the widest of a job's tensors."""
     widest = max((target.at.row for target in job.targets if target.method.rows), default=0)
     most = max((len(target.sources) for target in job.targets), default=0)
-    return Crew(threads or _cores(), most, widest)
+    works = engine(device)
+    return Crew(threads or works.threads or _cores(), most, widest, engine=works)
 
 
 def prepare(config: MergeConfig, files: Files, folders: Mapping[str, Path] | None = None) -> Job:
@@ -254,6 +279,11 @@ def prepare(config: MergeConfig, files: Files, folders: Mapping[str, Path] | Non
         beside = [model.checkpoint.folder for model in opened.models.values()]
         template = choose_template(config.chat_template, beside)
     return Job(config, opened, plan_targets(config, opened.models), template)
+
+
+def foreseen_jobs(config: MergeConfig, files: Files) -> list[Job]:
+    """A merge after all that feed it, to be looked at: results that are not there yet read as zeros."""
+    return [Job(one, opened, plan) for one, opened, plan in foresee(config, files, zeros=True)]
 
 
 def _copy(source: Source, size: int, write: Write) -> None:
@@ -292,7 +322,9 @@ def _companions(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path
     files["config.json"] = _config_json(job)
     files["mergekit_config.yml"] = to_yaml(job.config).encode()
     files["README.md"] = model_card(job.config, measured).encode()
-    files[RECORD] = json.dumps(make_record(job.config, job.models, measured), indent=2).encode() + b"\n"
+    files[RECORD] = (
+        json.dumps(make_record(job.config, {**job.before, **job.inputs}, measured), indent=2).encode() + b"\n"
+    )
     return files
 
 

@@ -11,15 +11,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from mixmerge.errors import ModelError
 from mixmerge.merge.block import At, Block, Counts, Mask, Measured, Packed, T, Workspace
 from mixmerge.merge.checkpoint import ITEM_BYTES
+from mixmerge.merge.engines import CPU
 from mixmerge.merge.methods import Method
-from mixmerge.merge.sources import STORED, Raw, Source, encode, refuse
+from mixmerge.merge.sources import STORED, Raw, Source, refuse
 
 BLOCK = 1 << 18  # elements: large enough that calls cost little, small enough for a core's cache
 BUFFER = 256 << 20  # bytes of raw inputs that are kept between the passes over a tensor
@@ -54,30 +55,30 @@ class Target:
 
 
 class _Memory:
-    """Bytes that grow to what is wanted and are used again: fresh ones cost more than what is done with them."""
+    """Elements that grow to what is wanted and are used again: fresh ones cost more than what is done with them."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit, self._bytes = limit, np.empty(0, np.uint8)
+    def __init__(self, limit: int, dtype: Any, empty: Callable[[int, Any], Any]) -> None:
+        self._limit, self._dtype, self._empty, self._held = limit, dtype, empty, empty(0, dtype)
 
-    def of(self, wanted: int) -> Raw | None:
+    def of(self, wanted: int) -> Any:
         if wanted > self._limit:
             return None
-        if wanted > self._bytes.size:
-            self._bytes = np.empty(0, np.uint8)  # the old ones go before the new ones come
-            self._bytes = np.empty(wanted, np.uint8)
-        return self._bytes
+        if wanted > len(self._held):
+            self._held = self._empty(0, self._dtype)  # the old ones go before the new ones come
+            self._held = self._empty(wanted, self._dtype)
+        return self._held
 
 
 class Crew:
     """Threads with their scratch memory, shared by all tensors of a merge. Use as a context manager."""
 
-    def __init__(self, threads: int, models: int, row: int, *, buffer: int = BUFFER) -> None:
-        self.threads, self.bytes_read = threads, 0
+    def __init__(self, threads: int, models: int, row: int, *, buffer: int = BUFFER, engine: Any = CPU) -> None:
+        self.threads, self.bytes_read, self.engine = threads, 0, engine
         self._models, self._size = models, max(BLOCK, row)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="merge")
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._kept, self._masks = _Memory(buffer), _Memory(MASKS)
+        self._kept, self._masks = _Memory(buffer, np.uint8, np.empty), _Memory(MASKS, np.bool_, engine.empty)
 
     def __enter__(self) -> Crew:
         return self
@@ -113,11 +114,13 @@ class Crew:
 
     def buffer(self, wanted: int) -> Raw | None:
         """Memory for the raw inputs of one tensor, the same for all; None where they do not fit."""
-        return self._kept.of(wanted)
+        found: Raw | None = self._kept.of(wanted)
+        return found
 
-    def masks(self, wanted: int) -> Raw | None:
-        """Memory for the masks of one tensor, likewise."""
-        return self._masks.of(wanted)
+    def masks(self, wanted: int) -> Mask | None:
+        """Memory for the masks of one tensor, where its blocks are worked on, likewise."""
+        found: Mask | None = self._masks.of(wanted)
+        return found
 
     def count_read(self, count: int) -> None:
         with self._lock:
@@ -126,7 +129,7 @@ class Crew:
     def _workspace(self) -> Workspace:
         found: Workspace | None = getattr(self._local, "workspace", None)
         if found is None:
-            found = self._local.workspace = Workspace(self._models, self._size)
+            found = self._local.workspace = Workspace(self._models, self._size, self.engine)
         return found
 
 
@@ -167,7 +170,7 @@ class Visits:
     def masks(self) -> Mask | None:
         shape = len(self.target.sources), self.target.size
         memory = self.crew.masks(shape[0] * shape[1])
-        return None if memory is None else memory[: shape[0] * shape[1]].view(np.bool_).reshape(shape)
+        return None if memory is None else memory[: shape[0] * shape[1]].reshape(shape)
 
     def _visit(self, at: int, workspace: Workspace, function: Callable[[Block], T]) -> T:
         start = at * self.step
@@ -187,13 +190,17 @@ class Visits:
             for source, place, item in zip(self.target.read, places, self._items, strict=True):
                 self.crew.count_read(source.read(start, self._kept[place : place + size * item]))
             self._filled[at] = True
-        return Packed(self._kept.view(np.uint16), places // 2, self._stored)
+        return self._packed(self._kept, places, size)
 
     def _read(self, start: int, size: int, workspace: Workspace) -> Packed:
         for source, item, into in zip(self.target.read, self._items, workspace.read, strict=False):
             self.crew.count_read(source.read(start, into[: size * item]))
-        places = np.arange(len(self._items)) * (workspace.read.shape[1] // 2)
-        return Packed(workspace.read.reshape(-1).view(np.uint16), places, self._stored)
+        places = np.arange(len(self._items)) * workspace.read.shape[1]
+        return self._packed(workspace.read.reshape(-1), places, size)
+
+    def _packed(self, raw: Raw, places: Counts, size: int) -> Packed:
+        words, begins = self.crew.engine.raw(raw.view(np.uint16), places // 2, self._stored, size)
+        return Packed(words, begins, self._stored)
 
     def _refuse(self, row: int) -> NoReturn:
         refuse(self.target.read[row])
@@ -213,7 +220,7 @@ def merge_tensor(target: Target, crew: Crew, write: Write) -> Measured:
         values = method.combine(block, at, measured.statistic)
         workspace = block.workspace
         raw = workspace.raw[: block.size * item]
-        if not encode(values, target.dtype, workspace.single[: block.size], raw):
+        if not workspace.engine.encode(values, target.dtype, workspace.single[: block.size], raw):
             do = "store a wider dtype (out_dtype: bfloat16 or float32), or use smaller weights"
             raise ModelError(f"the merged tensor '{target.name}' does not fit {target.dtype}", do=do)
         write(block.start, raw)

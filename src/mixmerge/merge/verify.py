@@ -7,9 +7,10 @@ other throws a sample of the work away and keeps the time that it took.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ import numpy as np
 from mixmerge.errors import CheckpointError, RecipeError
 from mixmerge.merge.checkpoint import ITEM_BYTES, open_checkpoint
 from mixmerge.merge.config import parse_config
-from mixmerge.merge.record import fingerprint, read_record
+from mixmerge.merge.record import read_record
 from mixmerge.merge.settings import MergeConfig
 from mixmerge.merge.sources import Files, Raw, stored
-from mixmerge.merge.stream import prepare, staff
+from mixmerge.merge.stream import Job, foreseen_jobs, prepare, run, staff
 from mixmerge.merge.tensors import Target, merge_tensor
 from mixmerge.yaml import Marks
 
@@ -29,36 +30,47 @@ NAMED = 5  # differing tensors that a message names
 
 
 def verify(
-    model: Path, *, threads: int | None = None, progress: Callable[[int, int], None] | None = None
+    model: Path,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Compute the merge that made `model` again and compare every byte of its weights; nothing is written.
+    """Compute the merge that made `model` again and compare every byte of its weights; nothing is left behind.
+
+    Of a file of several merges, those that feed the last are made again in a hidden folder beside the model, and removed.
 
     Returns:
         tensors, parameters, seconds: all of them are the same.
 
     Raises:
-        CheckpointError: no record; a file of several merges made it; inputs that are not those of the record; or tensors that differ, which are named.
+        CheckpointError: no record; inputs that are not those of the record; or tensors that differ, which are named.
     """
     began = time.monotonic()
     record = read_record(model)
-    if record.get("earlier"):
-        what = f"it was made from results that are gone: {', '.join(record['earlier'])}"
-        do = "merge its mergekit_config.yml into another folder, and compare the two"
-        raise CheckpointError(what, where=str(model), do=do)
-    config = parse_config(record["config"], Marks(str(Path(record["relative_to"]) / "record")))
+    marks = Marks(str(Path(record["relative_to"]) / "record"))
+    *earlier, config = (parse_config(held, marks) for held in (*record["earlier"], record["config"]))
     made = open_checkpoint(model)
-    with closing(Files()) as files:
-        job = prepare(config, files)
-        for source in job.models:
-            if fingerprint(source) != record["inputs"].get(source.name):
-                what = f"model '{source.name}' is not the one that this merge was made from"
-                raise CheckpointError(what, where=str(source.folder), do="put the old one back to compare")
+    with ExitStack() as stack:
+        files = stack.enter_context(closing(Files()))
+        folders: dict[str, Path] = {}
+        if earlier:
+            hidden = TemporaryDirectory(prefix=f".{model.absolute().name}.", dir=model.absolute().parent)
+            scratch = Path(stack.enter_context(hidden))
+            for one in earlier:
+                with closing(Files()) as opened:
+                    job = prepare(one, opened, folders)
+                    _require_inputs(job, record)
+                    folders[str(one.name)] = scratch / str(one.name)
+                    run(job, folders[str(one.name)], threads, device=device)
+        job = prepare(config, files, folders)
+        _require_inputs(job, record)
         wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in job.outputs.items()}
         if wanted != {name: (tensor.dtype, tensor.shape) for name, tensor in made.tensors.items()}:
             raise CheckpointError("its tensors are not those of its record", where=str(model))
         there, done = stored(made, files), 0
         differing: list[str] = []
-        with staff(job, threads) as crew:
+        with staff(job, threads, device) as crew:
             for name, (dtype, _) in wanted.items():
                 item, same = ITEM_BYTES[dtype], [True]
 
@@ -81,40 +93,58 @@ def verify(
     return {"tensors": len(wanted), "parameters": done, "seconds": time.monotonic() - began}
 
 
-def rehearse(config: MergeConfig, *, threads: int | None = None) -> dict[str, Any]:
+def _require_inputs(job: Job, record: Mapping[str, Any]) -> None:
+    for name, found in job.inputs.items():
+        if found != record["inputs"].get(name):
+            what = f"model '{name}' is not the one that this merge was made from"
+            folder = next(model.folder for model in job.models if model.name == name)
+            raise CheckpointError(what, where=str(folder), do="put the old one back to compare")
+
+
+def rehearse(config: MergeConfig, *, threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
     """What a merge would read and write; the work of a few tensors is done and thrown away to tell the time.
+
+    Of a file of several merges, all of them in sum; a result that is not there yet is rehearsed with zeros in its place.
 
     Returns:
         method, models {name: bytes of its weights}, tensors, copied, parameters, bytes_read, bytes_written, and `seconds`, which holds as long as
-        the disk keeps up.
+        the disk keeps up. Tensors, copied and parameters are those of the last merge.
 
     Raises:
-        As `merge` does before it writes; and RecipeError for a file of several merges.
+        As `merge` does before it writes; RecipeError where a merge aligns the tokens of a result that is not there yet.
     """
-    if config.earlier:
-        names = ", ".join(f"'{merge.name}'" for merge in config.earlier)
-        what = f"the last of several merges reads what {names} have yet to write"
-        raise RecipeError(what, where=config.where(), do="put each merge into a file of its own to rehearse it")
     with closing(Files()) as files:
-        job = prepare(config, files)
-        with staff(job, threads) as crew:
-            # the largest and the smallest say little: tensors around the middle, until there is enough
-            ranked = sorted(job.targets, key=lambda target: target.size)
-            sample: list[Target] = []
-            for target in reversed(ranked[: len(ranked) * 3 // 4 + 1]):
-                if sum(chosen.size for chosen in sample) < SAMPLE:
-                    sample.append(target)
-            for target in sample[-1:]:
-                merge_tensor(target, crew, _nowhere)  # compile, open, warm up
-            began = time.monotonic()
-            for target in sample:
-                merge_tensor(target, crew, _nowhere)
-            taken = time.monotonic() - began
+        jobs = foreseen_jobs(config, files) if config.earlier else [prepare(config, files)]
+        if len(jobs) <= len(config.earlier):
+            what = "which tokens this merge meets is known once the earlier merges are made"
+            raise RecipeError(what, where=config.where(), do="put each merge into a file of its own to rehearse it")
+        told = [_rehearsed(job, threads, device) for job in jobs]
+    made = {str(one.name) for one in config.earlier}
+    models = {name: size for one in told for name, size in one["models"].items() if name not in made}
+    sums = {key: sum(one[key] for one in told) for key in ("bytes_read", "bytes_written", "seconds")}
+    notes = list(dict.fromkeys(note for one in told for note in one.get("notes", ())))
+    return told[-1] | sums | {"models": models} | ({"notes": notes} if notes else {})
+
+
+def _rehearsed(job: Job, threads: int | None, device: str) -> dict[str, Any]:
+    with staff(job, threads, device) as crew:
+        # the largest and the smallest say little: tensors around the middle, until there is enough
+        ranked = sorted(job.targets, key=lambda target: target.size)
+        sample: list[Target] = []
+        for target in reversed(ranked[: len(ranked) * 3 // 4 + 1]):
+            if sum(chosen.size for chosen in sample) < SAMPLE:
+                sample.append(target)
+        for target in sample[-1:]:
+            merge_tensor(target, crew, _nowhere)  # compile, open, warm up
+        began = time.monotonic()
+        for target in sample:
+            merge_tensor(target, crew, _nowhere)
+        taken = time.monotonic() - began
     merged, measured = sum(target.size for target in job.targets), sum(target.size for target in sample)
     read = {source for target in job.targets for source in target.read} | set(job.copied.values())
     notes = {"notes": list(job.notes)} if job.notes else {}
     return notes | {
-        "method": config.merge_method,
+        "method": job.config.merge_method,
         "models": {model.name: sum(tensor.bytes for tensor in model.tensors.values()) for model in job.models},
         "tensors": len(job.outputs),
         "copied": len(job.copied),

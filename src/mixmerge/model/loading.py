@@ -44,10 +44,10 @@ def load_pretrained(loader: str, model: Path, **options: Any) -> Any:
         what = f"weight '{name}' has shape {list(stored)} where config.json describes {list(described)}"
         raise ModelError(what, where=str(model), do=do)
     if missing := sorted(found["missing_keys"]):
-        what = f"{len(missing)} weights that config.json describes are missing, '{missing[0]}' among them"
+        what = f"weights that config.json describes are missing: {len(missing)}, '{missing[0]}' among them"
         raise ModelError(what, where=str(model), do=do)
     dropped = sorted(name for name in found["unexpected_keys"] if not name.endswith(_BUFFERS))
     if dropped:
-        what = f"config.json does not describe {len(dropped)} of the weights, '{dropped[0]}' among them"
+        what = f"weights that config.json does not describe: {len(dropped)}, '{dropped[0]}' among them"
         raise ModelError(f"{what}: they would be lost", where=str(model), do=do)
     return network
