@@ -13,8 +13,7 @@ from mixmerge.cli import RECIPES, app
 from mixmerge.merge import load_config
 from mixmerge.merge.diagnose import SMALL
 from mixmerge.merge.geometry import PARALLEL
-from mixmerge.merge.sparsify import KEPT_MASKS
-from mixmerge.merge.tensors import BLOCK, BUFFER
+from mixmerge.merge.tensors import BLOCK, BUFFER, MASKS
 from mixmerge.recipe.load import load_recipe
 from mixmerge.recipe.reference import recipe_reference
 
@@ -55,7 +54,7 @@ def test_the_example_on_merging_is_a_configuration_and_the_numbers_beside_it_are
     assert densities == [pytest.approx(0.4), 0.8]
     assert f"{BLOCK:,} elements" in text
     assert f"at most {BUFFER / (1 << 20):.0f} MB" in text
-    assert f"most\n{KEPT_MASKS / (1 << 20):.0f} MB of masks" in text
+    assert f"most\n{MASKS / (1 << 20):.0f} MB of masks" in text
     assert f"at most {SMALL:,} elements" in text
     assert f"Above {PARALLEL}" in text
 
