@@ -95,18 +95,25 @@ class Oracle:
         Raises:
             ValueError: the oracle refuses or fails; what it says.
         """
+        return read_model(self.carry_out(asked.over(models.folders) | top, seed))
+
+    def carry_out(self, config: dict[str, Any], seed: int = 0) -> Path:
+        """The folder of the merge of mergekit's YAML as data.
+
+        Raises:
+            ValueError: the oracle refuses or fails; what it says.
+        """
         out = self._root / f"merge{next(self._number)}"
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        job = {"config": asked.over(models.folders) | top, "out": str(out), "seed": seed}
-        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.write(json.dumps({"config": config, "out": str(out), "seed": seed}) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, f"the oracle has died: see {self._log.name}"
         error = json.loads(answer)["error"]
         if error is not None:
             raise ValueError(error)
-        return read_model(out)
+        return out
 
     def close(self) -> None:
         assert self._process.stdin is not None

@@ -19,7 +19,8 @@ for line in sys.stdin:
     job = json.loads(line)
     error = None
     try:
-        options = MergeOptions(random_seed=job["seed"], quiet=True, copy_tokenizer=False, write_model_card=False)
+        quiet = {"quiet": True, "copy_tokenizer": False, "write_model_card": False}
+        options = MergeOptions(random_seed=job["seed"], lora_merge_cache=job["out"] + ".adapters", **quiet)
         torch.manual_seed(job["seed"])
         run_merge(MergeConfiguration.model_validate(job["config"]), job["out"], options)
     except Exception as raised:
