@@ -6,7 +6,7 @@ import torch
 from model_folders import config_for, example, write_model
 
 from mixmerge.errors import UserError
-from mixmerge.merge import METHODS, merge, merge_state_dicts, rehearse, selection, tensors, verify
+from mixmerge.merge import METHODS, merge, merge_state_dicts, rehearse, selection, sparsify, tensors, verify
 from mixmerge.merge.device import Device
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -79,6 +79,19 @@ def test_nor_with_other_parameters(method, parameters, models, device, tmp_path,
     monkeypatch.setattr(tensors, "BLOCK", 1500)
     merge(config, tmp_path / "plain")
     assert bytes_of(tmp_path / "device") == bytes_of(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "sce", "arcee_fusion"])
+def test_counting_what_is_too_much_to_list_changes_no_byte(method, models, device, tmp_path, monkeypatch):
+    config = example(method, models)
+    merge(config, tmp_path / "listed")
+    monkeypatch.setattr(sparsify, "CROWDED", 5)
+    merge(config, tmp_path / "counted", device=device)
+    assert bytes_of(tmp_path / "counted") == bytes_of(tmp_path / "listed")
+    monkeypatch.undo()
+    monkeypatch.setattr(sparsify, "CROWDED", 5)
+    merge(config, tmp_path / "on the cpu")
+    assert bytes_of(tmp_path / "on the cpu") == bytes_of(tmp_path / "listed")
 
 
 def test_one_rounding_on_a_device_too():

@@ -130,6 +130,11 @@ class Device:
         found = torch.bincount(_magnitudes(values) >> 16, minlength=selection.HIGH_BINS)
         histogram += found.cpu().numpy()
 
+    def count_low(self, values: torch.Tensor, high: int, histogram: Any) -> None:
+        magnitudes = _magnitudes(values)
+        low = magnitudes[(magnitudes >> 16) == int(high)] & 0xFFFF
+        histogram += torch.bincount(low, minlength=selection.LOW_BINS).cpu().numpy()
+
     def gather_low(self, values: torch.Tensor, high: int, out: Any) -> int:
         magnitudes = _magnitudes(values)
         found = (magnitudes[(magnitudes >> 16) == int(high)] & 0xFFFF).cpu().numpy()

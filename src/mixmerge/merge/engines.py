@@ -34,6 +34,7 @@ CPU: Any = SimpleNamespace(
     weighted_rows=kernels.weighted_rows,
     weighted_sum=kernels.weighted_sum,
     count_high=selection.count_high,
+    count_low=selection.count_low,
     gather_low=selection.gather_low,
     keep_by_rank=selection.keep_by_rank,
     philox=selection.philox,

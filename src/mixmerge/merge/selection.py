@@ -43,6 +43,15 @@ def gather_low(values, high, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def count_low(values, high, histogram):  # type: ignore[no-untyped-def]
+    """Count the magnitudes in bin `high` by their low 16 bits, added to int64 (LOW_BINS,)."""
+    bits = values.view(np.uint32)
+    for j in range(bits.size):
+        if (bits[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16) == high:
+            histogram[bits[j] & np.uint32(0xFFFF)] += 1
+
+
+@kernel
 def places_of(values, magnitude, places):  # type: ignore[no-untyped-def]
     """Indices in the block whose magnitude has these bits, into int64 (n,); gives how many there are."""
     bits = values.view(np.uint32)

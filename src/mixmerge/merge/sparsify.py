@@ -23,6 +23,7 @@ from mixmerge.merge.block import At, Block, Counts, Float32, Float64, Mask, Meas
 
 Low = npt.NDArray[np.uint16]
 INFINITE = 0x7F800000
+CROWDED = 1 << 22  # elements of a bin that are not listed any more
 
 # The task vectors, or other vectors, of a block one after the other.
 Vectors = Callable[[Block], Iterator[Float32]]
@@ -275,33 +276,53 @@ def _kth_largest(over: Over, vectors: Vectors, asked: list[tuple[int, int]]) -> 
     tables = over.count(count_high, (count, selection.HIGH_BINS))
     highs = [_bin_of_kth_largest(tables[vector], k) for vector, k in asked]
 
+    # where very many share a bin (a task vector of zeros, say) they are counted, and not listed
+    crowded = [i for i, (vector, _) in enumerate(asked) if tables[vector, highs[i][0]] > CROWDED]
+    listed = [i for i in range(len(asked)) if i not in crowded]
+
+    def each(block: Block, wanted: list[int]) -> Iterator[tuple[int, Float32]]:
+        for number, vector in enumerate(vectors(block)):
+            yield from ((i, vector) for i in wanted if asked[i][0] == number)
+
     def gather(block: Block) -> list[Low]:
         scratch, found = block.workspace.low, []
-        wanted = [(vector, high) for (vector, _), (high, _) in zip(asked, highs, strict=True)]
-        for number, vector in enumerate(vectors(block)):
-            for high in (high for owner, high in wanted if owner == number):
-                found.append(scratch[: block.engine.gather_low(vector, high, scratch)].copy())
+        for i, vector in each(block, listed):
+            found.append(scratch[: block.engine.gather_low(vector, highs[i][0], scratch)].copy())
         return found
 
-    gathered = over(gather)
+    def count_low(block: Block, table: Counts) -> None:
+        for i, vector in each(block, crowded):
+            block.engine.count_low(vector, highs[i][0], table[crowded.index(i)])
+
+    gathered = over(gather) if listed else []
+    counted = over.count(count_low, (len(crowded), selection.LOW_BINS)) if crowded else tables[:0]
     ranks = []
     for i, (high, left) in enumerate(highs):
-        blocks = [found[i] for found in gathered]
-        low, left = _bin_of_kth_largest(np.bincount(np.concatenate(blocks), minlength=selection.LOW_BINS), left)
+        if i in crowded:
+            low, left = _bin_of_kth_largest(counted[crowded.index(i)], left)
+        else:
+            blocks = [found[listed.index(i)] for found in gathered]
+            low, left = _bin_of_kth_largest(np.bincount(np.concatenate(blocks), minlength=selection.LOW_BINS), left)
+        bits = high << 16 | low
+
+        def places(block: Block, i: int = i, bits: int = bits) -> int:
+            vector = next(islice(vectors(block), asked[i][0], None))
+            return int(block.engine.places_of(vector, bits, block.workspace.places))
+
         # of the magnitudes equal to this one, the first `left` in the order of their places
-        before = np.cumsum([np.count_nonzero(found == low) for found in blocks])
+        equal = over(places) if i in crowded else [np.count_nonzero(found == low) for found in blocks]
+        before = np.cumsum(equal)
         if left == before[-1]:
-            ranks.append(Rank(high << 16 | low, ALL.end))
+            ranks.append(Rank(bits, ALL.end))
             continue
         at = int(np.searchsorted(before, left))
         within = left - (int(before[at - 1]) if at else 0)
 
-        def place(block: Block, i: int = i, bits: int = high << 16 | low, within: int = within) -> int:
-            vector = next(islice(vectors(block), asked[i][0], None))
-            block.engine.places_of(vector, bits, block.workspace.places)
+        def place(block: Block, places: Callable[[Block], int] = places, within: int = within) -> int:
+            places(block)
             return block.start + int(block.workspace.places[within - 1])
 
-        ranks.append(Rank(high << 16 | low, over.one(at, place) + 1))
+        ranks.append(Rank(bits, over.one(at, place) + 1))
     return ranks
 
 
