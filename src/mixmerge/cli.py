@@ -224,6 +224,9 @@ def merge(
         bool, typer.Option("--verify", help="Compute a merged model again and compare; write nothing.")
     ] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the cores given.")] = None,
+    pickle: Annotated[
+        bool, typer.Option("--pickle", help="Read pickled weights (.bin) too, where there are no others; tensors only.")
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="Where blocks are worked on: cpu, or cuda.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -242,7 +245,7 @@ def merge(
         return
     if out is None and not dry_run:
         raise UserError("no folder for the merged model", do="mixmerge merge CONFIG OUT")
-    checked = load_config(config)
+    checked = load_config(config, pickles=pickle)
     if dry_run:
         found = rehearse_merge(checked, threads=threads, device=device)
         _print_notes(found)
@@ -300,6 +303,8 @@ def diagnose_(
 
     if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
         raise UserError("not a file in a folder that is there", where=str(page), do="name a file, e.g. diagnosis.html")
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise UserError("a page is an HTML file", where=f"--page {page}", do="name one, e.g. diagnosis.html")
     _say_when_compiling()
     found = diagnose(config, threads=threads, progress=_bar("diagnose"))
     if page is not None:

@@ -18,6 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from mixmerge.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
+_DEEPEST, _MOST = 64, 200_000  # levels and values of a document, with every alias written out
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,13 @@ def read_yaml_documents(path: Path) -> Iterator[tuple[dict[str, Any], Marks]]:
         raise RecipeError(problem, where=f"{path}:{line}") from error
     except YAMLError as error:
         raise RecipeError(f"broken YAML: {error}", where=str(path)) from error
+    except RecursionError as error:
+        raise RecipeError("nested too deeply", where=str(path)) from error
     for node in documents:
         if not isinstance(node, CommentedMap):
             raise RecipeError("the top level must be a mapping of keys to values", where=str(path))
         marks = Marks(str(path))
+        _refuse_bomb(node, str(path))
         plain = _plain(node, (), marks)
         yield plain, marks
 
@@ -84,6 +88,24 @@ def read_yaml_documents(path: Path) -> Iterator[tuple[dict[str, Any], Marks]]:
 def read_value(text: str) -> Any:
     """One YAML value as plain data; raises ruamel's YAMLError."""
     return _plain(YAML(typ="rt").load(text), (), Marks(""))
+
+
+def _refuse_bomb(node: Any, file: str) -> None:
+    """Refuse a document that its aliases blow up, or that holds itself."""
+    values, level = 0, [node]
+    for _ in range(_DEEPEST):
+        values += len(level)
+        if values > _MOST:
+            raise RecipeError(f"more than {_MOST:,} values, with every alias written out", where=file)
+        level = [
+            below
+            for one in level
+            if isinstance(one, CommentedMap | CommentedSeq)
+            for below in (one.values() if isinstance(one, CommentedMap) else one)
+        ]
+        if not level:
+            return
+    raise RecipeError(f"nested more than {_DEEPEST} levels deep", where=file)
 
 
 def _plain(node: Any, path: KeyPath, marks: Marks) -> Any:

@@ -343,3 +343,26 @@ def test_an_adapter_alone_is_refused_with_the_way_to_write_it(bases, tmp_path):
     adapter = train(bases["llama"], tmp_path / "adapter", **KINDS["lora"][1])
     with pytest.raises(ModelError, match=r"not a whole model; .*MODEL\+"):
         merge(config_for("linear", [adapter], parameters={"weight": 1}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("rank", [9, 0, "x"])
+def test_a_rank_that_the_tensors_do_not_have_is_refused(rank, bases, tmp_path):
+    adapter = train(bases["llama"], tmp_path / "adapter", target_modules=LINEAR)
+    edit(adapter, r=rank)
+    with pytest.raises(
+        ModelError, match=rf"cannot be folded: .* gives '.*' the rank {rank!r}, and its tensors have \d+"
+    ):
+        fold(bases["llama"], adapter, tmp_path / "out")
+
+
+def test_a_pickled_adapter_is_read_where_asked_for(bases, tmp_path, monkeypatch):
+    adapter = train(bases["llama"], tmp_path / "adapter", target_modules=LINEAR)
+    plain = fold(bases["llama"], adapter, tmp_path / "plain")
+    torch.save(load_file(adapter / adapters.WEIGHTS), adapter / "adapter_model.bin")
+    (adapter / adapters.WEIGHTS).unlink()
+    (tmp_path / "c.yml").write_text(
+        f"merge_method: linear\nmodels: [{{model: {bases['llama']}+{adapter}}}]\nparameters: {{weight: 1}}\n"
+    )
+    merge(load_config(tmp_path / "c.yml", pickles=True), tmp_path / "out")
+    made = read_model(tmp_path / "out")
+    assert all(torch.equal(made[name], plain[name]) for name in plain)

@@ -143,7 +143,7 @@ def test_only_pickled_weights_are_refused_with_what_to_do(two, tmp_path):
     torch.save({"w": torch.ones(1)}, two[1] / "pytorch_model.bin")
     text = refused(ModelError, *two, out=tmp_path / "out")
     assert "pickled" in text
-    assert "save_pretrained" in text
+    assert "as safetensors; or have its tensors read, and nothing else, by --pickle" in text
 
 
 def test_an_adapter_folder_is_refused_with_what_to_do(two, tmp_path):

@@ -293,7 +293,7 @@ REFUSED = {
     "padding to nothing": (
         LINEAR + "tokenizer:\n  source: union\n  pad_to_multiple_of: 0\n",
         "merge.yml:9: tokenizer.pad_to_multiple_of",
-        "at least 1, got 0",
+        "from 1 to 65,536, got 0",
     ),
     "tokens in a list": (LINEAR + "tokenizer: {source: union, tokens: [x]}\n", "tokenizer.tokens", "must be a mapping"),
     "token without source": (LINEAR + "tokenizer: {source: union, tokens: {x: {}}}\n", "tokenizer.tokens.x", "must be"),

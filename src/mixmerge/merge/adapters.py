@@ -35,7 +35,7 @@ from mixmerge.merge.checkpoint import (
 )
 from mixmerge.merge.sources import Files, Raw, Source, Stored, decode, stored
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 STRETCH = 1 << 18  # elements at a time while DoRA's norms are summed
 
 # of adapter_config.json: what is read here, and what says how the training went and changes no result
@@ -76,7 +76,8 @@ class FoldedCheckpoint(Checkpoint):
 
     @property
     def files(self) -> list[Path]:
-        return sorted({*(t.file for t in self.tensors.values()), self.adapter / CONFIG, self.adapter / WEIGHTS})
+        weights = next(path for name in (WEIGHTS, PICKLED) if (path := self.adapter / name).exists())
+        return sorted({*(t.file for t in self.tensors.values()), self.adapter / CONFIG, weights})
 
 
 def split_reference(reference: str, relative_to: Path) -> tuple[str, str | None]:
@@ -96,7 +97,7 @@ def split_reference(reference: str, relative_to: Path) -> tuple[str, str | None]
     return model, adapters[0]
 
 
-def open_model(reference: str, relative_to: Path) -> Checkpoint:
+def open_model(reference: str, relative_to: Path, *, pickles: bool = False) -> Checkpoint:
     """Read and check the headers of a model, and of the adapter that its reference puts on it.
 
     Raises:
@@ -105,9 +106,9 @@ def open_model(reference: str, relative_to: Path) -> Checkpoint:
     """
     model, adapter = split_reference(reference, relative_to)
     if adapter is None:
-        return open_checkpoint(locate_model(model, relative_to), model)
-    checkpoint = open_checkpoint(locate_model(model, relative_to), reference)
-    return _put_on(checkpoint, locate_model(adapter, relative_to))
+        return open_checkpoint(locate_model(model, relative_to, pickles=pickles), model, pickles=pickles)
+    checkpoint = open_checkpoint(locate_model(model, relative_to, pickles=pickles), reference, pickles=pickles)
+    return _put_on(checkpoint, locate_model(adapter, relative_to, pickles=pickles), pickles)
 
 
 def sources_of(checkpoint: Checkpoint, files: Files) -> dict[str, Source]:
@@ -219,9 +220,9 @@ def _decoded(source: Source, start: int, size: int) -> tuple[Float32, int]:
     return values, read
 
 
-def _put_on(model: Checkpoint, folder: Path) -> FoldedCheckpoint:
+def _put_on(model: Checkpoint, folder: Path, pickles: bool) -> FoldedCheckpoint:
     """Find the place of every tensor of an adapter in the model, from the headers."""
-    settings, held = _read_settings(folder), read_header(_weights(folder))
+    settings, held = _read_settings(folder), _headers(folder, pickles)
     twin = _shares_embedding(model) and settings.get("ensure_weight_tying")
     whole: dict[str, Tensor] = {}
     layers: dict[str, dict[str, Tensor]] = {}
@@ -266,6 +267,7 @@ def _fold(
     if not fits or not (swapped or straight) or base.dtype not in FLOATS:
         shapes = f"A {list(a.shape)} and B {list(b.shape)} on a {base.dtype} {list(base.shape)}"
         raise _refusal(folder, f"its part for '{module}' does not fit: {shapes}")
+    _require_rank(module, a.shape[0], settings, folder)
     left, right = (a, b) if swapped else (b, a)
     magnitude = parts.get("lora_magnitude_vector")
     if (magnitude is not None) != bool(settings.get("use_dora")):
@@ -296,6 +298,15 @@ def _scale(module: str, rank: int, settings: Mapping[str, Any], folder: Path) ->
     if not math.isfinite(alpha):
         raise _refusal(folder, f"{CONFIG} gives '{module}' the lora_alpha {alpha}")
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _require_rank(module: str, rank: int, settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuse an adapter whose settings tell of another rank than its tensors have: its scale would be in doubt."""
+    patterns = settings.get("rank_pattern") or {}
+    found = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
+    said = settings.get("r", rank) if found is None else patterns[found]
+    if said != rank:
+        raise _refusal(folder, f"{CONFIG} gives '{module}' the rank {said!r}, and its tensors have {rank}")
 
 
 def _place(path: str, model: Checkpoint, folder: Path) -> str | None:
@@ -384,12 +395,16 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _weights(folder: Path) -> Path:
-    if not (folder / WEIGHTS).exists():
-        pickled = (folder / "adapter_model.bin").exists()
-        do = "save it again with a PEFT that writes safetensors: a pickle can run code when read" if pickled else None
-        raise ModelError(f"{WEIGHTS} is missing", where=str(folder), do=do)
-    return folder / WEIGHTS
+def _headers(folder: Path, pickles: bool) -> dict[str, Tensor]:
+    pickled = folder / PICKLED
+    if (folder / WEIGHTS).exists():
+        return read_header(folder / WEIGHTS)
+    if not pickled.exists() or not pickles:
+        do = "save it again with a PEFT that writes safetensors: a pickle can run code when read; or ask for --pickle"
+        raise ModelError(f"{WEIGHTS} is missing", where=str(folder), do=do if pickled.exists() else None)
+    from mixmerge.merge.pickles import read_pickle
+
+    return read_pickle(pickled)
 
 
 def _refusal(

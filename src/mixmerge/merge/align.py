@@ -59,8 +59,13 @@ def agree(name: str, sources: Sequence[Source], *, per_token: bool = False) -> b
     dtypes = {source.dtype for source in sources}
     if dtypes <= set(FLOATS):
         return math.prod(first.shape) > 0
+    odd = next((source for source in sources if source.dtype not in FLOATS and len(dtypes) > 1), None)
+    if odd is not None:
+        what = f"tensor '{name}' is stored as {odd.dtype} in '{odd.model}', and not so in the others"
+        do = "convert it to float32, float16 or bfloat16: any other tensor must be the same in all models"
+        raise ModelError(what, do=do)
     for other in sources[1:]:
-        if len(dtypes) > 1 or not _same_bytes(first, other):
+        if not _same_bytes(first, other):
             what = f"tensor '{name}' ({', '.join(sorted(dtypes))}) differs between '{first.model}' and '{other.model}'"
             do = "only float32, float16 and bfloat16 are merged; any other tensor must be the same in all models"
             raise ModelError(what, do=do)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from mixmerge.merge.settings import MergeConfig
 
+_FRONT = re.compile(r"---\n(.*?)\n---\s*\n", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
@@ -26,14 +29,30 @@ def to_yaml(config: MergeConfig) -> str:
     return text.getvalue()
 
 
-def model_card(config: MergeConfig, measured: Mapping[str, Any]) -> str:
-    """README.md in the Hub's format: models, method, parameters, measured shares, exact YAML."""
+def languages_of(folders: Iterable[Path]) -> list[str]:
+    """The languages that the models' own cards name, each once."""
+    found: dict[str, None] = {}
+    for folder in folders:
+        try:
+            head = _FRONT.match((folder / "README.md").read_text(encoding="utf-8"))
+            front = YAML(typ="safe").load(head[1]) if head else None
+        except (OSError, UnicodeDecodeError, YAMLError):
+            continue  # a card may be missing or broken: the weights are what is merged
+        named = front.get("language") if isinstance(front, dict) else None
+        found |= dict.fromkeys(str(code) for code in (named if isinstance(named, list) else [named] if named else ()))
+    return list(found)
+
+
+def model_card(config: MergeConfig, measured: Mapping[str, Any], languages: Iterable[str] = ()) -> str:
+    """README.md in the Hub's format: models, their languages, method, parameters, measured shares, exact YAML."""
     made = {merge.name for merge in config.earlier}
     models = [name for merge in (config, *config.earlier) for name in merge.references if name not in made]
     models = list(dict.fromkeys(models))
     # the Hub links what stands here, so a local folder must not
-    hub_ids = [name.partition("@")[0] for name in models if _HUB_ID.fullmatch(name)]
+    from_hub = [name for name in models if _HUB_ID.fullmatch(name) and not (config.folder / name).is_dir()]
+    hub_ids = [name.partition("@")[0] for name in from_hub]
     front: dict[str, Any] = {"base_model": hub_ids} if hub_ids else {}
+    front |= {"language": list(languages)} if languages else {}
     front |= {"library_name": "transformers", "tags": ["merge", "mixmerge", config.merge_method]}
     head = io.StringIO()
     YAML().dump(front, head)

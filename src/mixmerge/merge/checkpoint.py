@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +88,10 @@ class Checkpoint:
         return hashlib.sha256(json.dumps([state, layout, self.config], sort_keys=True).encode()).hexdigest()
 
 
-def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
+def open_checkpoint(folder: Path, name: str | None = None, *, pickles: bool = False) -> Checkpoint:
     """Read and check the headers of a model folder: `model.safetensors`, or shards with their index.
+
+    `pickles`: where there are none, `pytorch_model.bin` or its shards; nothing in them but tensors is ever loaded.
 
     Raises:
         ModelError: not a folder that can be used: no config.json, no safetensors, an adapter.
@@ -102,11 +104,17 @@ def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
     if single.exists() and index.exists():
         do = "loaders would disagree on which to take: remove the one that is stale"
         raise ModelError(f"both {SINGLE} and {INDEX} are there", where=str(folder), do=do)
+    pickled = pickles and not single.exists() and not index.exists()
+    if pickled:
+        single, index = folder / "pytorch_model.bin", folder / "pytorch_model.bin.index.json"
     if not single.exists() and not index.exists():
         raise _nothing_to_read(folder)
     if not (folder / "config.json").exists():
         raise ModelError("config.json is missing", where=str(folder), do="copy it from where the model came from")
-    tensors = read_header(single) if single.exists() else _read_shards(index)
+    read = read_header
+    if pickled:
+        from mixmerge.merge.pickles import read_pickle as read
+    tensors = read(single) if single.exists() else _read_shards(index, read)
     return Checkpoint(name, folder, tensors, read_json(folder / "config.json"))
 
 
@@ -141,10 +149,10 @@ def read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def locate_model(reference: str, relative_to: Path) -> Path:
+def locate_model(reference: str, relative_to: Path, *, pickles: bool = False) -> Path:
     """The folder of a model: a local one, relative to `relative_to`, or a Hub id (`org/name[@revision]`) downloaded.
 
-    Only safetensors, JSON and tokenizer files are ever fetched.
+    Only safetensors, JSON and tokenizer files are fetched, and with `pickles` the files of torch.save.
 
     Raises:
         ModelError: neither a folder nor a model that the Hub (or its local cache) can give.
@@ -159,9 +167,8 @@ def locate_model(reference: str, relative_to: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(repo, revision=revision or None, allow_patterns=["*.safetensors", "*.json", *COPIED])
-        )
+        wanted = ["*.safetensors", "*.json", *COPIED, *(["*.bin"] if pickles else [])]
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         do = f"there is no local folder {local} either; check the name and, for a closed model, your login"
@@ -192,7 +199,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> tuple[str, str, tuple[int, ..
     return name, str(entry["dtype"]), tuple(entry["shape"]), first, last
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     content = read_json(index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(Path(str(file)).name == file for file in weight_map.values()):
@@ -203,7 +210,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 "the index names this file, and it is missing", where=str(index.parent / file), do=AGAIN
             )
-        headers[file] = read_header(index.parent / file)
+        headers[file] = read(index.parent / file)
     for name, file in weight_map.items():
         if name not in headers[file]:
             what = f"the index promises tensor '{name}' in {file}, and it is not there"
@@ -228,7 +235,7 @@ def _nothing_to_read(folder: Path) -> ModelError:
         do = f"write it behind its model: MODEL+{folder}"
         return ModelError("this is a LoRA adapter, not a whole model", where=str(folder), do=do)
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        do = "load it with transformers and save_pretrained it again: that writes safetensors"
+        do = "save it again with transformers, as safetensors; or have its tensors read, and nothing else, by --pickle"
         return ModelError("only pickled weights, which can run code when read", where=str(folder), do=do)
     return ModelError(f"neither {SINGLE} nor {INDEX} is there", where=str(folder))
 

@@ -7,6 +7,8 @@ Ours beyond mergekit: `seed` at the top level.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -18,7 +20,7 @@ from mixmerge.merge.adapters import split_reference
 from mixmerge.merge.chain import chained
 from mixmerge.merge.methods import METHODS, Parameter
 from mixmerge.merge.settings import DTYPES, NO_EFFECT, Combination, Entry, MergeConfig, Module, Slice
-from mixmerge.merge.tokenizer import TEMPLATES
+from mixmerge.merge.tokenizer import TEMPLATES, broken_template
 from mixmerge.merge.values import Filtered, Number, Value, sum_to_zero
 from mixmerge.merge.vocabulary import VocabularyChoice, parse_vocabulary
 from mixmerge.yaml import KeyPath, Marks, read_yaml_documents
@@ -45,13 +47,18 @@ _UNSUPPORTED = {
 }
 
 
-def load_config(path: Path) -> MergeConfig:
+def load_config(path: Path | str, *, pickles: bool = False) -> MergeConfig:
     """Read a merge configuration from a YAML file; of several documents the last is the output.
+
+    Relative models are looked for in the current folder, as mergekit does; if one is not there, beside the file.
+    `pickles`: pickled weights are read too, where a model has no others; nothing in them but tensors is ever loaded.
 
     Raises:
         RecipeError: unreadable or broken YAML, or anything `parse_config` and `chained` refuse, with `file:line`.
     """
-    return chained([parse_config(*document) for document in read_yaml_documents(path)], str(path))
+    path = _a_path(path)
+    configs = [parse_config(*document) for document in read_yaml_documents(path)]
+    return chained([dataclasses.replace(_from_here(config), pickles=pickles) for config in configs], str(path))
 
 
 def parse_config(mapping: Mapping[str, Any], marks: Marks | None = None) -> MergeConfig:
@@ -60,7 +67,30 @@ def parse_config(mapping: Mapping[str, Any], marks: Marks | None = None) -> Merg
     Raises:
         RecipeError: unknown or misplaced key, wrong type, value out of range, missing parameter, wrong models.
     """
+    if not isinstance(mapping, Mapping):
+        raise RecipeError(f"a merge configuration is a mapping of keys to values, not a {type(mapping).__name__}")
     return _Parser(marks).config(mapping)
+
+
+def _a_path(path: Any) -> Path:
+    if not isinstance(path, str | Path):
+        raise RecipeError(f"the path of a YAML file was expected, not a {type(path).__name__}", do="see parse_config")
+    return Path(path)
+
+
+def _from_here(config: MergeConfig) -> MergeConfig:
+    """The configuration with its models relative to the current folder, where those that are folders at all are."""
+    here, beside = Path.cwd(), config.folder
+    parts = {part for name in config.references for part in split_reference(name, beside) if part is not None}
+    parts |= {part for name in config.references for part in split_reference(name, here) if part is not None}
+    local = [
+        part for part in parts if not Path(part).is_absolute() and ((here / part).is_dir() or (beside / part).is_dir())
+    ]
+    if not local or not all((here / part).is_dir() for part in local):
+        return config
+    doubtful = sorted(part for part in local if (beside / part).is_dir() and not (beside / part).samefile(here / part))
+    told = tuple(f"'{part}' is that of the current folder, not the one beside the YAML" for part in doubtful)
+    return dataclasses.replace(config, relative_to=here, doubts=told)
 
 
 class _Parser:
@@ -137,6 +167,8 @@ class _Parser:
         if not isinstance(value, str) or not (value in ("auto", *TEMPLATES) or "{{" in value or "{%" in value):
             do = f"{did_you_mean(str(value), ('auto', *TEMPLATES))}; or write the template itself, in jinja"
             self.refuse(f"unknown chat_template {value!r}", "chat_template", do=do)
+        if broken := broken_template(value):
+            self.refuse(f"the template is no jinja: {broken}", "chat_template")
         return value
 
     def seed(self, value: Any) -> int:
@@ -322,9 +354,14 @@ class _Parser:
             return raw
         if isinstance(raw, bool) or not isinstance(raw, int | float) or not abs(raw) <= sys.float_info.max:
             self.refuse(f"'{name}' must be a finite number, got {raw!r}", *path)
+        if spec.whole and raw != int(raw):
+            self.refuse(f"'{name}' must be a whole number, got {raw!r}", *path)
         if not spec.low <= raw <= spec.high:
-            percent = f"it is a fraction: did you mean {raw / 100:g}?" if 1 < raw <= 100 and spec.high == 1 else None
-            self.refuse(f"'{name}' must lie between {spec.low:g} and {spec.high:g}, got {raw!r}", *path, do=percent)
+            percent = f"it is a fraction: did you mean {raw / 100:g}?" if 2 <= raw <= 100 and spec.high == 1 else None
+            limits = (
+                f"be at least {spec.low:g}" if spec.high == math.inf else f"lie between {spec.low:g} and {spec.high:g}"
+            )
+            self.refuse(f"'{name}' must {limits}, got {raw!r}", *path, do=percent)
         return raw
 
     def check(self, config: MergeConfig) -> None:

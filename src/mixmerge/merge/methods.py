@@ -21,7 +21,7 @@ from mixmerge.merge.block import At, Block, Float64, Measured, Over
 class Parameter:
     """A parameter of a method: per input or shared by all, its default (None: must be given) and its range.
 
-    `whole`: takes whole numbers only. `open_low`, `open_high`: the end of the range is excluded.
+    `whole`: takes whole numbers only.
     """
 
     scope: Literal["input", "shared"]

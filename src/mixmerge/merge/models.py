@@ -99,7 +99,11 @@ def foresee(config: MergeConfig, files: Files, *, zeros: bool = False) -> Iterat
 
 
 def _open(name: str, config: MergeConfig, folders: Mapping[str, Path]) -> Checkpoint:
-    return open_checkpoint(folders[name], name) if name in folders else open_model(name, config.folder)
+    return (
+        open_checkpoint(folders[name], name)
+        if name in folders
+        else open_model(name, config.folder, pickles=config.pickles)
+    )
 
 
 def _read(checkpoint: Checkpoint, files: Files) -> Model:

@@ -33,6 +33,7 @@ def make_record(config: MergeConfig, inputs: Mapping[str, Any], measured: Mappin
         "relative_to": str(config.folder.absolute()),
         "config": config.to_mergekit(),
         "earlier": [merge.to_mergekit() for merge in config.earlier],
+        "pickles": config.pickles,
         "seed": config.seed,
         "inputs": dict(inputs),
         "measured": dict(measured),

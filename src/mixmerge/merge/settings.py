@@ -6,15 +6,15 @@ stand apart, and the levels where a parameter is looked up, nearest first: per m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import RecipeError
+from mixmerge.errors import RecipeError, did_you_mean
 from mixmerge.merge.block import At
 from mixmerge.merge.methods import METHODS, Method, Parameter
-from mixmerge.merge.values import Parameters, Value, as_yaml, resolve, sum_to_zero
+from mixmerge.merge.values import Filtered, Parameters, Value, as_yaml, resolve, sum_to_zero
 from mixmerge.merge.vocabulary import VocabularyChoice
 from mixmerge.yaml import KeyPath, Marks
 
@@ -79,6 +79,11 @@ class MergeConfig:
     name: str | None = None
     earlier: tuple[MergeConfig, ...] = ()
     marks: Marks | None = field(default=None, compare=False, repr=False)
+    relative_to: Path | None = field(default=None, compare=False, repr=False)
+    pickles: bool = field(
+        default=False, compare=False, repr=False
+    )  # whether pickled weights may be read where there are no others
+    doubts: tuple[str, ...] = field(default=(), compare=False, repr=False)  # where another model might have been meant
 
     @property
     def method(self) -> Method:
@@ -136,14 +141,17 @@ class MergeConfig:
 
     @property
     def folder(self) -> Path:
-        """The folder that model references are relative to."""
+        """The folder that model references are relative to: by default that of the file."""
+        if self.relative_to is not None:
+            return self.relative_to
         return Path() if self.marks is None else Path(self.marks.file).parent
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about this configuration beyond what it says."""
         given = {name for part in self.combinations for level in part.levels for name in level}
-        notes = [
+        notes = list(self.doubts)
+        notes += [
             f"{name} has no numeric effect here: it is accepted and ignored" for name in NO_EFFECT if name in given
         ]
         inputs = {entry.model for part in self.combinations for entry in part.read}
@@ -308,3 +316,18 @@ def _slice(one: Slice) -> dict[str, Any]:
 
 def _own(parameters: Mapping[str, Value]) -> dict[str, Any]:
     return {"parameters": as_yaml(parameters)} if parameters else {}
+
+
+def unmatched_filters(config: MergeConfig, tensors: Collection[str]) -> tuple[str, ...]:
+    """A note for each filter that is part of no tensor's name: its value is never used."""
+    held = [level for part in config.combinations for level in (*part.levels, *(e.parameters for e in part.read))]
+    values = [value for level in held for value in level.values() if isinstance(value, tuple)]
+    filters = [
+        item for value in values for item in value if isinstance(item, Filtered) and item.filter not in (None, "*")
+    ]
+    words = sorted({part for name in tensors for part in name.split(".") if not part.isdecimal()})
+    wanted = dict.fromkeys(str(item.filter) for item in filters if not any(item.matches(name) for name in tensors))
+    return tuple(
+        f"filter '{word}' is part of no tensor's name, so its value is never used; {did_you_mean(word, words)}"
+        for word in wanted
+    )

@@ -27,13 +27,13 @@ import numpy as np
 
 from mixmerge.errors import UserError
 from mixmerge.merge.block import Measured
-from mixmerge.merge.card import model_card, to_yaml
+from mixmerge.merge.card import languages_of, model_card, to_yaml
 from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, read_json
 from mixmerge.merge.config import load_config
 from mixmerge.merge.engines import engine
 from mixmerge.merge.models import Opened, foresee, open_models
 from mixmerge.merge.record import RECORD, fingerprint, make_record
-from mixmerge.merge.settings import MergeConfig
+from mixmerge.merge.settings import MergeConfig, unmatched_filters
 from mixmerge.merge.sources import Files, Raw, Source
 from mixmerge.merge.targets import Plan, plan_targets
 from mixmerge.merge.tensors import Crew, Target, Write, merge_tensor
@@ -46,8 +46,8 @@ _MEANING = 4  # raised when the same configuration and inputs would give other b
 
 
 def merge(
-    config: MergeConfig | Path,
-    out: Path,
+    config: MergeConfig | Path | str,
+    out: Path | str,
     *,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -69,6 +69,7 @@ def merge(
         CheckpointError: a damaged file, a full disk.
     """
     began = time.monotonic()
+    out = Path(out)
     if not isinstance(config, MergeConfig):
         config = load_config(config)
     refuse_existing(out)
@@ -231,7 +232,9 @@ class Job:
     def notes(self) -> tuple[str, ...]:
         """What a person should know about this merge."""
         vocabulary = self.opened.vocabulary
-        return (*self.config.notes, *(() if vocabulary is None else vocabulary.notes))
+        names = {*self.outputs, *(name for model in self.models for name in model.tensors)}
+        notes = (*self.config.notes, *unmatched_filters(self.config, names))
+        return (*notes, *(() if vocabulary is None else vocabulary.notes))
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -321,7 +324,7 @@ def _companions(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path
         files = set_template(files, job.template)
     files["config.json"] = _config_json(job)
     files["mergekit_config.yml"] = to_yaml(job.config).encode()
-    files["README.md"] = model_card(job.config, measured).encode()
+    files["README.md"] = model_card(job.config, measured, languages_of(model.folder for model in job.models)).encode()
     files[RECORD] = (
         json.dumps(make_record(job.config, {**job.before, **job.inputs}, measured), indent=2).encode() + b"\n"
     )

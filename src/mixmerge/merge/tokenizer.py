@@ -8,6 +8,7 @@ Invariants: the same tokenizers give the same bytes; every token that a tokenize
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,6 +139,18 @@ def choose_template(wanted: str, folders: Iterable[Path]) -> str:
         do = f"remove it, or name one: {', '.join(TEMPLATES)}"
         raise ModelError("chat_template is auto, and none of the models has a chat template", do=do)
     return Counter(held).most_common(1)[0][0]
+
+
+def broken_template(template: str) -> str | None:
+    """What is wrong with a template's jinja; None where nothing is."""
+    from jinja2 import Environment, TemplateSyntaxError  # only where one is given: it takes a while
+
+    plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)  # transformers' own tag
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    return None
 
 
 def set_template(found: Mapping[str, bytes | Path], template: str) -> dict[str, bytes | Path]:

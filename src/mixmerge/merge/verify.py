@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,7 +50,8 @@ def verify(
     began = time.monotonic()
     record = read_record(model)
     marks = Marks(str(Path(record["relative_to"]) / "record"))
-    *earlier, config = (parse_config(held, marks) for held in (*record["earlier"], record["config"]))
+    held = [parse_config(one, marks) for one in (*record["earlier"], record["config"])]
+    *earlier, config = (replace(one, pickles=bool(record.get("pickles"))) for one in held)
     made = open_checkpoint(model)
     with ExitStack() as stack:
         files = stack.enter_context(closing(Files()))
@@ -89,7 +91,11 @@ def verify(
     if differing:
         more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
         what = f"{len(differing)} of {len(wanted)} tensors differ from the merge of its record: "
-        raise CheckpointError(f"{what}{', '.join(differing[:NAMED])}{more}", where=str(model), do="merge it again")
+        raise CheckpointError(
+            f"{what}{', '.join(differing[:NAMED])}{more}",
+            where=str(model),
+            do="merge it again; or an input was changed in a few places",
+        )
     return {"tensors": len(wanted), "parameters": done, "seconds": time.monotonic() - began}
 
 

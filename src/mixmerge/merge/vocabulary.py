@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mixmerge.merge.settings import MergeConfig
 
 _POSITIONS = re.compile(r"(^|[._])(w?pe|pos|position\w*)([._]|$)")
+MOST_PADDING = 1 << 16
 _BLOCK = ("source", "tokens", "pad_to_multiple_of")
 ROLES = ("base", "union")  # sources that are no models
 _KINDS = {"zero": ("kind",), "model_token": ("kind", "model", "token", "token_id")}
@@ -194,8 +195,12 @@ def parse_vocabulary(raw: Any, refuse: Refuse, reference: Callable[..., str]) ->
     if not isinstance(tokens, dict):
         refuse(f"must be a mapping of tokens to {{source, force}}, got {tokens!r}", "tokenizer", "tokens")
     multiple = raw.get("pad_to_multiple_of")
-    if multiple is not None and (not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1):
-        refuse(f"must be a whole number of at least 1, got {multiple!r}", "tokenizer", "pad_to_multiple_of")
+    if multiple is not None and (
+        not isinstance(multiple, int) or isinstance(multiple, bool) or not 1 <= multiple <= MOST_PADDING
+    ):
+        refuse(
+            f"must be a whole number from 1 to {MOST_PADDING:,}, got {multiple!r}", "tokenizer", "pad_to_multiple_of"
+        )
     chosen = {token: _parse_token(token, one, refuse, reference) for token, one in tokens.items()}
     return VocabularyChoice(reference(raw["source"], "tokenizer", "source"), chosen, multiple)
 

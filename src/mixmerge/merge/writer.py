@@ -224,6 +224,9 @@ class CheckpointWriter:
 
 def refuse_existing(out: Path) -> None:
     """Refuse an output place that holds anything: old shards beside new ones are what loaders trip over."""
+    if out.is_symlink() and not out.exists():
+        what = f"the output folder is a link to {out.readlink()}, which is not there"
+        raise ModelError(what, where=str(out), do="make that folder, or remove the link")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         do = "remove it, or name another folder"
         raise ModelError("the output folder is there already and not empty", where=str(out), do=do)
