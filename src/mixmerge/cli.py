@@ -6,6 +6,7 @@ Answers go to stdout, progress and errors to stderr. Exit 0: done; 1: something 
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -354,6 +355,11 @@ def main() -> None:
     except PermissionError as error:
         print(f"error: {error.filename}: no permission", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ENOENT) or not error.filename:
+            raise
+        print(f"error: {str(error.filename)[:80]}: {(error.strerror or '').lower()}", file=sys.stderr)
+        sys.exit(2 if error.errno == errno.ENAMETOOLONG else 1)
     except Exception:
         import traceback
 

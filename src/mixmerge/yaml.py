@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from mixmerge.errors import RecipeError
@@ -95,6 +95,9 @@ def _refuse_bomb(node: Any, file: str) -> None:
     values, level = 0, [node]
     for _ in range(_DEEPEST):
         values += len(level)
+        tags = (one.tag.value for one in level if isinstance(one, CommentedMap | CommentedSeq | TaggedScalar))
+        if tag := next((tag for tag in tags if tag is not None), None):
+            raise RecipeError(f"the tag {tag} is not understood", where=file, do="write plain values")
         if values > _MOST:
             raise RecipeError(f"more than {_MOST:,} values, with every alias written out", where=file)
         level = [

@@ -69,10 +69,15 @@ def test_a_device_changes_no_byte(method, out_dtype, models, device, tmp_path, m
         ("della", {"weight": 1, "density": 0.5, "epsilon": 0.4, "rescale": False}),
         ("breadcrumbs_ties", {"weight": 1, "density": 0.5, "gamma": 0.2, "normalize": True}),
         ("sce", {}),
+        ("nearswap", {"t": 0.003}),
+        ("nearswap", {"t": 0.1}),
+        ("ram", {"epsilon": 0.003}),
+        ("ramplus_tl", {"epsilon": 0.003, "r": 0.37, "alpha": 0.91}),
     ],
 )
 def test_nor_with_other_parameters(method, parameters, models, device, tmp_path, monkeypatch):
     base, *others = models
+    others = others[: METHODS[method].inputs[1]]
     config = config_for(method, others, base=base, parameters=parameters, out_dtype="bfloat16")
     merge(config, tmp_path / "device", device=device)
     monkeypatch.undo()
@@ -159,6 +164,23 @@ def test_state_dicts_are_merged_on_a_device(device):
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(models, mixmerge, tmp_path):
     with pytest.raises(UserError, match=r"--device cuda: torch finds no CUDA device here"):
         merge(example("linear", models), tmp_path / "out", device="cuda")
-    with pytest.raises(UserError, match=r"--device gpu: "):
+    with pytest.raises(UserError, match=r"--device: unknown device 'gpu'; cpu, cuda, or one of several as cuda:1"):
         merge(example("linear", models), tmp_path / "out", device="gpu")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "a", "b"}
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "CPU", "xla:0", "", "cpu:x"])
+def test_other_devices_are_refused_by_name(name):
+    with pytest.raises(UserError, match=r"--device"):
+        Device(name)
+
+
+def test_a_device_that_is_refused_leaves_nothing_behind(models, tmp_path, mixmerge, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yml").write_text(
+        "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n"
+    )
+    status, _, error = mixmerge("merge", "c.yml", "out", "--device", "meta")
+    assert status == 2
+    assert error.strip() == "error: --device: unknown device 'meta'; cpu, cuda, or one of several as cuda:1"
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "a", "b", "c.yml"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from mixmerge.errors import CheckpointError, ModelError, RecipeError
 from mixmerge.merge import load_config, merge, parse_config, verify
 from mixmerge.merge.card import languages_of
 from mixmerge.merge.pickles import read_pickle
+from mixmerge.merge.record import RECORD
 
 YAML = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 0.5}\n"
 
@@ -118,7 +120,7 @@ def test_the_card_names_the_languages_of_the_models_cards(models, tmp_path):
     (models[0] / "README.md").write_text("---\nlanguage: [\n---\n")
     assert languages_of(models) == ["fr", "hi"]
     merge(config_for("linear", models[1:], parameters={"weight": 1}), tmp_path / "out")
-    assert "language:\n- fr\n- hi\n" in (tmp_path / "out" / "README.md").read_text()
+    assert 'language:\n- "fr"\n- "hi"\n' in (tmp_path / "out" / "README.md").read_text()
     assert languages_of([tmp_path / "out"]) == ["fr", "hi"]
 
 
@@ -219,3 +221,115 @@ def test_what_a_pickle_says_is_where_the_bytes_lie(tmp_path):
     for name, place in read_pickle(tmp_path / "x.bin").items():
         raw = np.frombuffer(data[place.offset : place.offset + place.bytes], np.uint8)
         assert np.array_equal(raw, tensors[name].reshape(-1).view(torch.uint8).numpy())
+
+
+def rewritten(file: Path, changed: dict[str, bytes]) -> None:
+    """A zip with other contents under the names that end so."""
+    with zipfile.ZipFile(file) as held:
+        entries = {name: held.read(name) for name in held.namelist()}
+    with zipfile.ZipFile(file, "w") as made:
+        for name, data in entries.items():
+            made.writestr(name, next((new for end, new in changed.items() if name.endswith(end)), data))
+
+
+def test_a_big_endian_pickle_is_refused_before_torch_sees_it(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "x.bin")
+    rewritten(tmp_path / "x.bin", {"/byteorder": b"big"})
+    with pytest.raises(CheckpointError, match="its numbers are big-endian; load it with transformers"):
+        read_pickle(tmp_path / "x.bin")
+
+
+def test_a_zip_that_is_no_pickle_is_refused(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "x.bin")
+    rewritten(tmp_path / "x.bin", {"/data.pkl": b"not a pickle at all"})
+    with pytest.raises(CheckpointError):
+        read_pickle(tmp_path / "x.bin")
+    torch.save([torch.ones(3)], tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match="'' is no tensor"):
+        read_pickle(tmp_path / "x.bin")
+
+
+def test_a_sparse_tensor_in_a_pickle_is_refused(tmp_path):
+    torch.save({"w": torch.eye(4).to_sparse()}, tmp_path / "x.bin")
+    with pytest.raises(CheckpointError):
+        read_pickle(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("merge_method: linear\nmodels: !x [{model: a}]\n", "tag"),
+        ('merge_method: !!python/object/apply:os.system ["touch was-run"]\nmodels: []\n', "tag"),
+        ("merge_method: !foo linear\nmodels: [{model: a}]\n", "the tag !foo is not understood"),
+        ("merge_method: linear\nmodels: [{model: !!python/name:os.system x}]\n", "tag"),
+    ],
+)
+def test_a_tag_is_refused(text, what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yml").write_text(text)
+    with pytest.raises(RecipeError, match=what):
+        load_config("c.yml")
+    assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("merge", "c.yml", "o" * 300),
+        ("merge", "long.yml", "out"),
+        ("diagnose", "c.yml", "--page", "p" * 300 + ".html"),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(arguments, models, tmp_path, mixmerge, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yml").write_text(YAML)
+    Path("long.yml").write_text(YAML.replace("model: a", "model: ./" + "a" * 300))
+    status, _, error = mixmerge(*arguments)
+    assert status in (1, 2)
+    assert "Traceback" not in error
+    assert "too long" in error or "no such model folder" in error
+
+
+@pytest.mark.parametrize(
+    "front", ["[" * 5000, "language: [", "language: 7", "language: {a: b}", "- no", "\x00", "language:"]
+)
+def test_an_odd_card_of_a_model_does_not_cost_the_merge(front, models, tmp_path):
+    (models[1] / "README.md").write_text(f"---\n{front}\n---\n")
+    merge(config_for("linear", models[1:], parameters={"weight": 1}), tmp_path / "out")
+    assert "language" not in (tmp_path / "out" / "README.md").read_text().split("\n---")[0]
+
+
+def test_norwegian_stays_a_language_for_every_reader(models, tmp_path):
+    (models[1] / "README.md").write_text('---\nlanguage: ["no", en, "x\\ninjected: 1"]\n---\n')
+    merge(config_for("linear", models[1:], parameters={"weight": 1}), tmp_path / "out")
+    front = (tmp_path / "out" / "README.md").read_text().split("---")[1]
+    assert '- "no"\n- "en"\n' in front
+    assert "injected" not in front
+
+
+def test_a_configuration_nested_without_end_is_named(models, tmp_path):
+    (models[1] / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"a/config.json: not valid JSON"):
+        merge(example("linear", models), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"inputs": None},
+        {"inputs": []},
+        {"relative_to": 7},
+        {"config": "linear"},
+        {"earlier": "x"},
+        {"earlier": None},
+    ],
+)
+def test_a_damaged_record_is_said_to_be(changed, models, tmp_path, mixmerge):
+    merge(example("linear", models), tmp_path / "out")
+    path = tmp_path / "out" / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(CheckpointError, match=r"mixmerge_merge.json: not the record of a merge"):
+        verify(tmp_path / "out")
+    status, _, error = mixmerge("merge", "--verify", tmp_path / "out")
+    assert status == 1
+    assert error.count("\n") == 1

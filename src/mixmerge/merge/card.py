@@ -13,10 +13,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from mixmerge.merge.settings import MergeConfig
 
 _FRONT = re.compile(r"---\n(.*?)\n---\s*\n", re.DOTALL)
+_LANGUAGE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,20}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
@@ -36,10 +38,11 @@ def languages_of(folders: Iterable[Path]) -> list[str]:
         try:
             head = _FRONT.match((folder / "README.md").read_text(encoding="utf-8"))
             front = YAML(typ="safe").load(head[1]) if head else None
-        except (OSError, UnicodeDecodeError, YAMLError):
+        except (OSError, UnicodeDecodeError, YAMLError, RecursionError, ValueError):
             continue  # a card may be missing or broken: the weights are what is merged
         named = front.get("language") if isinstance(front, dict) else None
-        found |= dict.fromkeys(str(code) for code in (named if isinstance(named, list) else [named] if named else ()))
+        codes = named if isinstance(named, list) else [named]
+        found |= dict.fromkeys(code for code in codes if isinstance(code, str) and _LANGUAGE.fullmatch(code))
     return list(found)
 
 
@@ -52,7 +55,8 @@ def model_card(config: MergeConfig, measured: Mapping[str, Any], languages: Iter
     from_hub = [name for name in models if _HUB_ID.fullmatch(name) and not (config.folder / name).is_dir()]
     hub_ids = [name.partition("@")[0] for name in from_hub]
     front: dict[str, Any] = {"base_model": hub_ids} if hub_ids else {}
-    front |= {"language": list(languages)} if languages else {}
+    # quoted, for readers to whom a plain no is false
+    front |= {"language": [DoubleQuotedScalarString(code) for code in languages]} if languages else {}
     front |= {"library_name": "transformers", "tags": ["merge", "mixmerge", config.merge_method]}
     head = io.StringIO()
     YAML().dump(front, head)

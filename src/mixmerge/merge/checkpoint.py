@@ -223,7 +223,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read: {error.strerror}", where=str(path)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError("not valid JSON", where=str(path), do=AGAIN) from error
     if not isinstance(content, dict):
         raise CheckpointError("not a JSON object", where=str(path), do=AGAIN)

@@ -30,12 +30,16 @@ class Device:
     threads = 2  # one reads and writes while the other's block is at work
 
     def __init__(self, name: str) -> None:
+        if name.partition(":")[0] not in ("cpu", "cuda"):
+            raise UserError(f"unknown device '{name}'", where="--device", do="cpu, cuda, or one of several as cuda:1")
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise UserError("torch finds no CUDA device here", where=f"--device {name}", do="leave --device away")
         try:
             self._on: dict[str, Any] = {"device": torch.zeros(1, device=name).device}
         except RuntimeError as error:
-            raise UserError(str(error).splitlines()[0], where=f"--device {name}", do="e.g. cuda") from error
+            raise UserError(
+                f"torch has no such device here ({type(error).__name__})", where=f"--device {name}", do="e.g. cuda"
+            ) from error
 
     def empty(self, shape: Any, dtype: Any) -> torch.Tensor:
         return torch.empty(shape, dtype=_DTYPES[dtype], **self._on)
@@ -275,7 +279,7 @@ class Device:
     def swap_near(self, x: torch.Tensor, base: torch.Tensor, t: float, out: torch.Tensor) -> None:
         b, value = base.double(), x.double()
         d = value - b
-        out[:] = torch.where(d.abs() <= t, value, b + torch.where(d > 0.0, t, -t))
+        out[:] = torch.where(d.abs() <= t, value, b + torch.copysign(torch.full_like(d, t), d))
 
     def times_rows(self, values: torch.Tensor, row: int, factors: Any, out: torch.Tensor) -> None:
         factor = torch.from_numpy(np.ascontiguousarray(factors)).to(**self._on)

@@ -51,6 +51,9 @@ def read_record(model: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not all(key in record for key in ("relative_to", "config", "inputs", "earlier")):
             raise ValueError
+        kinds = {"relative_to": str, "config": dict, "inputs": dict, "earlier": list}
+        if not all(isinstance(record[key], kind) for key, kind in kinds.items()):
+            raise ValueError
     except OSError as error:
         do = "only a model that mixmerge merge has written can be verified"
         raise CheckpointError(f"cannot read the merge's record: {error.strerror}", where=str(path), do=do) from error
