@@ -73,6 +73,8 @@ def start(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # a shell's background job ignores SIGINT, and hands that down
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         started.append(process)
         return process
@@ -274,7 +276,7 @@ def test_an_interrupted_runner_ends_its_workers_and_keeps_what_is_done(chain, tm
         runner = start(chain)
         workers = helpers.wait(lambda: helpers.workers(runner.pid, chain.steps[1]), "a worker at `one`")
         runner.send_signal(signal.SIGINT)
-        _, err = runner.communicate(timeout=300)
+        _, err = runner.communicate(timeout=120)
         assert "KeyboardInterrupt" in err
         _, alive = psutil.wait_procs(workers, timeout=30)
         assert alive == []
