@@ -477,15 +477,19 @@ def test_a_file_that_may_not_be_read_is_named(study, as_nobody, file):
     assert "ermission" in done.stderr
 
 
-def test_a_bug_keeps_its_traceback_and_exits_70(mixmerge, study, monkeypatch):
+@pytest.mark.parametrize(
+    "bug", [ZeroDivisionError("a bug"), FileNotFoundError(2, "a bug", "nowhere"), OSError("a bug")]
+)
+def test_a_bug_keeps_its_traceback_and_exits_70(mixmerge, study, monkeypatch, bug):
     def broken(*_, **__):
-        raise ZeroDivisionError("a bug")
+        raise bug
 
     monkeypatch.setattr("mixmerge.plan.build.build_plan", broken)
     status, out, err = mixmerge("check", study.recipe, "--out", study.out)
     assert (status, out) == (70, "")
     assert "Traceback" in err
-    assert "ZeroDivisionError: a bug" in err
+    assert type(bug).__name__ in err
+    assert "a bug" in err
 
 
 # merge without a recipe

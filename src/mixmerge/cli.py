@@ -352,15 +352,13 @@ def main() -> None:
     except MixmergeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except PermissionError as error:
-        print(f"error: {error.filename}: no permission", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ENOENT) or not error.filename:
-            raise
-        print(f"error: {str(error.filename)[:80]}: {(error.strerror or '').lower()}", file=sys.stderr)
-        sys.exit(2 if error.errno == errno.ENAMETOOLONG else 1)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, PermissionError):
+            print(f"error: {error.filename}: no permission", file=sys.stderr)
+            sys.exit(1)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(f"error: {str(error.filename)[:80]}...: this name is too long", file=sys.stderr)
+            sys.exit(2)
         import traceback
 
         traceback.print_exc()
@@ -431,10 +429,10 @@ def _print_json(value: Any) -> None:
 
 
 def _say_when_compiling() -> None:
-    from mixmerge.merge import compiling as compiler
+    from mixmerge.merge import compiling
 
-    compiling = "compiling the merge kernels, once on this machine: some seconds"
-    compiler.when_compiling.append(lambda: print(compiling, file=sys.stderr))
+    told = "compiling the merge kernels, once on this machine: some seconds"
+    compiling.when_compiling.append(lambda: print(told, file=sys.stderr))
 
 
 def _bar(title: str) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mixmerge.errors import UserError
 from mixmerge.merge import parse_config
 from mixmerge.merge.diagnose import diagnose
 from mixmerge.report.diagnosis import MAPS, MEANINGS, MEASURES, diagnosis_table, write_diagnosis
@@ -189,6 +190,12 @@ def test_one_model_alone_has_a_page_without_maps(folders: list[Path], tmp_path: 
 def test_the_same_diagnosis_gives_the_same_page(file: Path, found: dict[str, Any], tmp_path: Path) -> None:
     write_diagnosis(tmp_path / "again.html", found)
     assert (tmp_path / "again.html").read_bytes() == file.read_bytes()
+
+
+def test_a_page_that_cannot_be_written_is_one_clear_error(found: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "link.html").symlink_to(tmp_path / "gone" / "page.html")
+    with pytest.raises(UserError, match=r"link\.html: the page cannot be written: no such file or directory"):
+        write_diagnosis(tmp_path / "link.html", found)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser `chromium` on the PATH")

@@ -276,7 +276,7 @@ def test_an_interrupted_runner_ends_its_workers_and_keeps_what_is_done(chain, tm
         runner = start(chain)
         workers = helpers.wait(lambda: helpers.workers(runner.pid, chain.steps[1]), "a worker at `one`")
         runner.send_signal(signal.SIGINT)
-        _, err = runner.communicate(timeout=120)
+        _, err = runner.communicate(timeout=60)
         assert "KeyboardInterrupt" in err
         _, alive = psutil.wait_procs(workers, timeout=30)
         assert alive == []

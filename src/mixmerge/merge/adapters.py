@@ -76,8 +76,10 @@ class FoldedCheckpoint(Checkpoint):
 
     @property
     def files(self) -> list[Path]:
-        weights = next(path for name in (WEIGHTS, PICKLED) if (path := self.adapter / name).exists())
-        return sorted({*(t.file for t in self.tensors.values()), self.adapter / CONFIG, weights})
+        parts = (
+            part for fold in self.folds.values() for part in (fold.right, fold.left, fold.magnitude) if part is not None
+        )
+        return sorted({self.adapter / CONFIG, *(tensor.file for tensor in (*self.tensors.values(), *parts))})
 
 
 def split_reference(reference: str, relative_to: Path) -> tuple[str, str | None]:

@@ -111,11 +111,15 @@ def open_checkpoint(folder: Path, name: str | None = None, *, pickles: bool = Fa
         raise _nothing_to_read(folder)
     if not (folder / "config.json").exists():
         raise ModelError("config.json is missing", where=str(folder), do="copy it from where the model came from")
-    read = read_header
-    if pickled:
-        from mixmerge.merge.pickles import read_pickle as read
+    read = _pickle_reader() if pickled else read_header
     tensors = read(single) if single.exists() else _read_shards(index, read)
     return Checkpoint(name, folder, tensors, read_json(folder / "config.json"))
+
+
+def _pickle_reader() -> Callable[[Path], dict[str, Tensor]]:
+    from mixmerge.merge.pickles import read_pickle
+
+    return read_pickle
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

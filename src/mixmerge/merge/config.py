@@ -81,11 +81,9 @@ def _a_path(path: Any) -> Path:
 def _from_here(config: MergeConfig) -> MergeConfig:
     """The configuration with its models relative to the current folder, where those that are folders at all are."""
     here, beside = Path.cwd(), config.folder
-    parts = {part for name in config.references for part in split_reference(name, beside) if part is not None}
-    parts |= {part for name in config.references for part in split_reference(name, here) if part is not None}
-    local = [
-        part for part in parts if not Path(part).is_absolute() and ((here / part).is_dir() or (beside / part).is_dir())
-    ]
+    split = (split_reference(name, folder) for name in config.references for folder in (beside, here))
+    parts = {part for pair in split for part in pair if part is not None and not Path(part).is_absolute()}
+    local = [part for part in parts if (here / part).is_dir() or (beside / part).is_dir()]
     if not local or not all((here / part).is_dir() for part in local):
         return config
     doubtful = sorted(part for part in local if (beside / part).is_dir() and not (beside / part).samefile(here / part))

@@ -106,16 +106,13 @@ class Device:
         wide = _strips(rows.double()[:, None], 1024)
         for a in range(len(rows)):
             for b in range(a + 1):
-                out[a, b] = out[b, a] = _sequential(_folded(_products(wide[a], wide[b])))[0]
+                out[a, b] = out[b, a] = _sequential(_folded(wide[a] * wide[b]))[0]
 
     def row_dots(self, rows: torch.Tensor, row: int, out: Any) -> None:
-        strip = 4
-        while strip < 1024 and strip < row:
-            strip *= 2
-        wide = _strips(rows.double().view(len(rows), -1, row), strip)
+        wide = _strips(rows.double().view(len(rows), -1, row), kernels.strip_of(row))
         for a in range(len(rows)):
             for b in range(a + 1):
-                out[a, b] = out[b, a] = _sequential(_folded(_products(wide[a], wide[b])))
+                out[a, b] = out[b, a] = _sequential(_folded(wide[a] * wide[b]))
 
     def column_dots(self, rows: torch.Tensor, row: int, out: Any) -> None:
         x = rows.double().view(len(rows), -1, row)
@@ -312,10 +309,6 @@ def _strips(values: torch.Tensor, strip: int) -> torch.Tensor:
     wide = values.new_zeros(k, rows, -(-n // strip) * strip)
     wide[:, :, :n] = values
     return wide.view(k, rows, -1, strip)
-
-
-def _products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return x * y
 
 
 def _folded(products: torch.Tensor) -> torch.Tensor:

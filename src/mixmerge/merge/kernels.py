@@ -174,10 +174,7 @@ def dots(rows, out):  # type: ignore[no-untyped-def]
 @kernel
 def row_dots(rows, row, out):  # type: ignore[no-untyped-def]
     """out[a, b, r] = x_a . x_b over row number r, of `row` elements: float64 (k, k, rows)."""
-    strip = 4
-    while strip < 1024 and strip < row:
-        strip *= 2
-    k = rows.shape[0]
+    k, strip = rows.shape[0], strip_of(row)
     wide, products, found = np.empty((k, strip)), np.empty(strip // 4), np.empty((k, k))
     for r in range(out.shape[2]):
         pair_up(rows, r * row, row, wide, products, found)
@@ -214,6 +211,15 @@ def weighted_rows(rows, row, coefficients, by_row, out):  # type: ignore[no-unty
             else:
                 for j in range(row):
                     total[j] += c[j] * x[j]
+
+
+@helper
+def strip_of(row):  # type: ignore[no-untyped-def]
+    """How many products of a row are folded at a time: a power of two that holds the row, or 1024."""
+    strip = 4
+    while strip < 1024 and strip < row:
+        strip *= 2
+    return strip
 
 
 @helper

@@ -74,11 +74,10 @@ def _brought_together(
     return Opened(united, opened.tied, vocabulary)
 
 
-def foresee(config: MergeConfig, files: Files, *, zeros: bool = False) -> Iterator[tuple[MergeConfig, Opened, Plan]]:
+def foresee(config: MergeConfig, files: Files) -> Iterator[tuple[MergeConfig, Opened, Plan]]:
     """Check a merge and all that feed it from headers alone, in their order, as far as headers tell.
 
-    It ends before a merge that takes a tokenizer or numbers which are not made yet. `zeros`: the numbers of a result that
-    is not made yet read as zeros.
+    It ends before a merge that takes a tokenizer or numbers which are not made yet.
 
     Raises:
         ModelError, RecipeError, CheckpointError: whatever any of them would raise before it writes.
@@ -95,7 +94,7 @@ def foresee(config: MergeConfig, files: Files, *, zeros: bool = False) -> Iterat
         except _NotMadeError:
             return
         yield one, opened, plan
-        made[str(one.name)] = _foreseen(str(one.name), plan, opened, zeros)
+        made[str(one.name)] = _foreseen(str(one.name), plan, opened)
 
 
 def _open(name: str, config: MergeConfig, folders: Mapping[str, Path]) -> Checkpoint:
@@ -110,11 +109,26 @@ def _read(checkpoint: Checkpoint, files: Files) -> Model:
     return Model(checkpoint, sources_of(checkpoint, files))
 
 
-def _foreseen(name: str, plan: Plan, opened: Opened, zeros: bool) -> Model:
+def _foreseen(name: str, plan: Plan, opened: Opened) -> Model:
     tensors: dict[str, Source] = {
-        target.name: _Foreseen(name, target.name, target.dtype, target.shape, zeros) for target in plan.targets.values()
+        target.name: _Foreseen(name, target.name, target.dtype, target.shape) for target in plan.targets.values()
     }
     return Model(Checkpoint(name, Path(), plan.outputs, opened.describe(plan.config)), tensors | dict(plan.copied))
+
+
+def with_zeros(plan: Plan) -> Plan:
+    """A foreseen plan to be tried out: what is not made yet reads as zeros."""
+
+    def told(source: Source) -> Source:
+        return (
+            _Zeros(source.model, source.name, source.dtype, source.shape) if isinstance(source, _Foreseen) else source
+        )
+
+    targets = {
+        name: replace(target, sources=tuple(map(told, target.sources)), base=target.base and told(target.base))
+        for name, target in plan.targets.items()
+    }
+    return replace(plan, targets=targets)
 
 
 class _NotMadeError(Exception):
@@ -129,14 +143,18 @@ class _Foreseen:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    zeros: bool
 
     def read(self, start: int, into: Raw) -> int:
-        if not self.zeros:
-            raise _NotMadeError
+        raise _NotMadeError
+
+    def ahead(self) -> None:
+        raise _NotMadeError
+
+
+class _Zeros(_Foreseen):
+    def read(self, start: int, into: Raw) -> int:
         into[:] = 0
         return len(into)
 
     def ahead(self) -> None:
-        if not self.zeros:
-            raise _NotMadeError
+        pass

@@ -80,10 +80,10 @@ class MergeConfig:
     earlier: tuple[MergeConfig, ...] = ()
     marks: Marks | None = field(default=None, compare=False, repr=False)
     relative_to: Path | None = field(default=None, compare=False, repr=False)
-    pickles: bool = field(
-        default=False, compare=False, repr=False
-    )  # whether pickled weights may be read where there are no others
-    doubts: tuple[str, ...] = field(default=(), compare=False, repr=False)  # where another model might have been meant
+    # whether pickled weights may be read where there are no others
+    pickles: bool = field(default=False, compare=False, repr=False)
+    # where another model might have been meant
+    doubts: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def method(self) -> Method:

@@ -45,7 +45,8 @@ NONE, ALL = Rank(INFINITE, 0), Rank(0, 1 << 62)
 class Thinned:
     """Each input's mask, and the factor that gives back the length it lost; `masks` are kept for a tensor that is not large.
 
-    windows: int64 (k, 4), one for each input, where a mask is but a window of magnitudes (kernels.keep_window); else (0, 4).
+    windows: int64 (k, 4), one for each input, where a mask is but a window of magnitudes (kernels.keep_window), and `keeps`
+    is empty; else (0, 4).
     """
 
     keeps: tuple[Keep, ...]
@@ -224,12 +225,10 @@ def _windows(over: Over, at: At, windows: list[tuple[int, int]]) -> Measured:
         return NONE if k <= 0 else ALL if k >= at.size else found[i, k]
 
     found_windows = np.array([[*rank(i, windows[i][0]), *rank(i, windows[i][1])] for i in inputs])
-    keeps = [_window(window) for window in found_windows]
     if at["rescale"]:
-        return _thinned(over, at, keeps)
+        return _thinned(over, at, [_window(window) for window in found_windows])
     part = sum(most - least for most, least in windows)
-    thinned = Thinned(tuple(keeps), np.ones(len(keeps)), windows=found_windows)
-    return Measured(thinned, part=part, whole=len(keeps) * at.size)
+    return Measured(Thinned((), np.ones(len(windows)), windows=found_windows), part=part, whole=len(windows) * at.size)
 
 
 def _window(window: Counts) -> Keep:

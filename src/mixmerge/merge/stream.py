@@ -31,7 +31,7 @@ from mixmerge.merge.card import languages_of, model_card, to_yaml
 from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, read_json
 from mixmerge.merge.config import load_config
 from mixmerge.merge.engines import engine
-from mixmerge.merge.models import Opened, foresee, open_models
+from mixmerge.merge.models import Opened, foresee, open_models, with_zeros
 from mixmerge.merge.record import RECORD, fingerprint, make_record
 from mixmerge.merge.settings import MergeConfig, unmatched_filters
 from mixmerge.merge.sources import Files, Raw, Source
@@ -154,8 +154,8 @@ def run(
             "tensors": len(outputs),
             "parameters": counting.total,
         }
-        if job.notes:
-            measured["notes"] = list(job.notes)
+        if told := job.notes:
+            measured["notes"] = list(told)
         if config.method.share is not None:
             part, whole = (math.fsum(note[i] for note in notes.values()) for i in range(2))
             measured[config.method.share] = part / whole if whole else 0.0
@@ -286,7 +286,7 @@ def prepare(config: MergeConfig, files: Files, folders: Mapping[str, Path] | Non
 
 def foreseen_jobs(config: MergeConfig, files: Files) -> list[Job]:
     """A merge after all that feed it, to be looked at: results that are not there yet read as zeros."""
-    return [Job(one, opened, plan) for one, opened, plan in foresee(config, files, zeros=True)]
+    return [Job(one, opened, with_zeros(plan)) for one, opened, plan in foresee(config, files)]
 
 
 def _copy(source: Source, size: int, write: Write) -> None:

@@ -8,7 +8,6 @@ Invariants: the same tokenizers give the same bytes; every token that a tokenize
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any
 
 from mixmerge.errors import ModelError
 from mixmerge.merge.checkpoint import COPIED, read_json
+from mixmerge.templates import default_template, template_environment
 
 _FILE, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 TOKENIZER = tuple(pattern for pattern in COPIED if "processor" not in pattern)
@@ -143,11 +143,10 @@ def choose_template(wanted: str, folders: Iterable[Path]) -> str:
 
 def broken_template(template: str) -> str | None:
     """What is wrong with a template's jinja; None where nothing is."""
-    from jinja2 import Environment, TemplateSyntaxError  # only where one is given: it takes a while
+    from jinja2 import TemplateSyntaxError
 
-    plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)  # transformers' own tag
     try:
-        Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
+        template_environment().from_string(template)
     except TemplateSyntaxError as error:
         return f"line {error.lineno}: {error.message}"
     return None
@@ -166,10 +165,9 @@ def set_template(found: Mapping[str, bytes | Path], template: str) -> dict[str, 
 def _template(folder: Path) -> str | None:
     if (folder / _TEMPLATE).is_file():
         return (folder / _TEMPLATE).read_text(encoding="utf-8")
-    held = read_json(folder / _SETTINGS).get("chat_template") if (folder / _SETTINGS).is_file() else None
-    if isinstance(held, list):  # named ones, as transformers 4 wrote them
-        held = next((item.get("template") for item in held if item.get("name") == "default"), None)
-    return held if isinstance(held, str) else None
+    files = (folder / name for name in ("chat_template.json", _SETTINGS))
+    held = (default_template(read_json(file).get("chat_template")) for file in files if file.is_file())
+    return next((template for template in held if template is not None), None)
 
 
 def _as_json(content: Mapping[str, Any]) -> bytes:

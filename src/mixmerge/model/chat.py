@@ -7,7 +7,6 @@ that stops generation. A template that would train or generate without end is re
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.model.folder import read_json, write_json, write_text
+from mixmerge.templates import default_template, template_environment
 
 # Gemma has no system role: Google's own template puts the text before the first user turn, and so does this one.
 _GEMMA = """\
@@ -72,11 +72,8 @@ def own_chat_template(model: Path) -> tuple[str, Path] | None:
     if file.is_file():
         return file.read_text(encoding="utf-8", errors="replace"), file
     for file in (model / "chat_template.json", model / "tokenizer_config.json"):
-        found = read_json(file).get("chat_template") if file.is_file() else None
-        if isinstance(found, list):  # several by name
-            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-            found = named.get("default")
-        if isinstance(found, str) and found:
+        found = default_template(read_json(file).get("chat_template")) if file.is_file() else None
+        if found is not None:
             return found, file
     return None
 
@@ -130,35 +127,16 @@ def compile_template(jinja: str, settings: Mapping[str, Any], template: str) -> 
     Raises:
         UserError: the template is not Jinja; the function raises it where messages cannot be rendered.
     """
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """The tag `generation` marks answers for transformers; it changes no text."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
+    from jinja2 import TemplateError
 
     def failed(error: Exception) -> UserError:
         line = getattr(error, "lineno", None)
         where = template if line is None else f"{template}:{line}"
         return UserError(f"the chat template does not render: {error}", where=where)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda pattern: pattern}
     tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}
     try:
-        compiled = environment.from_string(jinja)
+        compiled = template_environment().from_string(jinja)
     except TemplateError as error:
         raise failed(error) from error
 

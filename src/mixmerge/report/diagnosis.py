@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixmerge.errors import UserError
 from mixmerge.report import words
 from mixmerge.report.document import environment, policy, source
 from mixmerge.report.heatmap import HeatCell, heat_map
@@ -152,7 +153,12 @@ def write_diagnosis(file: Path, found: Told) -> None:
         pairs=_pairs(found),
         maps=[(shown.title, about, Markup(wide), Markup(narrow)) for shown, about, wide, narrow in _maps(found)],
     )  # fmt: skip
-    file.write_text(page, encoding="utf-8")
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"the page cannot be written: {(error.strerror or str(error)).lower()}", where=str(file)
+        ) from error
 
 
 def _pairs(found: Told) -> list[list[str]]:
