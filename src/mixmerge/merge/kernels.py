@@ -328,16 +328,19 @@ def keep_window(values, start, window, mask):  # type: ignore[no-untyped-def]
 @helper
 def in_window(values, start, window, mask):  # type: ignore[no-untyped-def]
     """keep_window, strip by strip."""
-    bits = values.view(np.uint32)
-    above, above_left = np.uint32(window[0]), window[1] - start
-    for j in range(bits.size):
-        m = bits[j] & np.uint32(0x7FFFFFFF)
-        mask[j] = (m > above) | ((m == above) & (j < above_left))
+    bits = values.view(np.int32)
+    # those equal to a limit belong together but where a limit's end lies within: a first part and a second
+    middle = min(max(window[1] - start, 0), bits.size)
+    for b, m, equal in ((bits[:middle], mask[:middle], 1), (bits[middle:], mask[middle:], 0)):
+        above = np.int32(window[0] - equal)
+        for j in range(b.size):
+            m[j] = (b[j] & np.int32(0x7FFFFFFF)) > above
     if window[2] < 0x7F800000:
-        below, below_left = np.uint32(window[2]), window[3] - start
-        for j in range(bits.size):
-            m = bits[j] & np.uint32(0x7FFFFFFF)
-            mask[j] &= (m < below) | ((m == below) & (j >= below_left))
+        middle = min(max(window[3] - start, 0), bits.size)
+        for b, m, equal in ((bits[:middle], mask[:middle], 0), (bits[middle:], mask[middle:], 1)):
+            below = np.int32(window[2] + equal)
+            for j in range(b.size):
+                m[j] &= (b[j] & np.int32(0x7FFFFFFF)) < below
 
 
 @kernel

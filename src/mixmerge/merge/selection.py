@@ -12,7 +12,8 @@ import numpy as np
 
 from mixmerge.merge.compiling import helper, kernel
 
-LANES = 16
+STRIP = 1024  # elements that are looked at together
+FEW, COUNTED = 8, 128  # elements of a row whose ranks are counted one by one; more are worth a look at all, or a sort
 HIGH_BINS, LOW_BINS = 1 << 15, 1 << 16  # of a float32's magnitude: its high 15 and its low 16 bits
 
 
@@ -27,18 +28,21 @@ def count_high(values, histogram):  # type: ignore[no-untyped-def]
 @kernel
 def gather_low(values, high, out):  # type: ignore[no-untyped-def]
     """The low 16 bits of the magnitudes in bin `high`, in their order, into uint16 (n + 1,); gives how many there are."""
-    bits = values.view(np.uint32)
+    bits, wanted = values.view(np.uint32), np.uint32(high)
+    hits = np.zeros(STRIP, np.uint8)
+    eights = hits.view(np.uint64)
     found = np.int64(0)
-    for start in range(0, bits.size, LANES):
-        some = bits[start : start + LANES]
-        hits = np.int64(0)
+    for start in range(0, bits.size, STRIP):
+        some = bits[start : start + STRIP]
         for j in range(some.size):
-            hits += (some[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16) == high
-        if hits:  # few strips have any
-            for j in range(some.size):
-                # written always, kept if it belongs: no branch that could be guessed wrongly
-                out[found] = np.uint16(some[j] & np.uint32(0xFFFF))
-                found += (some[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16) == high
+            hits[j] = ((some[j] & np.uint32(0x7FFFFFFF)) >> np.uint32(16)) == wanted
+        hits[some.size :] = 0
+        for eight in range(eights.size):
+            if eights[eight]:  # few have any
+                for j in range(8 * eight, min(8 * eight + 8, some.size)):
+                    # written always, kept if it belongs: no branch that could be guessed wrongly
+                    out[found] = np.uint16(some[j] & np.uint32(0xFFFF))
+                    found += hits[j]
     return found
 
 
@@ -67,8 +71,8 @@ def places_of(values, magnitude, places):  # type: ignore[no-untyped-def]
 def keep_by_rank(values, row, low, span, words, mask):  # type: ignore[no-untyped-def]
     """mask = words / 2^32 < low + span r, with r the rank (0 the smallest) of a magnitude in its row of `row` elements.
 
-    Of equal magnitudes the lowest index ranks highest. A word decides for most ranks alike, and a histogram tells about
-    where an element ranks; what the two leave open is looked up in the sorted row, or counted where it is little.
+    Of equal magnitudes the lowest index ranks highest. A histogram tells about where an element ranks, which decides for
+    most words; what it leaves open is counted, or looked up in the sorted row where that is much.
     """
     bits = values.view(np.uint32)
     digits = np.int64(0)  # of the mantissa that tell bins apart
@@ -76,77 +80,78 @@ def keep_by_rank(values, row, low, span, words, mask):  # type: ignore[no-untype
         digits += 1
     bins, shift = 8 << digits, np.uint32(23 - digits)
     magnitudes, keys, moved = np.empty(row, np.uint32), np.empty(row, np.uint64), np.empty(row, np.uint64)
-    counts = np.empty((3, 2048), np.int32)
-    unsure, ranks = np.empty(row + 1, np.int32), np.empty(row, np.int64)
-    order, members = np.empty(row, np.int32), np.empty(row, np.uint32)
-    ends, begins, asked = np.empty(bins, np.int32), np.empty(bins + 1, np.int32), np.empty(bins, np.int32)
-    least, most = low * 4294967296.0, (low + span * (row - 1)) * 4294967296.0
+    digit_counts, ranks = np.empty((3, 2048), np.int32), np.empty(row, np.int64)
+    bin_of, members = np.empty(row, np.uint32), np.empty(bins, np.int32)
+    surely, perhaps, most = np.empty(bins, np.uint32), np.empty(bins, np.uint32), np.int64(0xFFFFFFFF)
+    open_ = np.zeros(-(-row // 8) * 8, np.uint8)
+    eights, unsure = open_.view(np.uint64), np.empty(row + 1, np.int32)
     for start in range(0, values.size, row):
-        word, kept = words[start : start + row], mask[start : start + row]
-        undecided = 0
-        for j in range(row):
-            kept[j] = np.float64(word[j]) < least
-            unsure[undecided] = j
-            undecided += (np.float64(word[j]) >= least) & (np.float64(word[j]) < most)
-        if not undecided:
-            continue
+        word, kept, own = words[start : start + row], mask[start : start + row], bits[start : start + row]
         largest = np.uint32(0)
         for j in range(row):
-            magnitudes[j] = bits[start + j] & np.uint32(0x7FFFFFFF)
-            largest = max(largest, magnitudes[j])
+            magnitudes[j] = own[j] & np.uint32(0x7FFFFFFF)
+            largest = max(largest, own[j] & np.uint32(0x7FFFFFFF))
         # eight octaves down from the largest; the first bin holds all that is smaller
         lowest = np.int32(largest >> shift) - np.int32(bins - 1)
-        ends[:] = 0
         for j in range(row):
-            ends[max(np.int32(magnitudes[j] >> shift) - lowest, np.int32(0))] += 1
-        begins[0] = 0
-        for i in range(bins):
-            begins[i + 1] = begins[i] + ends[i]
-        asked[:] = 0
-        left = 0
-        for i in range(undecided):
-            j = unsure[i]
-            at = max(np.int32(magnitudes[j] >> shift) - lowest, np.int32(0))
-            sure = word[j] < (low + span * begins[at]) * 4294967296.0
-            within = (not sure) & (word[j] < (low + span * (begins[at + 1] - 1)) * 4294967296.0)
+            bin_of[j] = np.uint32(max(np.int32(magnitudes[j] >> shift) - lowest, np.int32(0)))
+        members[:] = 0
+        for j in range(row):
+            members[bin_of[j]] += 1
+        below = 0
+        for i in range(bins):  # what does not fit 32 bits is left open
+            surely[i] = min(max(limit_of(low, span, below), 0), most)
+            below += members[i]
+            perhaps[i] = min(max(limit_of(low, span, below - 1) - 1, 0), most)
+        for j in range(row):
+            sure = word[j] < surely[bin_of[j]]
             kept[j] = sure
-            asked[at] += within
-            unsure[left] = j
-            left += within
-        if not left:
-            continue
-        ends[:] = begins[:bins]
-        for j in range(row - 1, -1, -1):  # of equal magnitudes the last place ranks lowest
-            at = max(np.int32(magnitudes[j] >> shift) - lowest, np.int32(0))
-            order[ends[at]] = j
-            members[ends[at]] = magnitudes[j]
-            ends[at] += 1
-        work = 0
-        for i in range(bins):
-            work += asked[i] * np.int64(ends[i] - begins[i])
-        if work > 32 * row:
-            sort_row(magnitudes, keys, moved, counts)
-            for rank in range(row):
-                ranks[np.int64(keys[rank] & np.uint64(0xFFFFFFFF))] = rank
-        else:
+            open_[j] = (not sure) & (word[j] <= perhaps[bin_of[j]])
+        left = 0
+        for eight in range(eights.size):
+            if eights[eight]:  # few have any
+                for j in range(8 * eight, min(8 * eight + 8, row)):
+                    unsure[left] = j
+                    left += open_[j]
+        if left > FEW:  # many zeros, say, where small changes were rounded away: their places alone rank them
+            zeros = np.int64(0)
+            for j in range(row - 1, -1, -1):
+                ranks[j] = zeros
+                zeros += magnitudes[j] == 0
+            others = 0
             for i in range(left):
                 j = unsure[i]
-                at = max(np.int32(magnitudes[j] >> shift) - lowest, np.int32(0))
-                ranks[j] = begins[at] + rank_within(
-                    members[begins[at] : ends[at]], order[begins[at] : ends[at]], magnitudes[j], j
-                )
+                if magnitudes[j] == 0:
+                    kept[j] = np.int64(word[j]) < limit_of(low, span, ranks[j])
+                unsure[others] = j
+                others += magnitudes[j] != 0
+            left = others
+        if left > COUNTED:
+            sort_row(magnitudes, keys, moved, digit_counts)
+            for rank in range(row):
+                ranks[np.int64(keys[rank] & np.uint64(0xFFFFFFFF))] = rank
         for i in range(left):
             j = unsure[i]
-            kept[j] = word[j] < (low + span * ranks[j]) * 4294967296.0
+            rank = ranks[j] if left > COUNTED else rank_in(magnitudes, j)
+            kept[j] = np.int64(word[j]) < limit_of(low, span, rank)
 
 
 @helper
-def rank_within(members, places, magnitude, place):  # type: ignore[no-untyped-def]
-    """How many members of a bin rank below the one of this magnitude and place."""
-    rank = np.int32(0)
-    for j in range(members.size):
-        rank += np.int32(members[j] < magnitude) + np.int32((members[j] == magnitude) & (places[j] > place))
-    return rank
+def limit_of(low, span, rank):  # type: ignore[no-untyped-def]
+    """The words below this keep an element of that rank: int64."""
+    return np.int64(np.ceil((low + span * rank) * 4294967296.0))
+
+
+@helper
+def rank_in(magnitudes, place):  # type: ignore[no-untyped-def]
+    """How many of a row rank below the one at `place`."""
+    magnitude, rank = magnitudes[place], np.int32(0)
+    before, after = magnitudes[:place], magnitudes[place:]
+    for j in range(before.size):
+        rank += np.int32(before[j] < magnitude)
+    for j in range(1, after.size):
+        rank += np.int32(after[j] <= magnitude)
+    return np.int64(rank)
 
 
 @helper
