@@ -539,3 +539,13 @@ def test_a_mistake_in_a_merge_configuration_is_named_with_its_line(mixmerge, tin
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {config}:4: models.0.parameters.wieght: ")
     assert not (tmp_path / "merged").exists()
+
+
+def test_the_package_runs_as_a_module_and_lists_what_python_can_call():
+    import mixmerge as package
+
+    done = subprocess.run([sys.executable, "-m", "mixmerge", "--help"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "merge" in done.stdout
+    assert all(callable(getattr(package, name)) for name in package.__all__)
+    assert "merge_state_dicts" in package.__all__

@@ -236,6 +236,7 @@ def merge(
     from mixmerge.merge import merge as merge_models
     from mixmerge.merge import rehearse as rehearse_merge
     from mixmerge.merge import verify as verify_merge
+    from mixmerge.merge.writer import refuse_existing
 
     _say_when_compiling()
     if verify:
@@ -247,6 +248,8 @@ def merge(
     if out is None and not dry_run:
         raise UserError("no folder for the merged model", do="mixmerge merge CONFIG OUT")
     checked = load_config(config, pickles=pickle)
+    if out is not None:
+        refuse_existing(out)
     if dry_run:
         found = rehearse_merge(checked, threads=threads, device=device)
         _print_notes(found)

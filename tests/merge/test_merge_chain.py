@@ -13,6 +13,7 @@ from model_folders import generates, read_model, write_model
 from mixmerge.errors import CheckpointError, ModelError, RecipeError
 from mixmerge.merge import load_config, merge, rehearse, verify
 from mixmerge.merge.checkpoint import open_checkpoint
+from mixmerge.merge.diagnose import diagnose
 
 CHAIN = """\
 name: blend
@@ -103,7 +104,7 @@ def test_a_chain_is_verified_from_its_first_inputs_on_and_leaves_nothing(chain, 
     with pytest.raises(CheckpointError, match=r"1 of \d+ tensors differ from the merge of its record"):
         verify(tmp_path / "out")
     (tmp_path / "second").unlink()
-    (tmp_path / "second").symlink_to((tmp_path / "first").resolve())
+    (tmp_path / "second").symlink_to((tmp_path / "base").resolve())
     with pytest.raises(CheckpointError, match="model 'second' is not the one that this merge was made from"):
         verify(tmp_path / "out")
     assert left(tmp_path) == before
@@ -186,3 +187,16 @@ def test_what_only_numbers_can_tell_is_checked_when_the_earlier_merge_has_made_t
     merge(tmp_path / "merge.yml", tmp_path / "out")
     assert "lm_head.weight" not in read_model(tmp_path / "out")
     generates(tmp_path / "out")
+
+
+def test_a_folder_of_the_same_name_as_ours_keeps_its_files(chain, tmp_path):
+    (tmp_path / ".out.earlier").mkdir()
+    (tmp_path / ".out.earlier" / "notes.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match=r".out.earlier: this folder is in the way and is not ours; move it away"):
+        merge(chain, tmp_path / "out")
+    assert (tmp_path / ".out.earlier" / "notes.txt").read_text() == "precious"
+
+
+def test_a_chain_is_not_diagnosed_before_its_models_are_there(chain):
+    with pytest.raises(RecipeError, match=r"takes the results of others of its file \('blend', .*make them first"):
+        diagnose(chain)

@@ -1,5 +1,6 @@
 """mergekit's YAML in and out, and every mistake in it refused where it stands."""
 
+import re
 import textwrap
 
 import pytest
@@ -267,7 +268,7 @@ REFUSED = {
         "must be {model, parameters}",
     ),
     "model that is no text": (
-        LINEAR.replace("model: b", "model: {path: b}"),
+        LINEAR.replace("model: b", "model: [b]"),
         "merge.yml:4: models.1.model",
         "a folder or a Hub id",
     ),
@@ -409,3 +410,54 @@ def test_a_gradient_stays_between_its_ends_and_passes_through_each_of_its_points
     assert min(points) - 1e-9 <= weight(depth) <= max(points) + 1e-9
     last = max(1, len(points) - 1)
     assert [weight(i / last) for i in range(len(points))] == pytest.approx(points)
+
+
+def test_the_layer_of_a_model_of_one_layer_lies_at_the_end():
+    depths = layer_depths(["embed.weight", "model.layers.0.w", "norm.weight"])
+    assert depths == {"embed.weight": 0.0, "model.layers.0.w": 1.0, "norm.weight": 0.0}
+
+
+def test_a_number_that_begins_a_name_is_no_layer_where_there_is_another():
+    depths = layer_depths(["0.encoder.layer.0.w", "0.encoder.layer.2.w", "0.norm.weight", "1.dense.weight"])
+    assert depths == {
+        "0.encoder.layer.0.w": 0.0,
+        "0.encoder.layer.2.w": 1.0,
+        "0.norm.weight": 0.0,
+        "1.dense.weight": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ({"model": {"path": "m/a"}}, "m/a"),
+        ({"model": {"path": "m/a", "revision": "v1"}, "lora": None}, "m/a@v1"),
+        ({"model": "m/a", "lora": {"path": "l", "revision": "v2"}}, "m/a+l@v2"),
+    ],
+)
+def test_a_model_may_be_the_mapping_that_mergekit_writes(reference, name):
+    raw = {"merge_method": "linear", "models": [{"model": reference}, {"model": "b"}], "parameters": {"weight": 1}}
+    assert parse_config(raw).references == (name, "b")
+
+
+@pytest.mark.parametrize(
+    ("reference", "what"),
+    [
+        ({"model": {"pth": "a"}}, "models.0.model.model: must be {path: .., revision: ..}, got {'pth': 'a'}"),
+        ({"model": {"path": "a", "revison": "x"}}, "unknown key 'revison'; did you mean 'revision'"),
+        ({"lora": {"path": "a"}}, "a model is {model: {path: ..}}, or its name"),
+        ({"modle": "a"}, "unknown key 'modle'; did you mean 'model'"),
+        ({"model": {"path": ""}}, "a model is a folder or a Hub id, got ''"),
+    ],
+)
+def test_a_mapping_that_is_no_model_is_refused(reference, what):
+    raw = {"merge_method": "linear", "models": [{"model": reference}, {"model": "b"}], "parameters": {"weight": 1}}
+    with pytest.raises(RecipeError, match=re.escape(what)):
+        parse_config(raw)
+
+
+@pytest.mark.parametrize(("given", "meant"), [(1.0, "true"), (0, "false"), ("yes", "true")])
+def test_a_flag_in_another_spelling_is_told_the_right_one(given, meant):
+    raw = {"merge_method": "linear", "models": [{"model": "b"}], "parameters": {"weight": 1, "normalize": given}}
+    with pytest.raises(RecipeError, match=f"'normalize' must be true or false, got .*; write {meant}"):
+        parse_config(raw)

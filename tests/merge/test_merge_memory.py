@@ -1,5 +1,6 @@
 """State dicts in memory: the numbers of the same merge on disk, also into the parameters of a loaded model."""
 
+import numpy as np
 import pytest
 import torch
 from model_folders import EXAMPLE, example, read_model, same_bits, write_model
@@ -114,3 +115,113 @@ def test_a_nan_is_named_with_its_model():
     models["a"]["layers.0.w"][3] = float("nan")
     with pytest.raises(ModelError, match=r"a: tensor 'layers.0.w' holds NaN or infinity"):
         merge_state_dicts(models, config_of("ties"))
+
+
+# names that are one tensor, and memory that is shared
+
+
+def tied(value):
+    shared = torch.full((4, 2), float(value))
+    return {"embed.weight": shared, "norm.weight": torch.full((2,), float(value)), "lm_head.weight": shared}
+
+
+HALVES = {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"weight": 0.5}}
+
+
+def test_tied_tensors_are_merged_once_and_stay_tied():
+    a, b = tied(0), tied(1)
+    found = merge_state_dicts({"a": a, "b": b}, HALVES)
+    assert list(found) == list(a)
+    assert found["lm_head.weight"] is found["embed.weight"]
+    place = a["embed.weight"].data_ptr()
+    found = merge_state_dicts({"a": a, "b": b}, HALVES, into=a)
+    assert a["embed.weight"].data_ptr() == place == found["lm_head.weight"].data_ptr()
+    assert torch.equal(a["embed.weight"], torch.full((4, 2), 0.5))
+
+
+@pytest.mark.parametrize("method", ["slerp", "task_arithmetic", "dare_ties"])
+def test_a_tied_model_is_merged_into_itself_as_it_would_be_on_disk(method, tiny_models, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folders = tiny_models("llama_tied")
+    models = [AutoModelForCausalLM.from_pretrained(folder) for folder in folders]
+    assert models[0].lm_head.weight is models[0].model.embed_tokens.weight
+    merge(example(method, folders, seed=4), tmp_path / "out")
+    state_dicts = dict(zip(("base", "a", "b"), (model.state_dict() for model in models), strict=True))
+    target = models[0] if METHODS[method].base != "none" else models[1]
+    merge_state_dicts(state_dicts, config_of(method, seed=4), into=dict(target.named_parameters()))  # lists a twin once
+    expected = read_model(tmp_path / "out")
+    assert "lm_head.weight" not in expected
+    for name, parameter in target.named_parameters():
+        assert same_bits(parameter.detach(), expected[name]), name
+
+
+def test_a_filter_counts_by_the_first_of_two_names():
+    weight = [{"filter": "lm_head", "value": 0.0}, {"value": 1.0}]
+    models = [{"model": "a", "parameters": {"weight": 1}}, {"model": "b", "parameters": {"weight": weight}}]
+    found = merge_state_dicts({"a": tied(0), "b": tied(1)}, {"merge_method": "linear", "models": models})
+    assert torch.equal(found["lm_head.weight"], torch.full((4, 2), 0.5))
+
+
+def test_tensors_that_only_one_model_ties_are_two():
+    a, b = tied(0), tied(1)
+    b["lm_head.weight"] = torch.full((4, 2), 3.0)
+    found = merge_state_dicts({"a": a, "b": b}, HALVES)
+    assert found["embed.weight"][0, 0] == 0.5
+    assert found["lm_head.weight"][0, 0] == 1.5
+    with pytest.raises(ModelError, match=r"'embed.weight' and 'lm_head.weight' to merge into share their memory"):
+        merge_state_dicts({"a": a, "b": b}, HALVES, into=tied(7))
+    merge_state_dicts({"a": a, "b": b}, HALVES, into=b)
+    assert b["lm_head.weight"][0, 0] == 1.5
+
+
+def test_twins_are_both_filled_where_the_target_has_two():
+    target = {name: torch.zeros_like(tensor) for name, tensor in tied(0).items()}
+    found = merge_state_dicts({"a": tied(0), "b": tied(1)}, HALVES, into=target)
+    assert target["lm_head.weight"][0, 0] == target["embed.weight"][0, 0] == 0.5
+    assert found["lm_head.weight"].data_ptr() == target["lm_head.weight"].data_ptr()
+    with pytest.raises(ModelError, match=r"'lm_head.weight' to merge into is F32 \[2\]"):
+        merge_state_dicts({"a": tied(0), "b": tied(1)}, HALVES, into=target | {"lm_head.weight": torch.zeros(2)})
+
+
+def test_a_target_in_the_memory_of_another_input_is_refused():
+    memory = torch.arange(8.0)
+    a = {"p": memory[:4], "q": memory[4:]}
+    b = {"p": torch.zeros(4), "q": torch.zeros(4)}
+    for into in ({"p": memory[4:], "q": memory[:4]}, {"p": memory[1:5], "q": torch.zeros(4)}):
+        with pytest.raises(
+            ModelError, match=r"to merge into lies in the memory of '[pq]' of 'a', which is read for another"
+        ):
+            merge_state_dicts({"a": a, "b": b}, HALVES, into=into)
+    with pytest.raises(ModelError, match="'q' to merge into is expanded"):
+        merge_state_dicts({"a": a, "b": b}, HALVES, into={"p": torch.zeros(4), "q": torch.zeros(1).expand(4)})
+    assert torch.equal(memory, torch.arange(8.0))
+    merge_state_dicts({"a": a, "b": b}, HALVES, into=a)
+    assert torch.equal(memory, torch.arange(8.0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [
+        (torch.nn.Linear(2, 2), "a: a Linear is not a state dict; give .* its state_dict"),
+        ({"w": np.zeros(3)}, "'w' is a ndarray, not a torch tensor .* torch.from_numpy"),
+        ({"w": None}, "'w' is a NoneType"),
+        ({3: torch.zeros(3)}, "3 is a Tensor, not a torch tensor under its name"),
+        ({"w": torch.zeros(3).to_sparse()}, "tensor 'w' is stored as torch.sparse_coo"),
+        ({"w": torch.zeros(3, device="meta")}, "tensor 'w' is on the meta device"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(odd, what):
+    with pytest.raises(ModelError, match=what):
+        merge_state_dicts({"a": odd, "b": {"w": torch.zeros(3)}}, HALVES)
+    if isinstance(odd, dict) and "w" in odd:
+        fine = {"w": torch.zeros(3)}
+        with pytest.raises(ModelError, match=what.replace("a: ", "into: ")):
+            merge_state_dicts({"a": fine, "b": fine}, HALVES, into=odd)
+
+
+def test_a_view_that_negates_is_read_as_it_looks():
+    negated = torch.tensor([2 + 1j, 4 + 2j]).conj().imag
+    assert negated.is_neg()
+    found = merge_state_dicts({"a": {"w": negated}, "b": {"w": torch.zeros(2)}}, HALVES)
+    assert found["w"].tolist() == [-0.5, -1]

@@ -333,3 +333,47 @@ def test_a_damaged_record_is_said_to_be(changed, models, tmp_path, mixmerge):
     status, _, error = mixmerge("merge", "--verify", tmp_path / "out")
     assert status == 1
     assert error.count("\n") == 1
+
+
+def test_one_folder_under_two_names_is_refused(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("a")
+    for other in ("./a", "a/", str(tmp_path / "a"), "b/../a", "link"):
+        Path("c.yml").write_text(YAML.replace("model: b", f"model: {other}"))
+        with pytest.raises(ModelError, match="are the same model; write it in the same way everywhere"):
+            merge("c.yml", "out")
+        assert not Path("out").exists()
+
+
+def test_an_output_that_cannot_be_replaced_is_refused_at_once(models, tmp_path, monkeypatch, mixmerge):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yml").write_text(YAML.replace("model: ", "model: ../"))
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    for place in (".", str(tmp_path / "here")):
+        status, _, error = mixmerge("merge", "../c.yml", place)
+        assert (status, error) == (
+            2,
+            f"error: {place}: the current folder cannot be replaced by the finished model; name a new folder in it\n",
+        )
+    assert mixmerge("merge", "../c.yml", "/proc")[0] == 2
+    assert list(Path().iterdir()) == []
+
+
+def test_an_output_that_links_to_an_empty_folder_is_filled_there(models, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    merge(config_for("linear", models[1:], parameters={"weight": 1}), tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "config.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "a", "b", "disk", "out"}
+
+
+def test_a_dry_run_refuses_the_output_that_the_merge_would(models, tmp_path, monkeypatch, mixmerge):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yml").write_text(YAML)
+    status, _, error = mixmerge("merge", "c.yml", "a", "--dry-run")
+    assert (status, error) == (
+        2,
+        "error: a: the output folder is there already and not empty; remove it, or name another folder\n",
+    )

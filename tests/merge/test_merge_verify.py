@@ -9,7 +9,7 @@ import torch
 from model_folders import config_for, example, write_model
 
 from mixmerge.errors import CheckpointError, ModelError
-from mixmerge.merge import METHODS, merge, rehearse, verify, words
+from mixmerge.merge import METHODS, merge, parse_config, rehearse, verify, words
 from mixmerge.merge.card import to_yaml
 from mixmerge.merge.checkpoint import open_checkpoint
 from mixmerge.merge.record import RECORD, fingerprint
@@ -144,5 +144,45 @@ def test_words_for_people(models, tmp_path):
     found = merge(config, tmp_path / "out")
     assert words.merged(found, tmp_path / "out").startswith(f"{tmp_path}/out: 341 parameters in 3 tensors by ties, ")
     assert "2 tensors were there already" in words.merged(found | {"tensors_resumed": 2}, tmp_path)
-    assert "all 3 tensors (341 parameters) are byte for byte" in words.verified(verify(tmp_path / "out"), tmp_path)
+    assert "all 3 tensors (341 parameters) and the files beside them are byte for byte" in words.verified(
+        verify(tmp_path / "out"), tmp_path
+    )
     assert [words.amount(size) for size in (12, 3400, 5.6e6, 7.8e9)] == ["12 bytes", "3.4 kB", "5.6 MB", "7.8 GB"]
+
+
+def loadable(models):
+    (models[0] / "generation_config.json").write_text("{}")
+    (models[0] / "tokenizer.json").write_text("{}")
+    return example("ties", models)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda out: (out / "config.json").write_text('{"model_type": "llama", "rope_theta": 1}'), "config.json"),
+        (lambda out: (out / "tokenizer.json").write_text("[]"), "tokenizer.json"),
+        (lambda out: (out / "generation_config.json").unlink(), r"generation_config.json \(gone\)"),
+        (lambda out: (out / "mergekit_config.yml").write_text("a: b"), "mergekit_config.yml"),
+        (
+            lambda out: (out / "pytorch_model.bin").write_bytes(b""),
+            r"pytorch_model.bin \(weights that it did not write\)",
+        ),
+    ],
+)
+def test_another_file_beside_the_weights_is_named(change, named, models, tmp_path):
+    out = tmp_path / "out"
+    merge(loadable(models), out)
+    assert verify(out)["tensors"] == 3
+    (out / "README.md").write_text("a card is for people to edit")
+    verify(out)
+    change(out)
+    with pytest.raises(CheckpointError, match=f"the tensors are those of its record, and these files are not: {named}"):
+        verify(out)
+
+
+def test_layers_that_are_read_twice_are_rehearsed_twice(tiny_models, tmp_path):
+    model = tiny_models("llama")[0]
+    part = {"sources": [{"model": str(model), "layer_range": [0, 2]}]}
+    config = parse_config({"merge_method": "passthrough", "slices": [part, part, part]})
+    foreseen = rehearse(config)
+    assert foreseen["bytes_read"] == foreseen["bytes_written"] == merge(config, tmp_path / "out")["bytes_written"]

@@ -55,11 +55,12 @@ def bf16_models(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path):
     """Saves models of other tensors of the same shapes."""
-    return lambda tensors: save(tmp_path / "models", tensors)
+    return lambda tensors, **config: save(tmp_path / "models", tensors, **config)
 
 
-def save(root, tensors):
-    return Models({name: write_model(root / name, model, **CONFIG) for name, model in tensors.items()}, tensors)
+def save(root, tensors, **config):
+    told = CONFIG | config
+    return Models({name: write_model(root / name, model, **told) for name, model in tensors.items()}, tensors)
 
 
 def shapes():

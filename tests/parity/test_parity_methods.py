@@ -164,3 +164,29 @@ def test_where_mergekit_writes_zeros_for_directions_that_cancel_we_refuse(oracle
     assert not any(tensor.any() for tensor in oracle.merge(asked, placed).values())
     with pytest.raises(MixmergeError, match="cancel"):
         ours(asked, placed, tmp_path / "out")
+
+
+def test_sce_weighs_small_task_vectors_by_their_size_too_which_mergekit_does_not(oracle, models, place, tmp_path):
+    base, sizes = models.tensors["base"], {"a": 1e-4, "b": 3e-4}
+    draw = torch.Generator().manual_seed(3)
+    near = {
+        name: {key: tensor + size * torch.randn(tensor.shape, generator=draw) for key, tensor in base.items()}
+        for name, size in sizes.items()
+    }
+    placed, asked = place({"base": base} | near), config("sce", "ab", select_topk=1.0)
+    theirs, mine = oracle.merge(asked, placed), ours(asked, placed, tmp_path / "out")
+    for name, b in base.items():
+        a, c = ((near[of][name] - b).double() for of in "ab")
+        sign = torch.where(a + c >= 0, 1.0, -1.0)
+
+        def mixed(first, second, a=a, c=c, sign=sign):
+            agrees = [(vector * sign > 0).double() for vector in (a, c)]
+            total = first * agrees[0] + second * agrees[1]
+            return (first * a * agrees[0] + second * c * agrees[1]) / total.clamp(min=1e-300)
+
+        squares = [float(vector.square().mean()) for vector in (a, c)]
+        assert sum(squares) < 1e-6
+        ours_is = mixed(*squares)
+        for found, expected in ((mine[name], ours_is), (theirs[name], mixed(0.5, 0.5))):
+            assert torch.allclose(found.double() - b, expected, rtol=1e-2, atol=1e-7)
+        assert not torch.allclose(theirs[name].double() - b, ours_is, rtol=1e-1, atol=1e-6)

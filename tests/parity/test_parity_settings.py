@@ -112,3 +112,20 @@ def test_dtype_and_out_dtype_store_the_same_types(oracle, models, bf16_models, t
         assert {name: tensor.dtype for name, tensor in theirs.items()} == {n: t.dtype for n, t in mine.items()}
         if top["dtype"] == "float32":
             assert distance(theirs, mine) < (1e-6 if "out_dtype" not in top else 2**-8)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        config("slerp", "a", t=[0.2, 0.9]),
+        config("linear", "ab", base=False, each={"a": {"weight": [0, 1]}, "b": {"weight": [1, 0.5]}}),
+    ],
+    ids=lambda asked: asked.method,
+)
+def test_a_gradient_over_one_layer_means_the_same(oracle, models, place, asked, tmp_path):
+    one = {
+        name: {key: tensor for key, tensor in model.items() if ".layers.1." not in key and ".layers.2." not in key}
+        for name, model in models.tensors.items()
+    }
+    placed = place(one, num_hidden_layers=1)
+    assert distance(oracle.merge(asked, placed), ours(asked, placed, tmp_path / "out")) < 1e-6

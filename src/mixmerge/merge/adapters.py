@@ -75,6 +75,10 @@ class FoldedCheckpoint(Checkpoint):
     folds: Mapping[str, Fold] = field(default_factory=dict)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.folder, self.adapter)
+
+    @property
     def files(self) -> list[Path]:
         parts = (
             part for fold in self.folds.values() for part in (fold.right, fold.left, fold.magnitude) if part is not None

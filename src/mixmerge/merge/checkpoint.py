@@ -77,6 +77,11 @@ class Checkpoint:
         return data
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where it lies: what tells it from another model."""
+        return (self.folder,)
+
+    @property
     def files(self) -> list[Path]:
         """The files that its numbers are read from."""
         return sorted({tensor.file for tensor in self.tensors.values()})

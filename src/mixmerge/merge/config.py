@@ -175,6 +175,13 @@ class _Parser:
         return value
 
     def reference(self, value: Any, *path: str | int) -> str:
+        """A model's name; mergekit's mapping of {model: {path, revision}, lora: {path, revision}} is told as one."""
+        if isinstance(value, dict):
+            self.known(value, ("model", "lora"), "", *path)
+            parts = [self.place(value[key], *path, key) for key in ("model", "lora") if value.get(key) is not None]
+            if "model" not in value:
+                self.refuse("a model is {model: {path: ..}}, or its name", *path)
+            return self.reference("+".join(parts), *path)
         if not isinstance(value, str) or not value:
             self.refuse(f"a model is a folder or a Hub id, got {value!r}", *path)
         try:
@@ -182,6 +189,16 @@ class _Parser:
         except ModelError as error:
             self.refuse(error.what, *path, do=error.do)
         return value
+
+    def place(self, value: Any, *path: str | int) -> str:
+        """`path@revision` of {path, revision}."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+            self.refuse(f"must be {{path: .., revision: ..}}, got {value!r}", *path)
+        self.known(value, ("path", "revision"), "", *path)
+        revision = value.get("revision")
+        return value["path"] if revision is None else f"{value['path']}@{revision}"
 
     def name(self, value: Any) -> str | None:
         if value is None:
@@ -281,7 +298,7 @@ class _Parser:
     def known(self, raw: Mapping[str, Any], keys: tuple[str, ...], method: str, *path: str | int) -> None:
         for key in raw:
             if key not in keys:
-                misplaced = key in METHODS[method].parameters
+                misplaced = method in METHODS and key in METHODS[method].parameters
                 place = ".".join(str(part) for part in (*path, "parameters"))
                 do = f"write it under {place}" if misplaced else did_you_mean(str(key), keys)
                 self.refuse(f"unknown key '{key}'", *path, key, do=do)
@@ -348,7 +365,8 @@ class _Parser:
     def scalar(self, raw: Any, name: str, spec: Parameter, *path: str | int) -> Number | bool:
         if spec.is_flag:
             if not isinstance(raw, bool):
-                self.refuse(f"'{name}' must be true or false, got {raw!r}", *path)
+                do = f"write {'true' if raw else 'false'}" if raw in (0, 1, "yes", "no", "on", "off") else None
+                self.refuse(f"'{name}' must be true or false, got {raw!r}", *path, do=do)
             return raw
         if isinstance(raw, bool) or not isinstance(raw, int | float) or not abs(raw) <= sys.float_info.max:
             self.refuse(f"'{name}' must be a finite number, got {raw!r}", *path)

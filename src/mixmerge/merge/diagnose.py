@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mixmerge.errors import RecipeError
 from mixmerge.merge import kernels
 from mixmerge.merge.anatomy import KINDS, Place, place_of
 from mixmerge.merge.block import Block, Counts, Float32, Float64
@@ -125,6 +126,10 @@ def diagnose(
     began = time.monotonic()
     if not isinstance(config, MergeConfig):
         config = load_config(config)
+    if config.earlier:
+        made = ", ".join(f"'{one.name}'" for one in config.earlier)
+        what = f"this merge takes the results of others of its file ({made}), which are not there"
+        raise RecipeError(what, where=config.where(), do="make them first, and name their folders in a file of its own")
     files, rows, done = Files(), list[tuple[Target, Place, Sums]](), 0
     with closing(files):
         job = prepare(config, files)

@@ -2,12 +2,13 @@
 
 The one idea: a tensor in memory is one more `Source`, and a tensor to be filled one more place to write, so methods,
 checks and numbers are those of `merge`. An element is written after all that it is made from has been read, so the
-target may be one of the inputs.
+target may be one of the inputs; memory that would be written before it is read is refused. Names of one tensor (tied
+embeddings) are merged once, under the first of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +60,13 @@ def merge_state_dicts(
 
     Without `into` the tensors are new, on the CPU. With it, they are those of `into`, filled in place: each must have the
     name, shape and dtype of the result. Tensors of other devices are copied to the CPU and back. The order of names is
-    that of the base, else of the first model.
+    that of the base, else of the first model. Names that stand for one tensor in all models do so in the result, and the
+    first of them counts for filters and random draws.
 
     Raises:
         RecipeError: a configuration that cannot hold, names a model that is not there, or is more than whole models.
-        ModelError: tensors that do not fit each other or `into` (nothing is written then), or NaN or infinity in an input
+        ModelError: what is not a state dict of dense tensors; tensors that do not fit each other or `into`, or that would be
+            written before they are read (nothing is written then); or NaN or infinity in an input
             or result (`into` may then hold part of the merge).
     """
     if not isinstance(config, MergeConfig):
@@ -74,14 +77,18 @@ def merge_state_dicts(
     for name in config.references:
         if name not in models:
             raise RecipeError(f"there is no state dict '{name}'", where=config.where(), do=did_you_mean(name, models))
-    opened = {name: _hold(name, models[name]) for name in config.references}
+    for name in config.references:
+        _require_tensors(name, models[name])
+    twins = _twins(models[config.donor], [models[name] for name in config.references])
+    opened = {name: _hold(name, models[name], twins) for name in config.references}
     together = without_twins(opened)
     job = Job(config, together, plan_targets(config, together.models))
     order = [name for name in opened[config.donor].tensors if name in job.outputs]
-    results = {name: _empty(tensor) for name, tensor in job.outputs.items() if into is None}
-    if into is not None:
-        _require_fitting(job.outputs, into)
-        results = {name: into[name].detach() for name in job.outputs}
+    if into is None:
+        results = {name: _empty(tensor) for name, tensor in job.outputs.items()}
+    else:
+        results = _targets(job.outputs, into, twins)
+        _require_apart(results, opened)
     with staff(job, threads, device) as crew:
         for name in order:
             target = results[name]
@@ -95,13 +102,98 @@ def merge_state_dicts(
             job.make(name, crew, write)
             if not direct:
                 target.copy_(filled)
-    return {name: results[name] for name in order}
+    for name, first in twins.items():
+        if first in results:
+            results[name] = results[first]
+            if into is not None and name in into and not _is_one(into[name], results[first]):
+                results[name] = into[name].detach().copy_(results[first])
+    return {name: results[name] for name in models[config.donor] if name in results}
 
 
-def _hold(name: str, tensors: StateDict) -> Model:
+def _require_tensors(name: str, tensors: Any) -> None:
+    import torch
+
+    if not isinstance(tensors, Mapping):
+        what = f"a {type(tensors).__name__} is not a state dict"
+        raise ModelError(what, where=name, do="give a mapping of names to tensors: of a module, its state_dict()")
+    for key, tensor in tensors.items():
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            what = f"{key!r} is a {type(tensor).__name__}, not a torch tensor under its name"
+            raise ModelError(what, where=name, do="of numpy arrays make tensors with torch.from_numpy")
+        if tensor.layout != torch.strided or tensor.device.type == "meta":
+            kind = "on the meta device" if tensor.device.type == "meta" else f"stored as {tensor.layout}"
+            raise ModelError(f"tensor '{key}' is {kind}", where=name, do="give dense tensors that hold their elements")
+
+
+def _is_one(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two names stand for one tensor, as those of tied embeddings do."""
+    return a is b or (
+        a.numel() > 0
+        and (a.device, a.data_ptr(), a.dtype, a.shape, a.stride())
+        == (b.device, b.data_ptr(), b.dtype, b.shape, b.stride())
+    )
+
+
+def _twins(donor: StateDict, models: Sequence[StateDict]) -> dict[str, str]:
+    """Names of tensors that are the tensor of an earlier name, in every state dict that has both: {name: that name}."""
+    first: dict[tuple[Any, ...], str] = {}
+    twins: dict[str, str] = {}
+    for name, tensor in donor.items():
+        other = first.setdefault((tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape), name)
+        if other != name and all(
+            _is_one(model[name], model[other]) for model in models if name in model and other in model
+        ):
+            twins[name] = other
+    return twins
+
+
+def _targets(outputs: Mapping[str, Tensor], into: StateDict, twins: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors to fill, by the names of what fills them; of twins either name may be there."""
+    _require_tensors("into", into)
+    others = {first: name for name, first in twins.items() if name in into}
+    found = {name: name if name in into else others.get(name, name) for name in outputs}
+    _require_fitting({found[name]: tensor for name, tensor in outputs.items()}, into)
+    _require_fitting({name: outputs[first] for name, first in twins.items() if first in outputs and name in into}, into)
+    return {name: into[place].detach() for name, place in found.items()}
+
+
+def _require_apart(targets: Mapping[str, torch.Tensor], models: Mapping[str, Model]) -> None:
+    """Refuse targets in each other's memory, or in that of an input which is read for another tensor."""
+    do = "give tensors that have memory of their own, or merge into none and copy the result"
+    spans: list[tuple[str, int, int, str, str | None]] = []
+    for name, tensor in targets.items():
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise ModelError(f"tensor '{name}' to merge into is expanded: its elements share their memory", do=do)
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel():
+            begin = tensor.data_ptr()
+            spans.append((str(tensor.device), begin, begin + (last + 1) * tensor.element_size(), name, None))
+    for model, held in models.items():
+        for name, source in held.tensors.items():
+            if isinstance(source, Held) and source.data.size:
+                begin = source.data.ctypes.data
+                spans.append(("cpu", begin, begin + source.data.size, name, model))
+    reaching: list[tuple[str, int, int, str, str | None]] = []
+    for span in sorted(spans, key=lambda span: span[:3]):
+        reaching = [other for other in reaching if other[0] == span[0] and other[2] > span[1]]
+        for other in reaching:
+            target, input_ = sorted((span, other), key=lambda one: one[4] is not None)
+            if target[4] is not None or (input_[4] is not None and input_[1:4] == target[1:4]):
+                continue
+            if input_[4] is None:
+                what = f"tensors '{other[3]}' and '{span[3]}' to merge into share their memory, and the result has two"
+                raise ModelError(what, do=do)
+            what = f"tensor '{target[3]}' to merge into lies in the memory of '{input_[3]}' of '{input_[4]}'"
+            raise ModelError(f"{what}, which is read for another", do=do)
+        reaching.append(span)
+
+
+def _hold(name: str, tensors: StateDict, twins: Mapping[str, str]) -> Model:
     held: dict[str, Source] = {}
     for tensor_name, tensor in tensors.items():
-        whole = tensor.detach().cpu().contiguous()
+        if twins.get(tensor_name) in tensors:
+            continue
+        whole = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         shape = tuple(whole.shape)
         held[tensor_name] = Held(name, tensor_name, _name_of(whole.dtype, tensor_name, name), shape, _bytes(whole))
     return Model(Checkpoint(name, Path(), {n: Tensor(s.dtype, s.shape) for n, s in held.items()}, {}), held)

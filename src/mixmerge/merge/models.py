@@ -6,12 +6,13 @@ other is checked before the first byte is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mixmerge.errors import ModelError
 from mixmerge.merge.adapters import open_model, sources_of
 from mixmerge.merge.align import Model, require_one_kind, tied_heads
 from mixmerge.merge.chain import require_models
@@ -43,6 +44,7 @@ def open_models(config: MergeConfig, files: Files, folders: Mapping[str, Path]) 
         ModelError: models of different architectures, or whose output layers or vocabularies cannot go together.
     """
     models = {name: _read(_open(name, config, folders), files) for name in config.references}
+    _require_distinct([model.checkpoint for model in models.values()])
     return _brought_together(config, models, files, folders)
 
 
@@ -89,12 +91,24 @@ def foresee(config: MergeConfig, files: Files) -> Iterator[tuple[MergeConfig, Op
         if one.vocabulary is not None and not made.keys().isdisjoint({*models, *one.vocabulary.models}):
             return  # that is checked when it is there
         try:
+            _require_distinct([model.checkpoint for name, model in models.items() if name not in made])
             opened = _brought_together(one, models, files, {})
             plan = plan_targets(one, opened.models)
         except _NotMadeError:
             return
         yield one, opened, plan
         made[str(one.name)] = _foreseen(str(one.name), plan, opened)
+
+
+def _require_distinct(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse a folder under two names: it would be two models to a method, and a base beside itself."""
+    seen: dict[tuple[Path, ...], str] = {}
+    for checkpoint in checkpoints:
+        places = tuple(folder.resolve() for folder in checkpoint.folders)
+        other = seen.setdefault(places, checkpoint.name)
+        if other != checkpoint.name:
+            what = f"'{other}' and '{checkpoint.name}' are the same model"
+            raise ModelError(what, do="write it in the same way everywhere")
 
 
 def _open(name: str, config: MergeConfig, folders: Mapping[str, Path]) -> Checkpoint:

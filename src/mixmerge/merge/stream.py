@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import threading
 import time
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mixmerge.errors import UserError
+from mixmerge.errors import CheckpointError, UserError
 from mixmerge.merge.block import Measured
 from mixmerge.merge.card import languages_of, model_card, to_yaml
 from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, read_json
@@ -42,7 +43,8 @@ from mixmerge.merge.writer import CheckpointWriter, refuse_existing
 
 SHARD_BYTES = 2_000_000_000
 COPIED_AT_ONCE = 1 << 20  # elements
-_MEANING = 4  # raised when the same configuration and inputs would give other bytes than before
+_OURS = re.compile(r"\.?\w[\w.-]*-[0-9a-f]{16}(\.partial)?")  # the folder of an earlier merge, finished or growing
+_MEANING = 5  # raised when the same configuration and inputs would give other bytes than before
 
 
 def merge(
@@ -94,6 +96,8 @@ def _run_chain(
     A folder has its merge's digest in its name: one that is there after a kill is this very merge's.
     """
     earlier = out.absolute().parent / f".{out.absolute().name}.earlier"
+    if earlier.exists() and not (earlier.is_dir() and all(_OURS.fullmatch(path.name) for path in earlier.iterdir())):
+        raise CheckpointError("this folder is in the way and is not ours", where=str(earlier), do="move it away")
     folders, inputs = dict[str, Path](), dict[str, Any]()
     with closing(Files()) as files:
         total = sum(tensor.size for _, _, plan in foresee(config, files) for tensor in plan.outputs.values())
@@ -159,7 +163,7 @@ def run(
         if config.method.share is not None:
             part, whole = (math.fsum(note[i] for note in notes.values()) for i in range(2))
             measured[config.method.share] = part / whole if whole else 0.0
-        writer.publish(_companions(job, measured))
+        writer.publish(companions(job) | _told(job, measured))
     return measured | {
         "bytes_read": crew.bytes_read,
         "bytes_written": writer.bytes_written,
@@ -302,8 +306,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _companions(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path]:
-    """The files beside the weights: configuration and tokenizer of the donor, our card and the merge configuration."""
+def companions(job: Job) -> dict[str, bytes | Path]:
+    """The files beside the weights that loaders read: configuration and tokenizer of the donor; and the merge configuration."""
     folder, vocabulary = job.donor.folder, job.opened.vocabulary
     files: dict[str, bytes | Path] = {
         path.name: path
@@ -324,6 +328,12 @@ def _companions(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path
         files = set_template(files, job.template)
     files["config.json"] = _config_json(job)
     files["mergekit_config.yml"] = to_yaml(job.config).encode()
+    return files
+
+
+def _told(job: Job, measured: Mapping[str, Any]) -> dict[str, bytes | Path]:
+    """Our card and the record."""
+    files: dict[str, bytes | Path] = {}
     files["README.md"] = model_card(job.config, measured, languages_of(model.folder for model in job.models)).encode()
     files[RECORD] = (
         json.dumps(make_record(job.config, {**job.before, **job.inputs}, measured), indent=2).encode() + b"\n"

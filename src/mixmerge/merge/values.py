@@ -58,28 +58,36 @@ def as_yaml(parameters: Parameters) -> dict[str, Any]:
 def layer_depths(tensors: Iterable[str]) -> dict[str, float]:
     """The position of each tensor's layer, idx / (L - 1), 0 outside of layers: known from the names alone.
 
-    A layer's index is the first number in the dotted name, and L counts what shares the part before it.
+    A layer's index is the first number in the dotted name, and L counts what shares the part before it. The layer of a
+    model of one layer lies at 1, as mergekit has it.
 
     >>> layer_depths(["embed.weight", "h.0.mlp.weight", "h.1.mlp.weight", "h.2.mlp.weight"])
     {'embed.weight': 0.0, 'h.0.mlp.weight': 0.0, 'h.1.mlp.weight': 0.5, 'h.2.mlp.weight': 1.0}
     """
-    places: dict[str, tuple[str, int]] = {}
+    places = {name: split_layer(name) for name in tensors}
     last: dict[str, int] = {}
-    for name in tensors:
-        stack, index, _ = split_layer(name) or ("", 0, name)
-        places[name] = stack, index
+    for stack, index, _ in filter(None, places.values()):
         last[stack] = max(last.get(stack, 0), index)
-    return {name: index / last[stack] if last[stack] else 0.0 for name, (stack, index) in places.items()}
+    alone = 0.0 if any(last.values()) else 1.0
+    return {
+        name: 0.0 if place is None else place[1] / last[place[0]] if last[place[0]] else alone
+        for name, place in places.items()
+    }
 
 
 def split_layer(tensor: str) -> tuple[str, int, str] | None:
     """A tensor's name around its first number, None where there is none.
 
+    A number that the name begins with counts where there is no other: it is the place of a model in a sequence of modules.
+
     >>> split_layer("model.layers.3.mlp.experts.1.weight")
     ('model.layers', 3, 'mlp.experts.1.weight')
+    >>> split_layer("0.encoder.layer.3.weight")
+    ('0.encoder.layer', 3, 'weight')
     """
     parts = tensor.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+    at = next((i for i in numbers if i), numbers[0] if numbers else None)
     return None if at is None else (".".join(parts[:at]), int(parts[at]), ".".join(parts[at + 1 :]))
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from mixmerge.errors import CheckpointError, RecipeError
-from mixmerge.merge.checkpoint import ITEM_BYTES, open_checkpoint
+from mixmerge.merge.checkpoint import ITEM_BYTES, Checkpoint, open_checkpoint
 from mixmerge.merge.config import parse_config
 from mixmerge.merge.record import read_record
 from mixmerge.merge.settings import MergeConfig
 from mixmerge.merge.sources import Files, Raw, stored
-from mixmerge.merge.stream import Job, foreseen_jobs, prepare, run, staff
+from mixmerge.merge.stream import Job, companions, foreseen_jobs, prepare, run, staff
 from mixmerge.merge.tensors import Target, merge_tensor
 from mixmerge.yaml import Marks
 
@@ -37,7 +37,7 @@ def verify(
     progress: Callable[[int, int], None] | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Compute the merge that made `model` again and compare every byte of its weights; nothing is left behind.
+    """Compute the merge that made `model` again and compare every byte, but of its card; nothing is left behind.
 
     Of a file of several merges, those that feed the last are made again in a hidden folder beside the model, and removed.
 
@@ -45,7 +45,7 @@ def verify(
         tensors, parameters, seconds: all of them are the same.
 
     Raises:
-        CheckpointError: no record; inputs that are not those of the record; or tensors that differ, which are named.
+        CheckpointError: no record; inputs that are not those of the record; or tensors or files that differ, which are named.
     """
     began = time.monotonic()
     record = read_record(model)
@@ -65,7 +65,7 @@ def verify(
                     _require_inputs(job, record)
                     folders[str(one.name)] = scratch / str(one.name)
                     run(job, folders[str(one.name)], threads, device=device)
-        job = prepare(config, files, folders)
+        job = prepare(replace(config, earlier=tuple(earlier)), files, folders)
         _require_inputs(job, record)
         wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in job.outputs.items()}
         if wanted != {name: (tensor.dtype, tensor.shape) for name, tensor in made.tensors.items()}:
@@ -88,6 +88,7 @@ def verify(
                     differing.append(name)
                 if progress is not None:
                     progress(done, sum(tensor.size for tensor in made.tensors.values()))
+        others = _other_files(model, made, job)
     if differing:
         more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
         what = f"{len(differing)} of {len(wanted)} tensors differ from the merge of its record: "
@@ -96,7 +97,25 @@ def verify(
             where=str(model),
             do="merge it again; or an input was changed in a few places",
         )
+    if others:
+        what = f"the tensors are those of its record, and these files are not: {', '.join(others)}"
+        raise CheckpointError(what, where=str(model), do="merge it again, or put the files back")
     return {"tensors": len(wanted), "parameters": done, "seconds": time.monotonic() - began}
+
+
+def _other_files(model: Path, made: Checkpoint, job: Job) -> list[str]:
+    """What lies beside the weights and is not what the merge writes, or is more weights."""
+    found = []
+    for name, content in sorted(companions(job).items()):
+        wanted, path = content if isinstance(content, bytes) else content.read_bytes(), model / name
+        if not path.is_file():
+            found.append(f"{name} (gone)")
+        elif path.read_bytes() != wanted:
+            found.append(name)
+    known = {tensor.file.name for tensor in made.tensors.values()}
+    kinds = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    more = (path.name for path in sorted(model.iterdir()) if path.suffix in kinds and path.name not in known)
+    return found + [f"{name} (weights that it did not write)" for name in more]
 
 
 def _require_inputs(job: Job, record: Mapping[str, Any]) -> None:
@@ -147,7 +166,7 @@ def _rehearsed(job: Job, threads: int | None, device: str) -> dict[str, Any]:
             merge_tensor(target, crew, _nowhere)
         taken = time.monotonic() - began
     merged, measured = sum(target.size for target in job.targets), sum(target.size for target in sample)
-    read = {source for target in job.targets for source in target.read} | set(job.copied.values())
+    read = [source for target in job.targets for source in target.read] + list(job.copied.values())
     notes = {"notes": list(job.notes)} if job.notes else {}
     return notes | {
         "method": job.config.merge_method,

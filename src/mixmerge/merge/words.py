@@ -18,8 +18,8 @@ def merged(found: Mapping[str, Any], out: Path) -> str:
 
 def verified(found: Mapping[str, Any], model: Path) -> str:
     return (
-        f"{model}: all {found['tensors']} tensors ({found['parameters']:,} parameters) are byte for byte the merge of "
-        f"its record, {found['seconds']:.1f} s"
+        f"{model}: all {found['tensors']} tensors ({found['parameters']:,} parameters) and the files beside them are byte "
+        f"for byte the merge of its record, {found['seconds']:.1f} s"
     )
 
 

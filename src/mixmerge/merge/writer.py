@@ -57,8 +57,9 @@ class CheckpointWriter:
         hopeless: type[Exception] = ModelError,
     ) -> None:
         refuse_existing(out)
-        self.out, self.hopeless = out, hopeless
-        self.partial = out.absolute().parent / f".{out.absolute().name}.partial"
+        self.out, self.hopeless = (out.resolve() if out.is_symlink() else out), hopeless
+        whole = self.out.absolute()
+        self.partial = whole.parent / f".{whole.name}.partial"
         self.model = self.partial / "model"
         self.shards = _layout(self.model, tensors, shard_bytes)
         self.tensors = {name: tensor for shard in self.shards for name, tensor in shard.tensors.items()}
@@ -230,6 +231,9 @@ def refuse_existing(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         do = "remove it, or name another folder"
         raise ModelError("the output folder is there already and not empty", where=str(out), do=do)
+    if out.exists() and ((mount := out.resolve().is_mount()) or out.samefile(Path.cwd())):
+        what = f"{'a mount point' if mount else 'the current folder'} cannot be replaced by the finished model"
+        raise ModelError(what, where=str(out), do="name a new folder in it")
 
 
 @contextmanager

@@ -1,0 +1,5 @@
+"""`python -m mixmerge`: the command line."""
+
+from mixmerge.cli import main
+
+main()
