@@ -213,6 +213,31 @@ def schema(
 
 
 @app.command()
+def adopt(
+    name: Annotated[str, typer.Argument(help="What the recipe calls it.", show_default=False)],
+    place: Annotated[str, typer.Argument(help="Folder or Hub id of a model or adapter.", show_default=False)],
+    recipe: Annotated[Path, typer.Option("--recipe", help="The recipe that it is added to.")] = Path("recipe.yaml"),
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the Hub id.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="The candidate it was trained from; default: base.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a model or an adapter that was trained elsewhere to a recipe, as an expert."""
+    from mixmerge.model.adopt import check_adopted, is_adapter
+    from mixmerge.recipe.adopt import adopt_into
+
+    if (folder := Path(place).expanduser()).is_dir():
+        check_adopted(folder)
+    line, left = adopt_into(recipe, name, place, revision=revision, start=start)
+    if as_json:
+        _print_json({"recipe": str(recipe), "name": name, "line": line, "left": None if left is None else str(left)})
+        return
+    kind = "" if not folder.is_dir() else " (an adapter)" if is_adapter(folder) else " (a whole model)"
+    print(f"{recipe}: adopted.{line}{kind}\nnext: " + (f"mixmerge check {recipe}" if left is None else f"mend {left}"))
+
+
+@app.command()
 def merge(
     config: Annotated[Path, typer.Argument(help="A mergekit YAML; with --verify a merged model.", show_default=False)],
     out: Annotated[

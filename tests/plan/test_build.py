@@ -128,6 +128,8 @@ WHAT = {
     "training.precision": ("training.precision=bf16", "train/mix"),
     "training.max_repeats": ("training.max_repeats=2", "mixture/mix"),
     "experts.mixture": ("experts.general.mixture=safety", "mixture/general"),
+    "adopted.path": ("adopted={elder: {path: other}}", "adopt/elder"),
+    "adopted.start": ("adopted={elder: {path: other, start: general}}", "adopt/elder"),
     "experts.languages": ("experts.general.languages=[en]", "mixture/general"),
     "experts.budget": ("experts.general.budget={rows: 6}", "mixture/general"),
     "experts.start": ("experts.general.start=mix", "train/general"),
@@ -156,6 +158,8 @@ NOT_WHAT = {
     "data.config",
     "data.split",
     "data.revision",
+    "adopted.hub",
+    "adopted.revision",
 }
 NOT_WHAT |= {"evaluation.overlap"}
 
@@ -166,7 +170,7 @@ def keys_of_recipe() -> set[str]:
     for name, field in Recipe.model_fields.items():
         annotation = field.annotation
         inner = getattr(annotation, "model_fields", None)
-        arguments = getattr(annotation, "__args__", ())
+        arguments = [part for part in getattr(annotation, "__args__", ()) if part is not type(None)]
         if inner is None and arguments:
             inner = getattr(arguments[-1], "model_fields", None)
         found |= {f"{name}.{key}" for key in inner} if inner else {name}

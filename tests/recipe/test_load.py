@@ -237,7 +237,9 @@ def test_a_recipe_without_candidates_is_refused(recipe):
     text = recipe.path.read_text()
     start, end = text.index("experts:"), text.index("evaluation:")
     recipe.path.write_text(text[:start] + text[end:])
-    assert recipe.refused() == "recipe.yaml: no experts, baselines or merges; add at least one candidate"
+    assert (
+        recipe.refused() == "recipe.yaml: no experts, adopted models, baselines or merges; add at least one candidate"
+    )
 
 
 # Merges

@@ -57,7 +57,7 @@ class Table:
     drawn: Array
 
 
-def score_study(spec: Mapping[str, Any], verdicts: Verdicts, tokens: Mapping[str, int]) -> dict[str, Any]:
+def score_study(spec: Mapping[str, Any], verdicts: Verdicts, tokens: Mapping[str, int | None]) -> dict[str, Any]:
     """Everything the report says in numbers, as plain JSON.
 
     spec: candidates ({name, kind, made_from}), prompt_sets (name -> purpose), languages, statistics (draws, level), seed.
@@ -300,8 +300,8 @@ def _counts(spec: Mapping[str, Any], verdicts: Verdicts) -> dict[str, dict[str, 
     return {name: dict(sorted(found.items())) for name, found in out.items()}
 
 
-def _tokens(name: str, candidates: Sequence[Mapping[str, Any]], tokens: Mapping[str, int]) -> int:
-    """Training tokens of a candidate and of everything it was made from, each counted once."""
+def _tokens(name: str, candidates: Sequence[Mapping[str, Any]], tokens: Mapping[str, int | None]) -> int | None:
+    """Training tokens of a candidate and of all it was made from, each counted once; None where one's are not known."""
     made_from = {entry["name"]: entry["made_from"] for entry in candidates}
     seen: set[str] = set()
     queue = [name]
@@ -310,4 +310,5 @@ def _tokens(name: str, candidates: Sequence[Mapping[str, Any]], tokens: Mapping[
         if current not in seen:
             seen.add(current)
             queue += made_from[current]
-    return sum(tokens.get(each, 0) for each in seen - {"base"})
+    counts = [tokens.get(each, 0) for each in seen - {"base"}]
+    return None if None in counts else sum(filter(None, counts))

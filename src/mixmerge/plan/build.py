@@ -24,9 +24,9 @@ from mixmerge.model.words import check_languages
 from mixmerge.plan.budget import Bounds, token_bounds
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
-from mixmerge.plan.models import base_source, base_template
+from mixmerge.plan.models import adopted_source, base_source, base_template
 from mixmerge.recipe.load import LoadedRecipe, merge_config
-from mixmerge.recipe.schema import Budget, DataSet, Trained
+from mixmerge.recipe.schema import Adopted, Budget, DataSet, Trained
 
 Cell = tuple[str, str]  # objective, language
 Asked = tuple[str, str]  # candidate, prompt set
@@ -153,15 +153,27 @@ class PlanBuilder:
     def _add_candidates(self, rows: Mapping[str, list[Row]]) -> None:
         recipe = self.recipe
         trained = recipe.experts | recipe.baselines
-        needs = {name: [entry.start] for name, entry in trained.items()}
-        needs |= {name: [*merge.models, *([merge.base] if merge.base else [])] for name, merge in recipe.merges.items()}
+        needs = recipe.needs()
         while left := [name for name in needs if name not in self.models]:
             for name in left:
                 if all(need in self.models for need in needs[name]):
-                    if name in trained:
+                    if name in recipe.adopted:
+                        self._add_adopted(name, recipe.adopted[name])
+                    elif name in trained:
                         self._add_trained(name, trained[name], rows)
                     else:
                         self._add_merge(name)
+
+    def _add_adopted(self, name: str, entry: Adopted) -> None:
+        """A model or adapter from outside, by content; what it was trained from is an input, which it has to fit."""
+        start = self.steps[self.models[entry.start]]
+        beside = Path(start.how["path"]) if start.kind == "base" and "path" in start.how else None
+        trimmed = start.kind == "base" and start.what["trim"] is not None
+        content, place = adopted_source(
+            entry, self._where("adopted", name), self.loaded.folder, self.cache, start=None if trimmed else beside
+        )
+        how = place | self._how("threads")
+        self.models[name] = self._add("adopt", name, {"source": content}, inputs={"start": start.id}, how=how)
 
     def _add_trained(self, name: str, entry: Trained, rows: Mapping[str, list[Row]]) -> None:
         recipe, training = self.recipe, self.recipe.training_of(entry)
@@ -176,6 +188,7 @@ class PlanBuilder:
                 )
         used = {data for objective, _ in shares for data in self._of_objective(objective)}
         budget = entry.budget or recipe.budget
+        assert budget is not None  # the recipe was checked
         self._check_budget(name, shares, rows, budget, training.max_repeats)
         codes = sorted({code for _, code in shares})
         what = {
@@ -362,9 +375,9 @@ class PlanBuilder:
     ) -> None:
         recipe = self.recipe
         sets = {name: spec.purpose for name, spec in recipe.evaluation.prompts.items()}
+        needs = recipe.needs()
         candidates = [
-            {"name": name, "kind": kind, "made_from": self._made_from(name)}
-            for name, kind in recipe.candidates().items()
+            {"name": name, "kind": kind, "made_from": needs.get(name, [])} for name, kind in recipe.candidates().items()
         ]
         what = {
             "candidates": candidates,
@@ -381,13 +394,6 @@ class PlanBuilder:
         merges = {f"merge/{name}": self.models[name] for name in recipe.merges}
         inputs = {"score": score} | answers | judged | merges
         self._add("report", recipe.name, {"study": recipe.name}, inputs=inputs, how=how)
-
-    def _made_from(self, name: str) -> list[str]:
-        if name in self.recipe.merges:
-            merge = self.recipe.merges[name]
-            return [*merge.models, *([merge.base] if merge.base and merge.base not in merge.models else [])]
-        trained = self.recipe.experts | self.recipe.baselines
-        return [trained[name].start] if name in trained else []
 
     def _how(self, *keys: str) -> dict[str, Any]:
         return {key: getattr(self.recipe.how, key) for key in keys}

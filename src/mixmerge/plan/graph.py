@@ -17,6 +17,7 @@ from mixmerge.plan.identity import step_id
 # Order of kinds in the queue, and the integer to raise when a kind's meaning changes.
 REVISIONS = {
     "base": 2,
+    "adopt": 1,
     "mixture": 1,
     "train": 1,
     "merge": 1,

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import ModelError, RecipeError, UserError, did_you_mean
+from mixmerge.model.adopt import check_adopted
 from mixmerge.model.chat import CHAT_TEMPLATES, check_chat_template, compile_template, own_chat_template
 from mixmerge.model.check import check_model
 from mixmerge.recipe.load import LoadedRecipe
-from mixmerge.recipe.schema import Base
+from mixmerge.recipe.schema import Adopted, Base
 
 # What of a model folder is part of the model.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -56,6 +57,25 @@ def base_source(base: Base, loaded: LoadedRecipe, cache: Path | None) -> tuple[d
             where=where,
             do=f"set base.chat_template ({known}, or a Jinja file)",
         )
+    return {"content": folder_fingerprint(folder, cache)}, {"path": str(folder)}
+
+
+def adopted_source(
+    adopted: Adopted, where: str, relative_to: Path, cache: Path | None, *, start: Path | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what an adopted model or adapter is, where it is found), as `base_source`; it has to fit the model folder `start`.
+
+    Raises:
+        ModelError: no such folder, one that is broken or does not fit, a Hub id that cannot be resolved to a commit.
+    """
+    if adopted.hub is not None:
+        commit = _commit(adopted.hub, adopted.revision, where)
+        return {"hub": adopted.hub, "commit": commit}, {"hub": adopted.hub, "commit": commit}
+    folder = (relative_to / Path(str(adopted.path)).expanduser()).resolve()
+    try:
+        check_adopted(folder, start)
+    except UserError as error:
+        raise error.within(where) from error
     return {"content": folder_fingerprint(folder, cache)}, {"path": str(folder)}
 
 

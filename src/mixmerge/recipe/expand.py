@@ -13,11 +13,11 @@ from mixmerge.errors import RecipeError
 from mixmerge.yaml import KeyPath, Marks
 
 TEMPLATE = "{lang}"
-GROUPS = ("experts", "baselines", "merges")
+GROUPS = ("adopted", "experts", "baselines", "merges")
 
 
 def expand_templates(raw: dict[str, Any], marks: Marks) -> dict[str, Any]:
-    """The recipe with every `{lang}` entry of experts, baselines, merges and merge models written out.
+    """The recipe with every `{lang}` entry of adopted models, experts, baselines, merges and merge models written out.
 
     Raises:
         RecipeError: two entries that end with the same name.

@@ -167,7 +167,8 @@ def _known_keys(model: Any, path: KeyPath) -> Iterable[str]:
 
 def _check_references(recipe: Recipe, marks: Marks) -> None:
     seen: dict[str, str] = {"base": "base"}
-    for group, entries in (("experts", recipe.experts), ("baselines", recipe.baselines), ("merges", recipe.merges)):
+    groups = {group: getattr(recipe, group) for group in ("adopted", "experts", "baselines", "merges")}
+    for group, entries in groups.items():
         for name in entries:
             if name in seen:
                 raise RecipeError(
@@ -175,7 +176,10 @@ def _check_references(recipe: Recipe, marks: Marks) -> None:
                 )
             seen[name] = f"{group}.{name}"
     if len(seen) == 1:
-        raise RecipeError("no experts, baselines or merges", where=marks.file, do="add at least one candidate")
+        what = "no experts, adopted models, baselines or merges"
+        raise RecipeError(what, where=marks.file, do="add at least one candidate")
+    for name, adopted in recipe.adopted.items():
+        _known_name(adopted.start, seen, ("adopted", name, "start"), marks)
     for group, trained in (("experts", recipe.experts), ("baselines", recipe.baselines)):
         for name, entry in trained.items():
             _check_trained(recipe, (group, name), entry, seen, marks)
@@ -190,6 +194,10 @@ def _check_references(recipe: Recipe, marks: Marks) -> None:
 
 def _check_trained(recipe: Recipe, path: KeyPath, entry: Trained, seen: dict[str, str], marks: Marks) -> None:
     objectives = {data.objective for data in recipe.data.values()}
+    if not objectives:
+        raise RecipeError("no data to train on", where=marks.where(path), do="add data sets under 'data'")
+    if entry.budget is None and recipe.budget is None:
+        raise RecipeError("'budget' is missing", where=marks.where(path), do="add it here, or for all at the top level")
     for objective in entry.mixture:
         if objective not in objectives:
             _refuse_misspelt_objective(recipe, objective, marks)
@@ -222,15 +230,14 @@ def _known_name(name: str, known: Iterable[str], path: KeyPath, marks: Marks, ki
 
 
 def _check_cycles(recipe: Recipe, marks: Marks) -> None:
-    needs = {name: [t.start] for name, t in (recipe.experts | recipe.baselines).items()}
-    needs |= {name: [*m.models, *([m.base] if m.base else [])] for name, m in recipe.merges.items()}
+    needs = recipe.needs()
     done = {"base"}
     while left := [name for name in needs if name not in done]:
         free = [name for name in left if done.issuperset(needs[name])]
         if not free:
             while waiting := [name for name in left if not any(name in needs[other] for other in left)]:
                 left = [name for name in left if name not in waiting]  # they only wait for the cycle
-            group = "merges" if left[0] in recipe.merges else "experts" if left[0] in recipe.experts else "baselines"
+            group = next(g for g in ("adopted", "experts", "baselines", "merges") if left[0] in getattr(recipe, g))
             what = f"'{left[0]}' needs itself" if len(left) == 1 else f"candidates need each other: {', '.join(left)}"
             raise RecipeError(what, where=marks.where((group, left[0])), do="start from another candidate")
         done.update(free)

@@ -62,6 +62,25 @@ class Base(Section):
         return self
 
 
+class Adopted(Section):
+    """A model or an adapter that was trained elsewhere; it stands beside the recipe's own experts."""
+
+    path: str | None = Field(
+        None, description="A local folder of a model or of a PEFT adapter, relative to the recipe."
+    )
+    hub: str | None = Field(None, description="A Hugging Face Hub id of either.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the Hub id; the commit is recorded.")
+    start: Name = Field("base", description="The candidate that it was trained from, and that an adapter is put on.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of path or hub")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub only")
+        return self
+
+
 class DataSet(Section):
     """Rows for one objective: local files or a Hub data set."""
 
@@ -243,9 +262,10 @@ class Recipe(Section):
     base: Base = Field(description="The model that everything starts from; a plain string is a path or a Hub id.")
     languages: list[Language] = Field(min_length=1, description="Languages of the study, as ISO 639-1 codes.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random draw.")
-    data: dict[Name, DataSet] = Field(min_length=1, description="Data sets by name.")
-    budget: Budget = Field(description="How much every training sees, unless it says otherwise.")
+    data: dict[Name, DataSet] = Field({}, description="Data sets by name.")
+    budget: Budget | None = Field(None, description="How much every training sees, unless it says otherwise.")
     training: Training = Field(default_factory=Training, description="Defaults of every training.")
+    adopted: dict[Name, Adopted] = Field({}, description="Models and adapters that were trained elsewhere.")
     experts: dict[Name, Trained] = Field({}, description="Models trained on one objective or language.")
     baselines: dict[Name, Trained] = Field({}, description="Models trained on a mixture of everything.")
     merges: dict[Name, Merge] = Field({}, description="Models merged from other candidates.")
@@ -274,6 +294,14 @@ class Recipe(Section):
     def candidates(self) -> dict[str, str]:
         """Name -> kind of every candidate, the base first, in the recipe's order."""
         out = {"base": "base"}
-        for kind, group in (("expert", self.experts), ("baseline", self.baselines), ("merge", self.merges)):
+        groups = (("expert", self.adopted | self.experts), ("baseline", self.baselines), ("merge", self.merges))
+        for kind, group in groups:
             out.update(dict.fromkeys(group, kind))
         return out
+
+    def needs(self) -> dict[str, list[str]]:
+        """Candidate -> the candidates that it is made from, but for the base."""
+        started: dict[str, Adopted | Trained] = {**self.adopted, **self.experts, **self.baselines}
+        needs = {name: [entry.start] for name, entry in started.items()}
+        merged = {name: [*m.models, *([m.base] if m.base else [])] for name, m in self.merges.items()}
+        return needs | {name: list(dict.fromkeys(models)) for name, models in merged.items()}

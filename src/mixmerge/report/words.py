@@ -65,7 +65,7 @@ SHORT_AXES: Mapping[str, str] = {
 }
 KINDS: Mapping[str, tuple[str, str]] = {
     "base": ("Base", "what everything starts from"),
-    "expert": ("Experts", "trained on one objective or language"),
+    "expert": ("Experts", "trained on one objective or language, here or elsewhere"),
     "baseline": ("Baselines", "data mixes, trained as one model"),
     "merge": ("Merges", "computed from other models' weights"),
 }
@@ -153,13 +153,13 @@ def number(value: float, *, signed: bool = False) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
-def count(value: float) -> str:
-    """A count with separators.
+def count(value: float | None) -> str:
+    """A count with separators; None is one that nobody knows.
 
     >>> count(1234567)
     '1,234,567'
     """
-    return f"{round(value):,}"
+    return "not known" if value is None else f"{round(value):,}"
 
 
 def share(fraction: float) -> str:

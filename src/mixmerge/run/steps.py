@@ -74,10 +74,7 @@ def make_base(context: StepContext) -> Measurements:
     place, what = context.how, context.what
     source = Path(place["path"]) if "path" in place else None
     if "hub" in place:
-        from huggingface_hub import snapshot_download
-
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-        source = Path(snapshot_download(place["hub"], revision=place["commit"], allow_patterns=patterns))
+        source = _downloaded(place)
     trim = (what["trim"]["languages"], what["trim"]["size"]) if what["trim"] else None
     shutil.rmtree(context.out)  # it makes the folder itself, whole; one that is there had no record yet
     template = None
@@ -95,6 +92,29 @@ def make_base(context: StepContext) -> Measurements:
         )
     parameters = sum(tensor.size for tensor in open_checkpoint(context.out).tensors.values())
     return {"parameters": parameters} | ({} if trimmed is None else {"trimmed": asdict(trimmed)})
+
+
+def adopt(context: StepContext) -> Measurements:
+    """Bring a model or an adapter from outside into the store."""
+    from mixmerge.merge.checkpoint import open_checkpoint
+    from mixmerge.model.adopt import adopt as adopt_model
+
+    place = context.how
+    source = Path(place["path"]) if "path" in place else _downloaded(place)
+    shutil.rmtree(context.out)
+    adapter = adopt_model(
+        source, context.input("start"), context.out, threads=context.threads, progress=context.progress
+    )
+    parameters = sum(tensor.size for tensor in open_checkpoint(context.out).tensors.values())
+    return {"parameters": parameters, "adapter": adapter, "tokens": None}  # what it was trained on is not known
+
+
+def _downloaded(place: Mapping[str, Any]) -> Path:
+    """A model's or adapter's files from the Hub, without code and pickles."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    return Path(snapshot_download(place["hub"], revision=place["commit"], allow_patterns=patterns))
 
 
 @contextmanager
@@ -253,7 +273,7 @@ def score(context: StepContext) -> Measurements:
     from mixmerge.evaluate.score import score_study
 
     verdicts: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    costs: dict[str, int] = {}
+    costs: dict[str, int | None] = {}
     for role in context.step.inputs:
         kind, _, rest = role.partition("/")
         if kind == "verdicts":
@@ -337,6 +357,7 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
 
 CARRY_OUT: Mapping[str, Callable[[StepContext], Measurements]] = {
     "base": make_base,
+    "adopt": adopt,
     "mixture": make_mixture,
     "train": train,
     "merge": merge,
