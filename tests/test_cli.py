@@ -146,9 +146,13 @@ def test_check_says_ok_and_writes_nothing(mixmerge, study):
     before = sorted(study.folder.rglob("*"))
     status, out, err = mixmerge("check", study.recipe, "--out", study.out)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{study.recipe}: ok; 1 expert")
-    assert out.endswith("2 languages, 32 steps\n")
-    assert json.loads(mixmerge("check", study.recipe, "--json", "--out", study.out)[1])["ok"] is True
+    *data, last = out.splitlines()
+    assert data == ["data general: 16 rows (en 8, fr 8)", "data safety: 16 rows (en 8, fr 8)"]
+    assert last.startswith(f"{study.recipe}: ok; 1 expert")
+    assert last.endswith("2 languages, 32 steps")
+    found = json.loads(mixmerge("check", study.recipe, "--json", "--out", study.out)[1])
+    assert found["ok"] is True
+    assert found["data"]["general"]["kept"] == {"en": 8, "fr": 8}
     assert sorted(study.folder.rglob("*")) == before
 
 
@@ -315,6 +319,21 @@ MISTAKES = {
     ),
     "broken YAML": (lambda s: s.edit("languages: [en, fr]", "languages: [en, fr"), r"recipe\.yaml:\d+: .+"),
     "no recipe": (lambda s: s.recipe.unlink(), r"recipe\.yaml: cannot read the file: No such file or directory"),
+    "language and language column": (
+        lambda s: s.edit(
+            'general.{lang}.jsonl"}\n  safety', 'general.{lang}.jsonl", lang: en, lang_column: x}\n  safety'
+        ),
+        r"recipe\.yaml:5: data\.general: give lang or lang_column, not both",
+    ),
+    "language column that is not there": (
+        lambda s: s.edit('general.{lang}.jsonl"}\n  safety', 'general.{lang}.jsonl", lang_column: tongue}\n  safety'),
+        r"recipe\.yaml:5: data\.general: .*general\.en\.jsonl:1: missing column 'tongue' \(lang_column\); columns found: "
+        r"completion, id, prompt \(16 bad rows of 16: 16 no language\); correct 'lang_column'",
+    ),
+    "limit of no rows": (
+        lambda s: s.edit('general.{lang}.jsonl"}\n  safety', 'general.{lang}.jsonl", limit: 0}\n  safety'),
+        r"recipe\.yaml:5: data\.general\.limit: .*greater than or equal to 1 \(given: 0\)",
+    ),
     "language without data": (
         lambda s: s.edit("languages: [en, fr]", "languages: [en, fr, hi]"),
         r".*no file for language 'hi': .*general\.hi\.jsonl does not exist; .*",

@@ -61,8 +61,13 @@ def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
     """Find every mistake that can be found before anything heavy starts."""
     loaded, plan = _plan(recipe, set_, out)
     if as_json:
-        _print_json({"recipe": str(recipe), "study": plan.study, "steps": len(plan.steps), "ok": True})
+        data = {name: account.to_json() for name, account in plan.accounts.items()}
+        _print_json({"recipe": str(recipe), "study": plan.study, "steps": len(plan.steps), "ok": True, "data": data})
         return
+    from mixmerge.data.words import account_line
+
+    for name, account in plan.accounts.items():
+        print(account_line(name, account))
     kinds = list(loaded.recipe.candidates().values())
     counts = ", ".join(
         f"{n} {kind}{'s' * (n > 1)}" for kind in ("expert", "baseline", "merge") if (n := kinds.count(kind))

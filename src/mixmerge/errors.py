@@ -11,6 +11,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Self
 
+from mixmerge.terminal import visible
+
 MOST_NAMES = 24  # a longer list is cut: an error is one line
 LONGEST_REASON = 200  # characters of another library's message
 
@@ -23,7 +25,7 @@ class MixmergeError(Exception):
     def __init__(self, what: str, *, where: str | None = None, do: str | None = None) -> None:
         self.what, self.where, self.do = what, where, do
         text = what if where is None else f"{where}: {what}"
-        super().__init__(" ".join((text if do is None else f"{text}; {do}").split()))
+        super().__init__(visible(" ".join((text if do is None else f"{text}; {do}").split())))
 
     def again(self, *, what: str | None = None, where: str | None = None, do: str | None = None) -> Self:
         """The same error with other words in one of its parts."""

@@ -1,9 +1,6 @@
-import json
-
 import pytest
 
-from mixmerge.data.formats import load_rows, to_row
-from mixmerge.data.sources import DataSource
+from mixmerge.data.formats import to_row
 from mixmerge.errors import DataError
 
 WHERE = "data.jsonl:7"
@@ -157,32 +154,3 @@ def test_turns_out_of_order_are_refused(record, expected):
 )
 def test_a_preference_that_prefers_nothing_is_refused(record, expected):
     assert expected in refusal(record)
-
-
-def write(tmp_path, lang, records):
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / f"a.{lang}.jsonl").write_text(text, encoding="utf-8")
-
-
-def test_rows_of_all_languages_are_loaded_and_parallel_ids_stay_apart(tmp_path):
-    for lang in ("en", "bn"):
-        write(tmp_path, lang, [{"id": "g-1", "prompt": lang, "completion": "a"}, {"prompt": "x", "completion": "b"}])
-    rows = load_rows(DataSource(path="a.{lang}.jsonl"), ["en", "bn"], tmp_path)
-    assert [(item.id, item.lang) for item in rows] == [
-        ("en/g-1", "en"),
-        ("en/2", "en"),
-        ("bn/g-1", "bn"),
-        ("bn/2", "bn"),
-    ]
-
-
-def test_an_id_used_twice_is_refused_with_both_places(tmp_path):
-    write(tmp_path, "en", [{"id": "g", "prompt": "q", "completion": "a"}] * 2)
-    with pytest.raises(DataError, match=r"a\.en\.jsonl:2: id 'g' was used before, at .*a\.en\.jsonl:1"):
-        load_rows(DataSource(path="a.{lang}.jsonl"), ["en"], tmp_path)
-
-
-def test_an_empty_file_is_refused_with_its_language(tmp_path):
-    write(tmp_path, "en", [])
-    with pytest.raises(DataError, match="no rows for language 'en'"):
-        load_rows(DataSource(path="a.{lang}.jsonl"), ["en"], tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixmerge.data.formats import load_rows
+from mixmerge.data.loading import load_rows
 from mixmerge.data.mixture import check_tokens, draw_mixture
 from mixmerge.data.sources import DataSource
 from mixmerge.errors import DataError
@@ -13,7 +13,7 @@ from mixmerge.plan.budget import FEWEST, token_bounds
 
 @pytest.fixture
 def rows(study):
-    return load_rows(DataSource(path="data/general.{lang}.jsonl"), ["en", "fr"], study.folder)
+    return load_rows(DataSource(path="data/general.{lang}.jsonl"), ["en", "fr"], study.folder).rows
 
 
 def test_a_local_base_counts_nearly_as_the_mixture_step_does(tiny_base, rows):

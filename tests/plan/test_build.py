@@ -115,6 +115,9 @@ WHAT = {
     "data.path": ("data.general.path=data/safety.{lang}.jsonl", "mixture/general"),
     "data.columns": ("data.general.columns={id: id}", "mixture/general"),
     "data.languages": ("data.general.languages=[en]", None),
+    "data.lang_column": ("data.general.lang_column=lang", "mixture/general"),
+    "data.limit": ("data.general.limit=5", "mixture/general"),
+    "data.bad_rows": ("data.general.bad_rows=drop", "mixture/general"),
     "data.lang": ("data.general={objective: general, path: data/general.en.jsonl, lang: en}", None),
     "budget.rows": ("budget={rows: 6}", "mixture/mix"),
     "budget.tokens": ("budget={tokens: 200}", "mixture/mix"),
@@ -187,6 +190,8 @@ def files(study) -> Path:
     """The study's folder, with other files that overrides above name."""
     for code in ("en", "fr"):
         text = (study.folder / f"data/general.{code}.jsonl").read_text()
+        path = study.folder / f"data/general.{code}.jsonl"
+        path.write_text(text.replace('"id"', f'"lang": "{code}", "id"'))
         (study.folder / f"data/more.{code}.jsonl").write_text(text + text.splitlines()[0].replace('"g0', '"x0') + "\n")
     shutil.copytree(study.folder / "base", study.folder / "other")
     (study.folder / "other" / "generation_config.json").write_text("{}")

@@ -3,18 +3,20 @@
 One idea: a row is a prompt (system turn or none, then user and assistant in turn, ending with user) and the one answer
 to learn; a preference row also keeps its rejected answer. The format is recognised by the columns that hold
 something; `columns` maps ours to the file's. A record that fits no format, or whose text is empty or out of order, is
-a `DataError` naming file and row.
+a `RowError` naming file, row and kind of fault.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from mixmerge.data.sources import DataSource, Record, read_records, source_languages
+from mixmerge.data.account import RowError
+from mixmerge.data.files import Record
 from mixmerge.errors import DataError, did_you_mean
+
+EMPTY, MISSING, ORDER = "empty text", "missing column", "roles out of order"  # kinds with several places
 
 
 class Message(TypedDict):
@@ -33,31 +35,12 @@ class Row:
     rejected: str | None = None
 
 
-def load_rows(source: DataSource, languages: Sequence[str], relative_to: Path) -> list[Row]:
-    """All rows of a source in `languages`, in file order; ids are `lang/id` and unique.
-
-    Raises:
-        DataError: whatever `read_records` and `to_row` raise, an id used twice in a language, or a source without rows.
-    """
-    rows: list[Row] = []
-    for lang in source_languages(source, languages):
-        seen: dict[str, str] = {}
-        for where, record in read_records(source, lang, relative_to):
-            row = to_row(record, where=where, lang=lang, columns=source.columns)
-            if row.id in seen:
-                raise DataError(f"id '{row.id}' was used before, at {seen[row.id]}", where=where)
-            seen[row.id] = where
-            rows.append(replace(row, id=f"{lang}/{row.id}"))
-        if not seen:
-            raise DataError(f"no rows for language '{lang}'", where=source.name)
-    return rows
-
-
 def to_row(record: Record, *, where: str, lang: str, columns: Mapping[str, str]) -> Row:
     """One record as a row; the id is the record's `id`, else the row number at the end of `where`.
 
     Raises:
-        DataError: missing column, empty text, roles out of order, a preference between equal sides.
+        RowError: missing column, empty text, roles out of order, a preference between equal sides.
+        DataError: `columns` maps a column that we do not know.
     """
     record = _rename(record, where, columns)
     filled = {key for key, value in record.items() if value is not None}
@@ -68,9 +51,10 @@ def to_row(record: Record, *, where: str, lang: str, columns: Mapping[str, str])
         empty = next((needs for needs in FORMATS if set(needs) <= record.keys()), None)
         if empty is not None:
             hole = next(name for name in empty if record[name] is None)
-            raise DataError(f"{_label(hole, columns)} is empty", where=where)
-        raise DataError(
+            raise RowError(f"{_label(hole, columns)} is empty", kind=EMPTY, where=where)
+        raise RowError(
             f"{_lacking(record)}; columns found: {', '.join(sorted(record)) or 'none'}",
+            kind=MISSING,
             where=where,
             do="map columns to ours, as in 'columns: {prompt: question, completion: answer}'",
         )
@@ -99,16 +83,17 @@ def _preference(record: Record, where: str, columns: Mapping[str, str]) -> Parts
         else:
             sides.append(_text(record, name, where, columns))
     if len(prompts) == 2 and prompts[0] != prompts[1]:
-        raise DataError("the chosen and the rejected conversation differ before the answer", where=where)
+        what = "the chosen and the rejected conversation differ before the answer"
+        raise RowError(what, kind="two prompts in a preference", where=where)
     if not prompts:
         if record.get("prompt") is None:
-            raise DataError(
-                "missing column 'prompt'", where=where, do="a preference row needs prompt, chosen, rejected"
-            )
+            do = "a preference row needs prompt, chosen, rejected"
+            raise RowError("missing column 'prompt'", kind=MISSING, where=where, do=do)
         prompts.append(_prompt(record, where, columns))
     chosen, rejected = sides
     if chosen.strip() == rejected.strip():
-        raise DataError("chosen and rejected are equal, so the row prefers nothing", where=where)
+        what = "chosen and rejected are equal, so the row prefers nothing"
+        raise RowError(what, kind="equal sides", where=where)
     return prompts[0], chosen, rejected
 
 
@@ -159,8 +144,9 @@ def _rename(record: Record, where: str, columns: Mapping[str, str]) -> Record:
         if ours not in COLUMNS:
             raise DataError(f"'columns' maps an unknown column '{ours}'", where=where, do=did_you_mean(ours, COLUMNS))
         if theirs not in record:
-            raise DataError(
+            raise RowError(
                 f"missing column '{theirs}' (mapped to {ours}); columns found: {', '.join(sorted(record)) or 'none'}",
+                kind=MISSING,
                 where=where,
                 do="correct 'columns'",
             )
@@ -193,13 +179,14 @@ def _text(record: Record, name: str, where: str, columns: Mapping[str, str]) -> 
 
 def _checked(value: Any, label: str, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{label} is {type(value).__name__}, expected text", where=where)
+        raise RowError(f"{label} is {type(value).__name__}, expected text", kind="not text", where=where)
     if not value.strip():
-        raise DataError(f"{label} is empty", where=where)
+        raise RowError(f"{label} is empty", kind=EMPTY, where=where)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{label} holds half a surrogate pair, which is no text", where=where) from error
+        what = f"{label} holds half a surrogate pair, which is no text"
+        raise RowError(what, kind="half a surrogate pair", where=where) from error
     return value
 
 
@@ -211,37 +198,38 @@ def _prompt(record: Record, where: str, columns: Mapping[str, str]) -> list[Mess
 
 def _messages(value: Any, where: str, label: str) -> list[Message]:
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
-        raise DataError(f"'{label}' is not a list of messages", where=where)
+        raise RowError(f"'{label}' is not a list of messages", kind="not messages", where=where)
     messages: list[Message] = []
     for number, turn in enumerate(value, start=1):
         role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
         if role_key not in turn or text_key not in turn:
-            raise DataError(f"turn {number} of '{label}' has no {role_key} or no {text_key}", where=where)
+            what = f"turn {number} of '{label}' has no {role_key} or no {text_key}"
+            raise RowError(what, kind="not messages", where=where)
         role = SHAREGPT_ROLES.get(str(turn[role_key]))
         if role is None:
-            raise DataError(
-                f"turn {number} of '{label}' has the role '{turn[role_key]}'",
+            raise RowError(
+                f"turn {number} of '{label}' has the role '{turn[role_key]!s:.40}'",
+                kind="unknown role",
                 where=where,
                 do="known: system, user (human), assistant (gpt)",
             )
         messages.append({"role": role, "content": _checked(turn[text_key], f"turn {number} of '{label}'", where)})
     if not messages:
-        raise DataError(f"'{label}' is empty", where=where)
+        raise RowError(f"'{label}' is empty", kind=EMPTY, where=where)
     return messages
 
 
 def _split_answer(messages: list[Message], where: str) -> tuple[list[Message], str]:
     if messages[-1]["role"] != "assistant":
-        raise DataError(
-            f"the last turn is {messages[-1]['role']}'s, expected assistant's: no answer to learn", where=where
-        )
+        what = f"the last turn is {messages[-1]['role']}'s, expected assistant's: no answer to learn"
+        raise RowError(what, kind=ORDER, where=where)
     return messages[:-1], messages[-1]["content"]
 
 
 def _only_answer(messages: list[Message], where: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in messages)
-        raise DataError(f"the answer is {roles}, expected one assistant turn", where=where)
+        raise RowError(f"the answer is {roles}, expected one assistant turn", kind=ORDER, where=where)
     return messages[0]["content"]
 
 
@@ -250,8 +238,9 @@ def _check_order(prompt: list[Message], where: str) -> None:
     spoken = turns[1:] if turns[:1] == ["system"] else turns
     expected = ["user" if index % 2 == 0 else "assistant" for index in range(len(spoken))]
     if spoken != expected or len(spoken) % 2 == 0:
-        raise DataError(
+        raise RowError(
             f"roles out of order: {', '.join([*turns, 'assistant'])}",
+            kind=ORDER,
             where=where,
             do="expected system or none, then user and assistant in turn",
         )

@@ -1,27 +1,25 @@
-"""Where rows come from: JSONL, JSON, CSV, TSV and Parquet files, packaged starter files, or a Hub data set.
+"""Where rows come from: local files, packaged starter files, or a Hub data set.
 
 One idea: every record comes with the place it stands at (`file:row`), so that any later complaint can name it.
 `row` is the line of a JSONL file and the record's 1-based number elsewhere. Nothing is guessed: a path that does not
-resolve for a language, a broken line or broken UTF-8 is a `DataError`. Reading is lazy, except that a JSON array is
-read whole.
+resolve for a language is a `DataError`, and a record that cannot be read is a `RowError` in its place.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.resources
 import json
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from mixmerge.data.account import RowError
+from mixmerge.data.files import READERS, Record, read_file
 from mixmerge.errors import DataError, did_you_mean
-
-Record = dict[str, Any]
 
 STARTER = "starter:"
 
@@ -30,8 +28,9 @@ STARTER = "starter:"
 class DataSource:
     """One `data` entry of a recipe: either `path` (with `{lang}` where there is a file a language) or a `hub` id.
 
-    `lang` fixes the language of everything in the source; `columns` maps our column names to those of the file.
-    `{lang}` is also replaced in `config` and `split`.
+    `lang` fixes the language of everything in the source, `lang_column` names the column that says it row by row;
+    `columns` maps our column names to those of the file. `{lang}` is also replaced in `config` and `split`.
+    `limit` is the number of rows per language to stop at, in file order.
     """
 
     path: str | None = None
@@ -40,7 +39,10 @@ class DataSource:
     split: str | None = None
     revision: str | None = None
     lang: str | None = None
+    lang_column: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    bad_rows: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.hub is None):
@@ -59,21 +61,39 @@ class DataSource:
     def has_file_per_language(self) -> bool:
         return any("{lang}" in (part or "") for part in (self.path, self.config, self.split))
 
+    def choices(self) -> dict[str, str | int]:
+        """What was chosen beside the defaults that can change which rows the source gives, for an identity."""
+        bad_rows = None if self.bad_rows == "refuse" else self.bad_rows
+        found = {"lang_column": self.lang_column, "limit": self.limit, "bad_rows": bad_rows}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def readings(self, languages: Sequence[str]) -> list[tuple[str | None, list[str]]]:
+        """How often the source is to be read, and for which of its languages each time.
+
+        Raises:
+            DataError: as `source_languages`.
+        """
+        covered = source_languages(self, languages)
+        if self.lang_column is not None and not self.has_file_per_language():
+            return [(None, covered)] if covered else []
+        return [(lang, [lang]) for lang in covered]
+
 
 def source_languages(source: DataSource, languages: Sequence[str]) -> list[str]:
     """The languages of `languages` that the source can give: all, or its own `lang` if that is among them.
 
     Raises:
-        DataError: several languages, but neither a `{lang}` in the source nor a `lang` of its own.
+        DataError: several languages, but neither a `{lang}` in the source nor a `lang` or `lang_column` of its own.
     """
     if source.lang is not None:
         return [source.lang] if source.lang in languages else []
-    if len(languages) > 1 and not source.has_file_per_language():
+    if len(languages) > 1 and source.lang_column is None and not source.has_file_per_language():
         what, place = ("file", "path") if source.hub is None else ("Hub data set", "config or split")
         raise DataError(
             f"one {what} for {len(languages)} languages ({', '.join(languages)})",
             where=source.name,
-            do=f"write {{lang}} where the language code stands in its {place}, or give the source its own 'lang'",
+            do=f"write {{lang}} where the language code stands in its {place}, or give the source its own 'lang' or "
+            "a 'lang_column'",
         )
     return list(languages)
 
@@ -106,24 +126,25 @@ def resolve(path: str, *, lang: str | None, relative_to: Path) -> Path:
 
 
 def read_records(source: DataSource, lang: str | None, relative_to: Path) -> Iterator[tuple[str, Record]]:
-    """Yield (`file:row`, raw record) for one language of a source.
+    """Yield (`file:row`, raw record) of a source, for one language where it has a file a language.
 
     Raises:
-        DataError: missing file, unknown file type, broken UTF-8, broken JSON, ragged CSV, a record that is no object,
-            or a Hub data set that cannot be loaded.
+        DataError: missing file, unknown file type, a damaged file, or a Hub data set that cannot be loaded.
+        RowError: broken UTF-8, broken JSON, ragged CSV, a record that is no object.
     """
+    for where, record in read_each(source, lang, relative_to):
+        if isinstance(record, RowError):
+            raise record
+        yield where, record
+
+
+def read_each(source: DataSource, lang: str | None, relative_to: Path) -> Iterator[tuple[str, Record | RowError]]:
+    """As `read_records`, with the error in the place of a record that cannot be read."""
     if source.hub is not None:
         yield from _hub_records(source, lang)
         return
     assert source.path is not None
-    file = resolve(source.path, lang=lang, relative_to=relative_to)
-    reader = READERS.get(file.suffix.lower())
-    if reader is None:
-        raise DataError(f"cannot read a '{file.suffix}' file", where=str(file), do=f"known: {', '.join(READERS)}")
-    for row, record in reader(file):
-        if not isinstance(record, dict):
-            raise DataError(f"expected an object, found {type(record).__name__}", where=f"{file}:{row}")
-        yield f"{file}:{row}", record
+    yield from read_file(resolve(source.path, lang=lang, relative_to=relative_to))
 
 
 def fingerprint(source: DataSource, languages: Sequence[str], relative_to: Path) -> str:
@@ -132,7 +153,7 @@ def fingerprint(source: DataSource, languages: Sequence[str], relative_to: Path)
     The order of `languages` and the place of the files do not enter.
     """
     parts: list[list[str | None]] = []
-    for lang in sorted(source_languages(source, languages)):
+    for lang, _ in source.readings(sorted(languages)):
         if source.hub is not None:
             config, split = (_fill(part, lang) if part else None for part in (source.config, source.split))
             parts.append([lang, "hub", source.hub, config, split, _commit(source)])
@@ -155,81 +176,6 @@ def _fill(template: str, lang: str | None) -> str:
         if name == "lang" and lang is None:
             raise DataError("{lang} stands in a path that is read without a language", where=template)
     return template.format(lang=lang)
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, decoded one by one, so that broken UTF-8 is reported with its line."""
-    with file.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            try:
-                # utf-8-sig on the first line only: spreadsheets write a byte-order mark.
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}",
-                    where=f"{file}:{number}",
-                    do="save the file as UTF-8",
-                ) from error
-
-
-def _read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in _lines(file):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"broken JSON: {error.msg} (column {error.colno})", where=f"{file}:{number}") from error
-
-
-def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        records = json.loads("".join(line for _, line in _lines(file)))
-    except json.JSONDecodeError as error:
-        raise DataError(f"broken JSON: {error.msg} (column {error.colno})", where=f"{file}:{error.lineno}") from error
-    if not isinstance(records, list):
-        raise DataError("expected an array of objects", where=f"{file}:1", do="for one object a line, name it .jsonl")
-    yield from enumerate(records, start=1)
-
-
-def _read_csv(file: Path) -> Iterator[tuple[int, Any]]:
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    reader = csv.reader((line for _, line in _lines(file)), delimiter=delimiter, strict=True)
-    row = 0
-    try:
-        header = next(reader, [])
-        for cells in reader:
-            if cells:
-                row += 1
-                if len(cells) != len(header):
-                    raise DataError(f"{len(cells)} cells under {len(header)} columns", where=f"{file}:{row}")
-                yield row, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(f"broken CSV: {error}", where=f"{file}:{row + 1}") from error
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    row = 0
-    try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    row += 1
-                    yield row, record
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"broken Parquet: {error}", where=f"{file}:{row + 1}") from error
-
-
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-}
 
 
 def _hub_records(source: DataSource, lang: str | None) -> Iterator[tuple[str, Record]]:

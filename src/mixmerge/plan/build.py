@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mixmerge.data.formats import Row, load_rows
+from mixmerge.data.account import Account
+from mixmerge.data.formats import Row
+from mixmerge.data.loading import load_rows
 from mixmerge.data.mixture import check_tokens, draw_mixture
 from mixmerge.data.overlap import overlapping
 from mixmerge.data.sources import DataSource, fingerprint, read_records
@@ -39,6 +41,7 @@ class PlanBuilder:
         self.loaded, self.recipe, self.cache = loaded, loaded.recipe, cache
         self.steps: dict[str, Step] = {}
         self.models: dict[str, str] = {}
+        self.accounts: dict[str, Account] = {}
         self.sources = {name: data_source(data) for name, data in self.recipe.data.items()}
         self.languages = list(self.recipe.languages)
 
@@ -57,7 +60,7 @@ class PlanBuilder:
         responses = self._add_generation(prompts)
         verdicts = self._add_judging(prompts, responses)
         self._add_report(prompts, responses, verdicts)
-        return Plan(self.recipe.name, tuple(self.steps.values()), self.models)
+        return Plan(self.recipe.name, tuple(self.steps.values()), self.models, self.accounts)
 
     def _add(self, kind: str, name: str, what: Mapping[str, Any], **rest: Any) -> str:
         step = Step(kind, name, what, **rest)
@@ -82,9 +85,10 @@ class PlanBuilder:
         rows = {}
         for name, source in self.sources.items():
             try:
-                rows[name] = load_rows(source, self._covered(name, self.languages), self.loaded.folder)
+                loaded = load_rows(source, self._covered(name, self.languages), self.loaded.folder)
             except DataError as error:
                 raise error.within(self._where("data", name)) from error
+            rows[name], self.accounts[name] = loaded.rows, loaded.account
         return rows
 
     def _read_prompts(self) -> dict[str, list[Prompt]]:
@@ -263,7 +267,7 @@ class PlanBuilder:
             "fingerprint": fingerprint(source, list(languages), self.loaded.folder),
             "columns": dict(source.columns),
             "lang": source.lang,
-        }
+        } | source.choices()
 
     def _add_merge(self, name: str) -> None:
         config = merge_config(name, self.recipe.merges[name], self.loaded.marks).to_mergekit()
@@ -345,7 +349,7 @@ class PlanBuilder:
             source = DataSource(path=getattr(settings, key))
             where = self._where("judges", "refusal", key)
             try:
-                rows = load_rows(source, self.languages, self.loaded.folder)
+                rows = load_rows(source, self.languages, self.loaded.folder).rows
                 identity[key] = fingerprint(source, self.languages, self.loaded.folder)
             except DataError as error:
                 raise error.within(where) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from mixmerge.data.account import Account
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.plan.identity import step_id
 
@@ -73,11 +74,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of one study, each after its inputs; `models` maps a candidate to the step that makes its folder."""
+    """The steps of one study, each after its inputs; `models` maps a candidate to the step that makes its folder.
+
+    `accounts` says what became of each data set's records; it stays with whoever made the plan.
+    """
 
     study: str
     steps: tuple[Step, ...]
     models: Mapping[str, str]
+    accounts: Mapping[str, Account] = field(default_factory=dict, compare=False)
 
     @cached_property
     def by_id(self) -> dict[str, Step]:

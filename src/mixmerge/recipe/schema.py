@@ -98,14 +98,27 @@ class DataSet(Section):
         None, description="Languages that it covers; default: all of the recipe's."
     )
     lang: Language | None = Field(None, description="The language of every row, where neither path nor rows say it.")
+    lang_column: str | None = Field(
+        None,
+        description="The column that names each row's language: en, en-US, eng, English. Rows in other languages are "
+        "skipped and counted.",
+    )
     columns: dict[str, str] = Field(
         {}, description="Our column name -> the data's, e.g. {prompt: question, completion: answer}."
+    )
+    limit: Count | None = Field(None, description="Rows per language at most, in file order; reading stops there.")
+    bad_rows: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Rows that cannot be used (empty, out of order, no UTF-8, ...): refuse the data set, or leave them "
+        "out and count them by kind.",
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of path or hub")
+        if self.lang is not None and self.lang_column is not None:
+            raise ValueError("give lang or lang_column, not both")
         return self
 
 

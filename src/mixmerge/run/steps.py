@@ -138,7 +138,8 @@ def _named_as_given(context: StepContext) -> Iterator[None]:
 
 def make_mixture(context: StepContext) -> Measurements:
     """Draw the rows of a training and write them out with their manifest."""
-    from mixmerge.data.formats import Row, load_rows
+    from mixmerge.data.formats import Row
+    from mixmerge.data.loading import load_rows
     from mixmerge.data.mixture import draw_mixture, write_mixture
     from mixmerge.data.sources import DataSource
     from mixmerge.data.sources import fingerprint as data_fingerprint
@@ -147,6 +148,7 @@ def make_mixture(context: StepContext) -> Measurements:
     what, how = context.what, context.how
     folder = Path(how["folder"])
     cells: dict[tuple[str, str], list[Row]] = {(cell["objective"], cell["lang"]): [] for cell in what["cells"]}
+    accounts: dict[str, Any] = {}
     for name, spec in how["sources"].items():
         source, languages = DataSource(**spec), what["data"][name]["languages"]
         if data_fingerprint(source, languages, folder) != what["data"][name]["fingerprint"]:
@@ -154,7 +156,9 @@ def make_mixture(context: StepContext) -> Measurements:
                 f"the data set '{name}' has changed since the plan was made", do="run the same command again"
             )
         objective = what["data"][name]["objective"]
-        for row in load_rows(source, languages, folder):
+        loaded = load_rows(source, languages, folder)
+        accounts[name] = loaded.account.to_json()
+        for row in loaded.rows:
             if (objective, row.lang) in cells:
                 cells[objective, row.lang].append(row)
     shares = {(cell["objective"], cell["lang"]): cell["share"] for cell in what["cells"]}
@@ -167,8 +171,9 @@ def make_mixture(context: StepContext) -> Measurements:
         seed=what["seed"],
         count_tokens=token_counter(context.input("tokenizer")),
     )
-    manifest = write_mixture(mixture, context.out)
-    return {key: manifest[key] for key in ("rows", "tokens")}
+    manifest = write_mixture(mixture, context.out) | {"data": accounts}
+    write_json(context.out / "manifest.json", manifest)
+    return {key: manifest[key] for key in ("rows", "tokens", "data")}
 
 
 def train(context: StepContext) -> Measurements:

@@ -1,0 +1,149 @@
+"""Local files of records: JSONL, JSON, CSV, TSV and Parquet.
+
+One idea: a reader yields each row's number with its record, or with a `RowError` where that one row cannot be read; what
+is wrong with the file as a whole is a `DataError` and ends the reading. Reading is lazy, except that a JSON array is
+read whole. `row` is the line of a JSONL file and the record's 1-based number elsewhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mixmerge.data.account import RowError
+from mixmerge.errors import DataError
+
+Record = dict[str, Any]
+Numbered = Iterator[tuple[int, Any]]  # row, and a record or a RowError
+
+
+def read_file(file: Path) -> Iterator[tuple[str, Record | RowError]]:
+    """Yield (`file:row`, record or what is wrong with it).
+
+    Raises:
+        DataError: unknown file type, a file that is damaged or has another shape than its name says.
+    """
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"cannot read a '{file.suffix}' file", where=str(file), do=f"known: {', '.join(READERS)}")
+    for row, record in reader(file):
+        where = f"{file}:{row}"
+        if not isinstance(record, dict | RowError):
+            found = f"expected an object, found {type(record).__name__}"
+            yield where, RowError(found, kind="not an object", where=where)
+        else:
+            yield where, record
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines; a byte that is not UTF-8 stays in them as the surrogate that stands for it."""
+    with file.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            # utf-8-sig on the first line only: spreadsheets write a byte-order mark.
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+
+
+def _undecoded(text: str, where: str) -> RowError | None:
+    """The error of a text in which a byte was not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        column = len(text[: error.start].encode("utf-8")) + 1
+        what = f"not UTF-8: byte 0x{ord(text[error.start]) - 0xDC00:02x} at column {column}"
+        return RowError(what, kind="not UTF-8", where=where, do="save the file as UTF-8")
+    return None
+
+
+def _parsed(text: str) -> Any:
+    """A JSON value; ValueError where it is none, or nested or long beyond what Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _read_jsonl(file: Path) -> Numbered:
+    for number, line in _lines(file):
+        if line.strip():
+            yield number, _json_record(line, f"{file}:{number}")
+
+
+def _json_record(line: str, where: str) -> Any:
+    if (error := _undecoded(line, where)) is not None:
+        return error
+    try:
+        return _parsed(line)
+    except ValueError as broken:
+        return RowError(f"broken JSON: {_said(broken)}", kind="broken JSON", where=where)
+
+
+def _said(error: ValueError) -> str:
+    return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _read_json(file: Path) -> Numbered:
+    lines = []
+    for number, line in _lines(file):
+        if (error := _undecoded(line, f"{file}:{number}")) is not None:
+            raise error
+        lines.append(line)
+    try:
+        records = _parsed("".join(lines))
+    except ValueError as error:
+        line_number = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise DataError(f"broken JSON: {_said(error)}", where=f"{file}:{line_number}") from error
+    if not isinstance(records, list):
+        raise DataError("expected an array of objects", where=f"{file}:1", do="for one object a line, name it .jsonl")
+    yield from enumerate(records, start=1)
+
+
+def _read_csv(file: Path) -> Numbered:
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    reader = csv.reader((line for _, line in _lines(file)), delimiter=delimiter, strict=True)
+    row = 0
+    try:
+        header = next(reader, [])
+        if (error := _undecoded(",".join(header), f"{file}:1")) is not None:
+            raise DataError(f"the header is {error.what}", where=str(file), do=error.do)
+        for cells in reader:
+            if cells:
+                row += 1
+                yield row, _csv_record(header, cells, f"{file}:{row}")
+    except csv.Error as broken:
+        raise DataError(f"broken CSV: {broken}", where=f"{file}:{row + 1}") from broken
+
+
+def _csv_record(header: list[str], cells: list[str], where: str) -> Record | RowError:
+    if (error := _undecoded(",".join(cells), where)) is not None:
+        return error
+    if len(cells) != len(header):
+        return RowError(f"{len(cells)} cells under {len(header)} columns", kind="ragged row", where=where)
+    return dict(zip(header, cells, strict=True))
+
+
+def _read_parquet(file: Path) -> Numbered:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    row = 0
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield row, record
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"broken Parquet: {error}", where=f"{file}:{row + 1}") from error
+
+
+READERS: dict[str, Callable[[Path], Numbered]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}

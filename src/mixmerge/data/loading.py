@@ -1,0 +1,132 @@
+"""All rows of one data set, and the account of what became of its records.
+
+One idea: a record that cannot be used is found by whoever reads it, and judged here: `bad_rows: refuse` names the first
+and says how many there are of each kind, `drop` leaves them out and counts them. A data set of which nothing can be
+used is refused either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mixmerge.data.account import Account, RowError, most_first
+from mixmerge.data.files import Record
+from mixmerge.data.formats import Row, to_row
+from mixmerge.data.languages import known_language, match_language
+from mixmerge.data.sources import DataSource, read_each
+from mixmerge.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The rows of a data set and their account."""
+
+    rows: list[Row]
+    account: Account
+
+
+def load_rows(source: DataSource, languages: Sequence[str], relative_to: Path) -> Loaded:
+    """All rows of a source in `languages`, in file order; ids are `lang/id` and unique.
+
+    Reading stops where every language has `limit` rows.
+
+    Raises:
+        DataError: whatever `read_each` raises, a bad row where they are refused, a source or a language without rows.
+    """
+    return _Loading(source, languages, relative_to).load()
+
+
+class _Loading:
+    """One pass over a source: the rows so far, the places of their ids, and the account."""
+
+    def __init__(self, source: DataSource, languages: Sequence[str], relative_to: Path) -> None:
+        self.source, self.relative_to = source, relative_to
+        self.readings = source.readings(languages)
+        self.account = Account(kept={lang: 0 for _, covered in self.readings for lang in covered})
+        self.rows: list[Row] = []
+        self.places: dict[str, str] = {}
+        self.first: RowError | None = None
+
+    def load(self) -> Loaded:
+        for lang, covered in self.readings:
+            self._read(lang, covered)
+        self._refuse()
+        return Loaded(self.rows, self.account)
+
+    def _read(self, lang: str | None, covered: Sequence[str]) -> None:
+        for where, record in read_each(self.source, lang, self.relative_to):
+            self.account.read += 1
+            try:
+                self._add(record, where, covered)
+            except RowError as error:
+                self.first = self.first or error
+                self.account.add_bad(error)
+            if all(code in self.account.limit_reached for code in covered):
+                break
+
+    def _add(self, record: Record | RowError, where: str, covered: Sequence[str]) -> None:
+        if isinstance(record, RowError):
+            raise record
+        account, lang = self.account, self._language(record, where, covered)
+        if lang is None:
+            return
+        if lang in account.limit_reached:
+            account.beyond_limit += 1
+            return
+        row = to_row(record, where=where, lang=lang, columns=self.source.columns)
+        row = replace(row, id=f"{lang}/{row.id}")
+        if row.id in self.places:
+            what = f"id '{row.id.partition('/')[2]}' was used before, at {self.places[row.id]}"
+            raise RowError(what, kind="repeated id", where=where)
+        self.places[row.id] = where
+        self.rows.append(row)
+        account.kept[lang] += 1
+        if account.kept[lang] == self.source.limit:
+            account.limit_reached.append(lang)
+
+    def _language(self, record: Record, where: str, covered: Sequence[str]) -> str | None:
+        """The row's language; None, counted, where it is not among those that are covered."""
+        column = self.source.lang_column
+        if column is None:
+            return covered[0]
+        if column not in record:
+            found = ", ".join(sorted(record)) or "none"
+            what = f"missing column '{column}' (lang_column); columns found: {found}"
+            raise RowError(what, kind="no language", where=where, do="correct 'lang_column'")
+        value = record[column]
+        lang = match_language(value, covered)
+        if lang is None:
+            other = known_language(value)
+            if other is None:
+                named = f"'{column}' is {value!r:.60}, which names no language"
+                raise RowError(named, kind="no language", where=where, do="write a code such as en, or a name")
+            self.account.other_language[other] = self.account.other_language.get(other, 0) + 1
+        return lang
+
+    def _refuse(self) -> None:
+        account = self.account
+        if self.first is not None and (self.source.bad_rows == "refuse" or not self.rows):
+            raise _refusal(self.first, account, nothing_left=not self.rows)
+        empty = next((code for code, rows in account.kept.items() if not rows), None)
+        if empty is None:
+            return
+        what, do = f"no rows for language '{empty}'", None
+        if account.read:
+            others = ", ".join(code for code, _ in most_first(account.other_language)[:6])
+            what += f" in {account.read} records"
+            what += f" (other languages there: {others})" if others else ""
+            what += f" ({account.kinds()} dropped)" if account.bad else ""
+            do = "say which languages it has with 'languages'"
+        raise DataError(what, where=self.source.name, do=do)
+
+
+def _refusal(first: RowError, account: Account, *, nothing_left: bool) -> DataError:
+    """The first bad row, and how many more there are of what kind."""
+    what, do = first.what, first.do
+    if account.bad_rows > 1:
+        what += f" ({account.bad_rows} bad rows of {account.read}: {account.kinds()})"
+    if not nothing_left:
+        do = f"{do}, or set bad_rows: drop" if do else "mend it, or set bad_rows: drop"
+    return DataError(what, where=first.where, do=do)

@@ -1,0 +1,121 @@
+"""The mixture step: real data files, a real tokenizer; what became of the records stands in manifest and record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixmerge.plan.build import build_plan
+from mixmerge.plan.graph import Plan
+from mixmerge.recipe.load import load_recipe
+from mixmerge.run.store import Store
+from mixmerge.run.worker import carry_out
+
+COLUMN = "data.general={objective: general, path: data/all.jsonl, lang_column: language, bad_rows: drop}"
+
+
+def quiet(event: str, **data: Any) -> None:
+    """Events that nobody waits for."""
+
+
+def make(plan: Plan, out: Path, title: str) -> Path:
+    """Carry out one step and what it needs; gives its folder."""
+    store, step = Store(out), plan.find(title)
+    for needed in (*step.inputs.values(), step.id):
+        carry_out(plan.by_id[needed], plan, store, {}, quiet)
+    return store.path(step.id)
+
+
+@pytest.fixture
+def planned(study) -> Callable[..., Plan]:
+    def planned(*overrides: str) -> Plan:
+        return build_plan(load_recipe(study.recipe, overrides))
+
+    return planned
+
+
+@pytest.fixture
+def one_file(study) -> Path:
+    """The general rows of both languages in one file, with a language column, a bad row and a row in German."""
+    names = {"en": "English", "fr": "fr-CA"}
+    rows = [
+        json.loads(line) | {"language": names[code]}
+        for code in ("en", "fr")
+        for line in (study.folder / f"data/general.{code}.jsonl").read_text().splitlines()
+    ]
+    rows.insert(3, {"id": "bad", "prompt": "q", "completion": "", "language": "en"})
+    rows.insert(5, {"id": "other", "prompt": "Was?", "completion": "Das.", "language": "deu"})
+    path = study.folder / "data/all.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_mixture_keeps_the_account_of_its_data_in_manifest_and_record(study, planned, one_file):
+    folder = make(planned(COLUMN), study.out, "mixture/mix")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    record = json.loads((folder / "record.json").read_text())
+    assert manifest["data"] == record["measurements"]["data"]
+    assert manifest["data"]["safety"]["kept"] == {"en": 8, "fr": 8}
+    account = manifest["data"]["general"]
+    assert account["read"] == 18
+    assert account["kept"] == {"en": 8, "fr": 8}
+    assert account["other_language"] == {"de": 1}
+    assert account["bad"] == {"empty text": {"rows": 1, "first": "all.jsonl:4: 'completion' is empty"}}
+
+
+def test_one_file_with_a_language_column_gives_the_rows_that_a_file_a_language_gives(study, planned, one_file):
+    apart, together = (
+        make(planned(*overrides), study.out, "mixture/general") / "rows.jsonl" for overrides in ((), (COLUMN,))
+    )
+    assert apart.parent != together.parent
+    assert apart.read_bytes() == together.read_bytes()
+
+
+def test_a_mixture_of_one_language_counts_the_others_as_skipped(study, planned, one_file):
+    folder = make(planned(COLUMN, "experts.general.languages=[fr]"), study.out, "mixture/general")
+    account = json.loads((folder / "manifest.json").read_text())["data"]["general"]
+    assert account["kept"] == {"fr": 8}
+    assert account["other_language"] == {"en": 9, "de": 1}
+
+
+def test_a_limit_holds_in_the_mixture_too(study, planned, one_file):
+    folder = make(planned(COLUMN, "data.general.limit=2"), study.out, "mixture/general")
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} == {"en/g00", "en/g01", "fr/g00", "fr/g01"}
+    account = json.loads((folder / "manifest.json").read_text())["data"]["general"]
+    assert account["limit_reached"] == ["en", "fr"]
+
+
+def test_an_option_that_changes_rows_makes_the_mixture_and_what_follows_new(planned, one_file):
+    before = planned(COLUMN)
+    after = planned(COLUMN, "data.general.limit=5")
+    assert before.find("mixture/general").id != after.find("mixture/general").id
+    assert before.find("train/general").id != after.find("train/general").id
+    assert before.find("base/base").id == after.find("base/base").id
+
+
+def test_mixtures_made_before_there_were_such_options_keep_their_ids(planned):
+    what = planned().find("mixture/general").what["data"]["general"]
+    assert what.keys() == {"objective", "languages", "fingerprint", "columns", "lang"}
+
+
+def test_checking_says_what_became_of_each_record(study, mixmerge, one_file):
+    status, out, err = mixmerge("check", study.recipe, "--set", COLUMN, "--out", study.out)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == (
+        "data general: 16 of 18 rows (en 8, fr 8); 1 in other languages skipped (de 1); "
+        "1 bad dropped (1 empty text; first empty text: all.jsonl:4: 'completion' is empty)"
+    )
+
+
+def test_a_bad_row_that_is_not_dropped_stops_everything_before_it_starts(study, mixmerge, one_file):
+    status, out, err = mixmerge(
+        "check", study.recipe, "--set", COLUMN, "--set", "data.general.bad_rows=refuse", "--out", study.out
+    )
+    assert (status, out) == (2, "")
+    assert "data.general: " in err
+    assert err.endswith("all.jsonl:4: 'completion' is empty; mend it, or set bad_rows: drop\n")
