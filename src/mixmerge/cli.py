@@ -10,6 +10,7 @@ import errno
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +18,13 @@ import typer
 
 from mixmerge.errors import MixmergeError, UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
+from mixmerge.terminal import visible
 
 if TYPE_CHECKING:
-    from mixmerge.plan.graph import Plan
+    from mixmerge.plan.graph import Plan, Step
     from mixmerge.recipe.load import LoadedRecipe
+    from mixmerge.run.example import Example
+    from mixmerge.run.store import Store
 
 app = typer.Typer(
     help="Mix the data or merge the models? One recipe in; the models, the evidence and a recommendation out.",
@@ -162,10 +166,15 @@ def show(
     recipe: RecipeArg,
     step: Annotated[str, typer.Argument(help="kind/name as `plan` prints it, or the beginning of the id.")],
     set_: SetOption = None,
+    example: Annotated[
+        int | None, typer.Option("--example", min=1, help="Of a mixture: the row to show as the model learns it.")
+    ] = None,
     out: OutOption = DEFAULT_OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one step: what it is made of, what it measured, where its files and its log are."""
+    """Show one step: what it is made of, what it measured, where its files are; of a mixture, a training example."""
+    from mixmerge.data.account import Account
+    from mixmerge.data.words import account_line
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
 
@@ -173,20 +182,55 @@ def show(
     found, store = plan.find(step), Store(out)
     folder, log = store.find(found.id), Study(out, plan.study).log(found)
     record = store.record(found.id) if folder else None
+    if example is not None and found.kind != "mixture":
+        raise UserError(f"{found.title} is no mixture", where="--example", do="name one, as in mixture/NAME")
+    shown = _example(plan, found, store, example or 1) if found.kind == "mixture" and folder else None
     if as_json:
-        _print_json(found.to_json() | {"folder": str(folder) if folder else None, "record": record})
+        rest = {"example": asdict(shown) if shown else None} if found.kind == "mixture" else {}
+        _print_json(found.to_json() | {"folder": str(folder) if folder else None, "record": record} | rest)
         return
     print(f"{found.title}  {found.id}  {'done' if folder else 'not done'}")
     for title, fields in (("what", found.what), ("how", found.how)):
         _print_fields(title, fields)
     _print_fields("inputs", {role: plan.by_id[i].title + f"  {i}" for role, i in found.inputs.items()})
     if record and folder:
-        _print_fields("measured", record["measurements"])
+        measured = dict(record["measurements"])
+        accounts = measured.pop("data", {}) if found.kind == "mixture" else {}
+        _print_fields("measured", measured)
+        for name, account in accounts.items():
+            print(account_line(name, Account.from_json(account)))
         _print_fields("provenance", record["provenance"])
         _print_fields("files", {name: f"{size:,} bytes" for name, size in record["files"].items()})
         print(f"folder: {folder}")
     if log.exists():
         print(f"log: {log}")
+    if shown is not None:
+        _print_example(shown)
+    elif found.kind == "mixture":
+        print("example: the mixture is not drawn yet; mixmerge run RECIPE draws it")
+
+
+def _example(plan: Plan, mixture: Step, store: Store, row: int) -> Example:
+    from mixmerge.run.example import training_example
+
+    trainings = [s for s in plan.steps if s.kind == "train" and s.inputs.get("mixture") == mixture.id]
+    longest = trainings[0].what.get("max_length") if trainings else None
+    tokenizer = store.path(mixture.inputs["tokenizer"])
+    return training_example(store.path(mixture.id), tokenizer, row=row, max_length=longest)
+
+
+def _print_example(example: Example) -> None:
+    """What is learned stands in colour on a terminal, and in ⟦ ⟧ elsewhere."""
+    read, learned = (example.tokens(trained=trained) for trained in (False, True))
+    cut = f", cut at max_length {example.max_length}" if example.truncated else ""
+    print(f"example: row {example.row}, {visible(example.id)}: {read} tokens read, {learned} tokens learned{cut}")
+    if not example.parts:
+        print(f"nothing of its answer is left at max_length {example.max_length}, so it is not trained on")
+    opening, closing = ("\x1b[1;32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")
+    for part in example.parts:
+        text = visible(part.text, keep="\n\t")
+        print(f"{opening}{text}{closing}" if part.trained else text, end="")
+    print()
 
 
 @app.command()
@@ -365,8 +409,6 @@ def trim_vocab(
     as_json: JsonOption = False,
 ) -> None:
     """Trim a model's vocabulary to the words of some languages; the rest goes through byte fallback."""
-    from dataclasses import asdict
-
     from mixmerge.model.trim import trim_vocabulary
 
     codes = [code for code in languages.replace(",", " ").split() if code]

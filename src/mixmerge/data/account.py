@@ -68,6 +68,11 @@ class Account:
         """As the manifest and the record keep it."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Account:
+        tallies = {key: {k: Tally(**v) for k, v in data[key].items()} for key in ("bad", "wrong_language")}
+        return cls(**{**data, **tallies})
+
     def kinds(self) -> str:
         """The kinds of bad rows and how many there are of each, the most frequent first."""
         return ", ".join(f"{count} {kind}" for kind, count in most_first({k: t.rows for k, t in self.bad.items()}))

@@ -1,0 +1,82 @@
+"""One row of a finished mixture as the model meets it: rendered, tokenised, with the part that is learned marked.
+
+One idea: nothing is rendered here. The row goes through the training's own tokenisation, and what is shown is decoded
+from its ids, so that a wrong template, a cut answer or a token too many is seen as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import UserError
+
+WHOLE = 1 << 30  # tokens; longer than any row
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of the text that is all learned, or all only read; `tokens` is how many ids it has."""
+
+    text: str
+    trained: bool
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Row `row` (from 1) of a mixture. No parts: cut at `max_length`, nothing of its answer was left to learn."""
+
+    row: int
+    id: str
+    parts: tuple[Part, ...]
+    truncated: bool
+    max_length: int | None
+
+    def tokens(self, *, trained: bool) -> int:
+        return sum(part.tokens for part in self.parts if part.trained == trained)
+
+
+def training_example(mixture: Path, tokenizer: Path, *, row: int, max_length: int | None) -> Example:
+    """Row `row` (from 1) of the mixture's folder, by the tokenizer of a model folder, cut at `max_length` tokens.
+
+    Raises:
+        UserError: the mixture has fewer rows.
+        ModelError: no tokenizer, or a chat template that refuses the row.
+    """
+    from mixmerge.train.tokens import IGNORED, load_tokenizer, tokenise
+
+    record = _row(mixture / "rows.jsonl", row)
+    reader = load_tokenizer(tokenizer)
+    found = tokenise([record], reader, max_length or WHOLE)
+    parts: tuple[Part, ...] = ()
+    if found.ids:
+        learned = [int(label) != IGNORED for label in found.labels[0]]
+        parts = tuple(_parts([int(token) for token in found.ids[0]], learned, reader))
+    return Example(row, record["id"], parts, bool(found.truncated), max_length)
+
+
+def _row(path: Path, row: int) -> Any:
+    count = 0
+    with path.open(encoding="utf-8") as lines:
+        for count, line in enumerate(lines, start=1):
+            if count == row:
+                return json.loads(line)
+    raise UserError(f"the mixture has {count} rows", where=f"--example {row}", do=f"give a number from 1 to {count}")
+
+
+def _parts(ids: Sequence[int], learned: Sequence[bool], tokenizer: Any) -> Iterator[Part]:
+    """Stretches of one kind; each is decoded with all before it, since some decoders drop a text's first space."""
+    before, end = "", 0
+    for trained, group in groupby(learned):
+        size = sum(1 for _ in group)
+        end += size
+        whole = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        # A character whose bytes are parted is whole only in the later stretch.
+        shared = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+        yield Part(whole[shared:], trained, size)
+        before = whole
