@@ -1,4 +1,4 @@
-"""Local files of records: JSONL, JSON, CSV, TSV and Parquet.
+"""Local files of records: JSONL, JSON, CSV, TSV, also compressed, and Parquet.
 
 One idea: a reader yields each row's number with its record, or with a `RowError` where that one row cannot be read; what
 is wrong with the file as a whole is a `DataError` and ends the reading. Reading is lazy, except that a JSON array is
@@ -7,14 +7,19 @@ read whole. `row` is the line of a JSONL file and the record's 1-based number el
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
+import io
 import json
+import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mixmerge.data.account import RowError
-from mixmerge.errors import DataError
+from mixmerge.errors import DataError, reason
 
 Record = dict[str, Any]
 Numbered = Iterator[tuple[int, Any]]  # row, and a record or a RowError
@@ -26,9 +31,13 @@ def read_file(file: Path) -> Iterator[tuple[str, Record | RowError]]:
     Raises:
         DataError: unknown file type, a file that is damaged or has another shape than its name says.
     """
-    reader = READERS.get(file.suffix.lower())
+    kind, packed = _kind(file)
+    reader = READERS.get(kind)
     if reader is None:
-        raise DataError(f"cannot read a '{file.suffix}' file", where=str(file), do=f"known: {', '.join(READERS)}")
+        do = f"known: {', '.join(READERS)}; all but Parquet also with {', '.join(COMPRESSED)}"
+        raise DataError(f"cannot read a '{kind}{packed}' file", where=str(file), do=do)
+    if packed and kind == ".parquet":
+        raise DataError("Parquet in another compression", where=str(file), do=f"unpack it: Parquet needs no {packed}")
     for row, record in reader(file):
         where = f"{file}:{row}"
         if not isinstance(record, dict | RowError):
@@ -38,12 +47,39 @@ def read_file(file: Path) -> Iterator[tuple[str, Record | RowError]]:
             yield where, record
 
 
+def _kind(file: Path) -> tuple[str, str]:
+    """What a file's name says of its format and its compression: `.jsonl` and `.gz`, or `` for none."""
+    last = file.suffix.lower()
+    return (Path(file.stem).suffix.lower(), last) if last in COMPRESSED else (last, "")
+
+
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines; a byte that is not UTF-8 stays in them as the surrogate that stands for it."""
-    with file.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            # utf-8-sig on the first line only: spreadsheets write a byte-order mark.
-            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+    packed, number = _kind(file)[1], 0
+    try:
+        with COMPRESSED[packed](file) if packed else file.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                # utf-8-sig on the first line only: spreadsheets write a byte-order mark.
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if not packed or isinstance(error, PermissionError):
+            raise
+        what = f"the {packed} file is cut or damaged ({reason(error)})"
+        raise DataError(what, where=f"{file}:{number + 1}", do="fetch or pack it again") from error
+
+
+def _open_zst(file: Path) -> Any:
+    import pyarrow as arrow
+
+    return io.BufferedReader(arrow.input_stream(str(file), compression="zstd"))
+
+
+COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _open_zst,
+}
 
 
 def _undecoded(text: str, where: str) -> RowError | None:
@@ -101,7 +137,7 @@ def _read_json(file: Path) -> Numbered:
 
 
 def _read_csv(file: Path) -> Numbered:
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if _kind(file)[0] == ".tsv" else ","
     reader = csv.reader((line for _, line in _lines(file)), delimiter=delimiter, strict=True)
     row = 0
     try:

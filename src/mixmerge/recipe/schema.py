@@ -87,8 +87,8 @@ class DataSet(Section):
     objective: Name = Field(description="What the rows are for: general, safety, or any name of yours.")
     path: str | None = Field(
         None,
-        description="JSONL, JSON, CSV or Parquet, relative to the recipe; {lang} stands for the language code; "
-        "starter: for the data that comes with mixmerge.",
+        description="JSONL, JSON, CSV, TSV (also .gz, .bz2, .xz, .zst) or Parquet, relative to the recipe; {lang} stands "
+        "for the language code; starter: for the data that comes with mixmerge.",
     )
     hub: str | None = Field(None, description="A Hub data set id.")
     config: str | None = Field(None, description="Configuration of the Hub data set; {lang} is replaced.")
