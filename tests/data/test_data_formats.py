@@ -154,3 +154,59 @@ def test_turns_out_of_order_are_refused(record, expected):
 )
 def test_a_preference_that_prefers_nothing_is_refused(record, expected):
     assert expected in refusal(record)
+
+
+# Anthropic's HH: a dialogue of Human and Assistant turns as one text on each side
+
+
+def hh(*turns):
+    return "".join(f"\n\n{who}: {text}" for who, text in zip(["Human", "Assistant"] * 9, turns, strict=False))
+
+
+def test_an_hh_row_becomes_prompt_messages_and_two_answers():
+    made = row({"chosen": hh("q", "good"), "rejected": hh("q", "bad")})
+    assert (made.prompt, made.completion, made.rejected) == ([user()], "good", "bad")
+
+
+def test_earlier_turns_of_an_hh_dialogue_are_its_prompt():
+    made = row({"chosen": hh("1", "2", "3", "good"), "rejected": hh("1", "2", "3", "bad")})
+    assert made.prompt == [user("1"), assistant("2"), user("3")]
+    assert (made.completion, made.rejected) == ("good", "bad")
+
+
+def test_paragraphs_and_words_like_human_stay_in_their_hh_turn():
+    said = "Two things.\n\nFirst: I am no Human: I am a model.\nHuman: no turn either."
+    made = row({"chosen": hh("What is a Human: tell me", said), "rejected": hh("What is a Human: tell me", "bad")})
+    assert made.prompt == [user("What is a Human: tell me")]
+    assert made.completion == said
+
+
+def test_the_empty_lines_in_front_of_an_hh_dialogue_may_be_missing_and_columns_may_be_mapped():
+    record = {"better": hh("q", "good").lstrip(), "worse": hh("q", "bad"), "id": "7b"}
+    made = row(record, {"chosen": "better", "rejected": "worse"})
+    assert (made.id, made.prompt, made.completion, made.rejected) == ("7b", [user()], "good", "bad")
+
+
+def test_texts_beside_a_prompt_are_answers_even_where_they_begin_like_a_dialogue():
+    made = row({"prompt": "Write a play.", "chosen": hh("q", "good"), "rejected": "bad"})
+    assert (made.prompt, made.completion) == ([user("Write a play.")], hh("q", "good"))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        (hh("q", ""), hh("q", "bad"), "turn 2 of 'chosen' is empty"),
+        (hh("q", "good"), hh("q", " "), "turn 2 of 'rejected' is empty"),
+        (hh("q", "good"), hh("other", "bad"), "differ before the answer"),
+        (hh("q", "same"), hh("q", "same"), "equal"),
+        (hh("q"), hh("q"), "the last turn is user's"),
+        (hh("q", "good"), "bad", "'rejected' does not begin with 'Human:'"),
+        ("good", hh("q", "bad"), "'chosen' does not begin with 'Human:'"),
+        ("\n\nAssistant: good", "\n\nAssistant: bad", "missing column 'prompt'"),
+        (hh("q") + hh("r", "good"), hh("q") + hh("r", "bad"), "roles out of order: user, user, assistant"),
+        (hh("q", "good"), 3, "'rejected' is int, expected text"),
+        (hh("q", "good\ud800"), hh("q", "bad"), "half a surrogate pair"),
+    ],
+)
+def test_an_hh_row_that_cannot_be_used_is_refused_with_its_reason(chosen, rejected, expected):
+    assert expected in refusal({"chosen": chosen, "rejected": rejected})

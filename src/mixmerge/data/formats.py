@@ -8,6 +8,7 @@ a `RowError` naming file, row and kind of fault.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -70,9 +71,10 @@ Parts = tuple[list[Message], str, str | None]
 def _preference(record: Record, where: str, columns: Mapping[str, str]) -> Parts:
     sides: list[str] = []
     prompts: list[list[Message]] = []
+    dialogues = _dialogues(record, where)
     for name in ("chosen", "rejected"):
-        if isinstance(record[name], list):
-            messages = _messages(record[name], where, name)
+        if name in dialogues or isinstance(record[name], list):
+            messages = dialogues.get(name) or _messages(record[name], where, name)
             # Either the answer alone, with the prompt in its own column, or the whole conversation on each side.
             if len(messages) > 1 or record.get("prompt") is None:
                 before, answer = _split_answer(messages, where)
@@ -87,7 +89,7 @@ def _preference(record: Record, where: str, columns: Mapping[str, str]) -> Parts
         raise RowError(what, kind="two prompts in a preference", where=where)
     if not prompts:
         if record.get("prompt") is None:
-            do = "a preference row needs prompt, chosen, rejected"
+            do = "a preference row needs prompt, chosen, rejected, or sides of 'Human:' and 'Assistant:' turns"
             raise RowError("missing column 'prompt'", kind=MISSING, where=where, do=do)
         prompts.append(_prompt(record, where, columns))
     chosen, rejected = sides
@@ -95,6 +97,27 @@ def _preference(record: Record, where: str, columns: Mapping[str, str]) -> Parts
         what = "chosen and rejected are equal, so the row prefers nothing"
         raise RowError(what, kind="equal sides", where=where)
     return prompts[0], chosen, rejected
+
+
+_HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+
+
+def _dialogues(record: Record, where: str) -> dict[str, list[Message]]:
+    """The sides of a row written as Anthropic's HH is: no prompt, but `Human:` and `Assistant:` turns as one text."""
+    if record.get("prompt") is not None:
+        return {}
+    texts = {name: record[name] for name in ("chosen", "rejected") if isinstance(record[name], str)}
+    told = {name: text for name, text in texts.items() if text.lstrip().startswith("Human:")}
+    if len(told) == 1 and len(texts) == 2:
+        (name,) = texts.keys() - told.keys()
+        what = f"'{name}' does not begin with 'Human:', as the other side of the preference does"
+        raise RowError(what, kind="not messages", where=where)
+    found = {}
+    for name, text in told.items():
+        _, *turns = _HH_TURN.split(text.lstrip())
+        turn_of = zip(turns[::2], turns[1::2], strict=True)
+        found[name] = _messages([{"from": who.lower(), "value": said.strip()} for who, said in turn_of], where, name)
+    return found
 
 
 def _conversation(name: str) -> Callable[[Record, str, Mapping[str, str]], Parts]:
@@ -166,7 +189,7 @@ def _lacking(record: Record) -> str:
         if present and len(needs) == 2:
             missing = [name for other in FORMATS if present <= set(other) for name in other if name not in present]
             return "missing column " + " or ".join(f"'{name}'" for name in missing)
-    return "no known format (messages, prompt/completion, prompt/chosen/rejected, instruction/output, conversations)"
+    return "no known format (messages, prompt/completion, [prompt/]chosen/rejected, instruction/output, conversations)"
 
 
 def _label(name: str, columns: Mapping[str, str]) -> str:
