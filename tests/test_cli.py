@@ -330,6 +330,10 @@ MISTAKES = {
         r"recipe\.yaml:5: data\.general: .*general\.en\.jsonl:1: missing column 'tongue' \(lang_column\); columns found: "
         r"completion, id, prompt \(16 bad rows of 16: 16 no language\); correct 'lang_column'",
     ),
+    "streaming of a file": (
+        lambda s: s.edit('general.{lang}.jsonl"}\n  safety', 'general.{lang}.jsonl", streaming: true}\n  safety'),
+        r"recipe\.yaml:5: data\.general: streaming goes with hub only; files are always read row by row",
+    ),
     "limit of no rows": (
         lambda s: s.edit('general.{lang}.jsonl"}\n  safety', 'general.{lang}.jsonl", limit: 0}\n  safety'),
         r"recipe\.yaml:5: data\.general\.limit: .*greater than or equal to 1 \(given: 0\)",

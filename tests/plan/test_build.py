@@ -163,6 +163,7 @@ NOT_WHAT = {
     "data.revision",
     "adopted.hub",
     "adopted.revision",
+    "data.streaming",
 }
 NOT_WHAT |= {"evaluation.overlap"}
 

@@ -75,6 +75,27 @@ def test_one_file_with_a_language_column_gives_the_rows_that_a_file_a_language_g
     assert apart.read_bytes() == together.read_bytes()
 
 
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_local_data_set_folder_gives_the_rows_that_its_files_give(study, planned, tmp_path, monkeypatch, streaming):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    card = "---\nconfigs:\n"
+    for code in ("en", "fr"):
+        (study.folder / f"set/{code}").mkdir(parents=True)
+        (study.folder / f"set/{code}/rows.jsonl").write_bytes(
+            (study.folder / f"data/general.{code}.jsonl").read_bytes()
+        )
+        card += f"- config_name: {code}\n  data_files: {code}/rows.jsonl\n"
+    (study.folder / "set/README.md").write_text(card + "---\n")
+    hub = f"data.general={{objective: general, hub: ./set, config: '{{lang}}', streaming: {streaming}}}"
+    files, folder = (
+        make(planned(*overrides), study.out, "mixture/general") / "rows.jsonl" for overrides in ((), (hub,))
+    )
+    assert files.parent != folder.parent
+    assert files.read_bytes() == folder.read_bytes()
+
+
 def test_a_mixture_of_one_language_counts_the_others_as_skipped(study, planned, one_file):
     folder = make(planned(COLUMN, "experts.general.languages=[fr]"), study.out, "mixture/general")
     account = json.loads((folder / "manifest.json").read_text())["data"]["general"]

@@ -220,11 +220,14 @@ def _prompt(record: Record, where: str, columns: Mapping[str, str]) -> list[Mess
 
 
 def _messages(value: Any, where: str, label: str) -> list[Message]:
+    if isinstance(value, Mapping):
+        value = _turns(value)
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise RowError(f"'{label}' is not a list of messages", kind="not messages", where=where)
     messages: list[Message] = []
     for number, turn in enumerate(value, start=1):
-        role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
+        # Tables give every turn the keys of all, so a key may be there and empty.
+        role_key, text_key = ("from", "value") if turn.get("from") is not None else ("role", "content")
         if role_key not in turn or text_key not in turn:
             what = f"turn {number} of '{label}' has no {role_key} or no {text_key}"
             raise RowError(what, kind="not messages", where=where)
@@ -240,6 +243,18 @@ def _messages(value: Any, where: str, label: str) -> list[Message]:
     if not messages:
         raise RowError(f"'{label}' is empty", kind=EMPTY, where=where)
     return messages
+
+
+def _turns(columns: Mapping[str, Any]) -> Any:
+    """A list of turns from a mapping of lists, which is how `datasets` gives a sequence of structures."""
+    if not columns or not all(isinstance(column, list) for column in columns.values()):
+        return None
+    sizes = {len(column) for column in columns.values()}
+    return (
+        [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]
+        if len(sizes) == 1
+        else None
+    )
 
 
 def _split_answer(messages: list[Message], where: str) -> tuple[list[Message], str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Literal
 
 from mixmerge.data.account import RowError
 from mixmerge.data.files import READERS, Record, read_file
+from mixmerge.data.hub import commit, hub_records, local_folder
 from mixmerge.errors import DataError, did_you_mean
 
 STARTER = "starter:"
@@ -30,7 +30,8 @@ class DataSource:
 
     `lang` fixes the language of everything in the source, `lang_column` names the column that says it row by row;
     `columns` maps our column names to those of the file. `{lang}` is also replaced in `config` and `split`.
-    `limit` is the number of rows per language to stop at, in file order.
+    `limit` is the number of rows per language to stop at, in file order; `streaming` fetches no more of a Hub data set
+    than is read.
     """
 
     path: str | None = None
@@ -42,6 +43,7 @@ class DataSource:
     lang_column: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     limit: int | None = None
+    streaming: bool = False
     bad_rows: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -141,7 +143,8 @@ def read_records(source: DataSource, lang: str | None, relative_to: Path) -> Ite
 def read_each(source: DataSource, lang: str | None, relative_to: Path) -> Iterator[tuple[str, Record | RowError]]:
     """As `read_records`, with the error in the place of a record that cannot be read."""
     if source.hub is not None:
-        yield from _hub_records(source, lang)
+        config, split = _hub_parts(source, lang)
+        yield from hub_records(source.hub, config, split, source.revision, relative_to, streaming=source.streaming)
         return
     assert source.path is not None
     yield from read_file(resolve(source.path, lang=lang, relative_to=relative_to))
@@ -150,19 +153,29 @@ def read_each(source: DataSource, lang: str | None, relative_to: Path) -> Iterat
 def fingerprint(source: DataSource, languages: Sequence[str], relative_to: Path) -> str:
     """Sha256 (hex) of what the source holds for `languages`: file contents, or id, config, split and commit on the Hub.
 
+    Of a local data set folder the contents stand for id and commit.
+
     The order of `languages` and the place of the files do not enter.
     """
     parts: list[list[str | None]] = []
     for lang, _ in source.readings(sorted(languages)):
         if source.hub is not None:
-            config, split = (_fill(part, lang) if part else None for part in (source.config, source.split))
-            parts.append([lang, "hub", source.hub, config, split, _commit(source)])
+            config, split = _hub_parts(source, lang)
+            local = local_folder(source.hub, relative_to) is not None
+            content = commit(source.hub, source.revision, relative_to)
+            parts.append([lang, "hub", "local" if local else source.hub, config, split, content])
         else:
             assert source.path is not None
             file = resolve(source.path, lang=lang, relative_to=relative_to)
             with file.open("rb") as stream:
                 parts.append([lang, "file", hashlib.file_digest(stream, "sha256").hexdigest()])
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+
+
+def _hub_parts(source: DataSource, lang: str | None) -> tuple[str | None, str | None]:
+    """Config and split for a language."""
+    config, split = (_fill(part, lang) if part else None for part in (source.config, source.split))
+    return config, split
 
 
 def _fill(template: str, lang: str | None) -> str:
@@ -176,42 +189,3 @@ def _fill(template: str, lang: str | None) -> str:
         if name == "lang" and lang is None:
             raise DataError("{lang} stands in a path that is read without a language", where=template)
     return template.format(lang=lang)
-
-
-def _hub_records(source: DataSource, lang: str | None) -> Iterator[tuple[str, Record]]:
-    import datasets
-
-    config, split = (_fill(part, lang) if part else None for part in (source.config, source.split))
-    where = "/".join(part for part in (f"hub:{source.hub}", config, split) if part)
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        rows = datasets.load_dataset(source.hub, name=config, split=split or "train", revision=source.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"cannot load the data set: {type(error).__name__}: {error}",
-            where=where,
-            do="check hub, config, split and revision, and that the Hub can be reached",
-        ) from error
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
-    for row, record in enumerate(rows, start=1):
-        yield f"{where}:{row}", record
-
-
-def _commit(source: DataSource) -> str:
-    """The commit a Hub source means now; a full commit id stands for itself and needs no network."""
-    if source.revision is not None and re.fullmatch(r"[0-9a-f]{40}", source.revision):
-        return source.revision
-    import huggingface_hub
-
-    try:
-        sha = huggingface_hub.HfApi().dataset_info(str(source.hub), revision=source.revision).sha
-    except Exception as error:  # the client raises its own, httpx's and OSError alike; all mean the same to the user
-        raise DataError(
-            f"cannot resolve the data set's commit: {type(error).__name__}",
-            where=source.name,
-            do="check the id and the network, or pin 'revision' to a full commit id",
-        ) from error
-    return str(sha)

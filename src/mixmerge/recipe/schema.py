@@ -90,10 +90,16 @@ class DataSet(Section):
         description="JSONL, JSON, CSV, TSV (also .gz, .bz2, .xz, .zst) or Parquet, relative to the recipe; {lang} stands "
         "for the language code; starter: for the data that comes with mixmerge.",
     )
-    hub: str | None = Field(None, description="A Hub data set id.")
+    hub: str | None = Field(
+        None,
+        description="A Hub data set id, or ./folder: a local folder that `datasets` can load, relative to the recipe.",
+    )
     config: str | None = Field(None, description="Configuration of the Hub data set; {lang} is replaced.")
     split: str = Field("train", description="Split of the Hub data set.")
-    revision: str | None = Field(None, description="Revision of the Hub data set.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the Hub data set; the commit is recorded.")
+    streaming: bool = Field(
+        False, description="Fetch no more of the Hub data set than is read, e.g. up to `limit`: for large ones."
+    )
     languages: list[Language] | None = Field(
         None, description="Languages that it covers; default: all of the recipe's."
     )
@@ -119,6 +125,8 @@ class DataSet(Section):
             raise ValueError("give exactly one of path or hub")
         if self.lang is not None and self.lang_column is not None:
             raise ValueError("give lang or lang_column, not both")
+        if self.streaming and self.hub is None:
+            raise ValueError("streaming goes with hub only; files are always read row by row")
         return self
 
 
