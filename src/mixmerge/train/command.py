@@ -1,0 +1,136 @@
+"""Training by a command of the user's own (axolotl, LLaMA-Factory, torchrun of a script): mixture in, model folder out.
+
+The one idea: the contract is files. The command gets the start, the mixture's folder, an empty folder for the model and a
+folder that survives a kill, in which it may keep checkpoints; called again, it is to carry on. What it leaves, a whole model
+or a PEFT adapter, is brought in as an adopted one is: it has to fit its start, and ends as a whole model folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import string
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import StepError, UserError, did_you_mean
+
+FOLDERS = ("model", "mixture", "out", "work")
+GIVEN = (*FOLDERS, "seed", "threads", "launcher")
+TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece")
+
+
+def command_fields(command: str, known: Sequence[str]) -> set[str]:
+    """The `{names}` in a command, which has to use `{model}`, `{mixture}` and `{out}`; braces are doubled to stand for themselves.
+
+    Raises:
+        UserError: a name that is not `known` or GIVEN, quotes that do not close, or one of the three missing.
+    """
+    found = set[str]()
+    try:
+        words = shlex.split(command)
+        for word in words:
+            for _, name, spec, conversion in string.Formatter().parse(word):
+                if name is None:
+                    continue
+                if name not in {*GIVEN, *known} or spec or conversion:
+                    do = did_you_mean(name, [*GIVEN, *known])
+                    raise UserError(f"the command has an unknown {{{name}}}", do=do)
+                found.add(name)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"the command cannot be read: {str(error).lower()}", do="double braces that mean themselves"
+        ) from error
+    for name in ("model", "mixture", "out"):
+        if name not in found:
+            raise UserError(f"the command does not use {{{name}}}", do="it has to say where it reads and writes")
+    return found
+
+
+def train_by_command(
+    command: str,
+    model: Path,
+    mixture: Path,
+    out: Path,
+    settings: Mapping[str, Any],
+    *,
+    work: Path,
+    seed: int,
+    threads: int,
+    launcher: str = "",
+) -> dict[str, Any]:
+    """Run `command` without a shell and bring the model that it leaves into the folder `out`.
+
+    `settings` fill the other names in it. `{out}` is empty whenever the command starts; `{work}` is kept until the step is
+    done. `{launcher}` standing alone becomes as many words as it has. What the command prints goes where this process's goes.
+
+    Returns:
+        rows; tokens of the mixture times `epochs`, None where the command is not told `epochs`; adapter, whether it left one;
+        command, as it was run.
+
+    Raises:
+        StepError: no such program, or it ended with an error.
+        ModelError, CheckpointError: what it left is no model that fits its start.
+    """
+    from mixmerge.model.adopt import adopt
+
+    made, kept = work / "made", work / "kept"
+    shutil.rmtree(made, ignore_errors=True)
+    for folder in (made, kept):
+        folder.mkdir(parents=True, exist_ok=True)
+    folders = dict(zip(FOLDERS, (model, mixture, made, kept), strict=True))
+    values = {name: str(folder.resolve()) for name, folder in folders.items()}
+    values |= {name: str(value) for name, value in settings.items()} | {"seed": str(seed), "threads": str(threads)}
+    words: list[str] = []
+    for word in shlex.split(command):
+        words += shlex.split(launcher) if word == "{launcher}" else [word.format_map(values | {"launcher": launcher})]
+    status = _run(words, threads)
+    if status != 0:
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        raise StepError(f"the command {how}", where=words[0], do="see the log; run it again to carry on")
+    _complete(made, model)
+    manifest = json.loads((mixture / "manifest.json").read_text(encoding="utf-8"))
+    adapter = adopt(made, model, out, threads=threads)
+    epochs = settings.get("epochs")
+    tokens = None if epochs is None else round(manifest["tokens"] * epochs)
+    return {"rows": manifest["rows"], "tokens": tokens, "adapter": adapter, "command": shlex.join(words)}
+
+
+def _run(words: Sequence[str], threads: int) -> int:
+    """The exit status of the program; it is ended with this process."""
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    try:
+        process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+    except OSError as error:
+        what = f"the command cannot be started: {(error.strerror or str(error)).lower()}"
+        raise StepError(what, where=words[0], do="install the program, or give its path") from error
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _end_with_parent() -> None:
+    """Have Linux send SIGTERM when the process that started this one is gone."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _complete(made: Path, start: Path) -> None:
+    """Give a whole model without a tokenizer that of its start: many trainers leave it out."""
+    if (made / "config.json").is_file() and not (made / "tokenizer.json").is_file():
+        for file in start.iterdir():
+            if file.is_file() and file.name.startswith(TOKENIZER) and not (made / file.name).exists():
+                shutil.copyfile(file, made / file.name)
