@@ -377,3 +377,13 @@ def test_an_overlap_may_be_ignored_by_the_recipe(study, planned):
         planned()
     study.edit('judges:\n  refusal: {answers: "data/general.{lang}.jsonl", refusals: "data/safety.{lang}.jsonl"}\n', "")
     assert planned("evaluation.overlap=ignore").steps
+
+
+def test_a_sweep_is_the_same_study_as_its_entries_written_by_hand(planned):
+    swept = planned("baselines={'mix-{safety}': {mixture: {general: rest, safety: {sweep: [0.25, 0.5]}}}}", "merges={}")
+    by_hand = planned(
+        "baselines={mix-0.25: {mixture: {general: 0.75, safety: 0.25}}, mix-0.5: {mixture: {general: 0.5, safety: 0.5}}}",
+        "merges={}",
+    )
+    assert titles(swept) == titles(by_hand)
+    assert {"mix-0.25", "mix-0.5"} <= swept.models.keys()

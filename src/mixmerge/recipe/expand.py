@@ -55,7 +55,7 @@ def _expand_keys(group: dict[str, Any], path: KeyPath, languages: list[str], mar
                 raise RecipeError(f"'{name}' is there twice", where=marks.where((*path, key)), do="rename one of them")
             out[name] = _substitute(value, code) if TEMPLATE in key else value
             if name != key:
-                _carry_marks(marks, (*path, key), (*path, name), code)
+                carry_marks(marks, (*path, key), (*path, name), code)
     return out
 
 
@@ -67,7 +67,8 @@ def _substitute(value: Any, code: str) -> Any:
     return [_substitute(item, code) for item in value] if isinstance(value, list) else value
 
 
-def _carry_marks(marks: Marks, old: KeyPath, new: KeyPath, code: str) -> None:
+def carry_marks(marks: Marks, old: KeyPath, new: KeyPath, code: str = TEMPLATE) -> None:
+    """Give everything below `new` the lines of what it was written out from; `code` is what `{lang}` became."""
     for path, line in list(marks.lines.items()):
         if path[: len(old)] == old:
             below = tuple(p.replace(TEMPLATE, code) if isinstance(p, str) else p for p in path[len(old) :])

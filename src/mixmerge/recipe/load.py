@@ -1,4 +1,4 @@
-"""Read a recipe: YAML with line marks, `--set` overrides, templates, schema, then everything that refers to something.
+"""Read a recipe: YAML with line marks, `--set` overrides, sweeps, templates, schema, then everything that refers to something.
 
 A mistake becomes one `RecipeError` that says file, line, key and what to do. Nothing heavy is imported and no data is
 read here: what depends on files is checked when the plan is made.
@@ -24,6 +24,7 @@ from mixmerge.errors import RecipeError, did_you_mean
 from mixmerge.merge.config import MergeConfig, parse_config
 from mixmerge.recipe.expand import expand_templates
 from mixmerge.recipe.schema import Merge, Recipe, Trained
+from mixmerge.recipe.sweep import expand_sweeps, fill_rests
 from mixmerge.yaml import KeyPath, Marks, read_value, read_yaml
 
 
@@ -47,7 +48,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     raw, marks = read_yaml(path)
     for override in overrides:
         _override(raw, override, marks)
-    raw = expand_templates(raw, marks)
+    raw = fill_rests(expand_templates(expand_sweeps(raw, marks), marks), marks)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """The recipe's schema for editors (JSON Schema) and for people (Markdown), both generated from the classes.
 
 The classes describe a recipe as it is checked; what may be written is a little more: short forms (a plain string for a
-base, a list of models) and `{lang}` templates in names.
+base, a list of models), `{lang}` templates in names, and sweeps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,19 @@ HEAD = """# Recipe reference
 
 Generated from the schema by `mixmerge schema --markdown`; do not edit. Unknown keys are refused. Keys under `how` change
 speed only; every other key is part of the identity of the steps that it touches.
+
+One entry of `experts`, `baselines` or `merges` may stand for several. `{lang}` in its name writes it out for every language.
+`{sweep: [0, 0.15, 1]}` in place of one of its values writes it out for each, and the swept key stands in braces in the name:
+`"mix-{safety}": {mixture: {general: rest, safety: {sweep: [0, 0.15, 1]}}}` is mix-0, mix-0.15 and mix-1. `rest` is what the
+others leave of 1: in `mixture`, in `languages`, and in one parameter of a merge's models.
 """
+SWEEP: dict[str, Any] = {
+    "type": "object",
+    "properties": {"sweep": {"type": "array", "minItems": 1}},
+    "required": ["sweep"],
+    "additionalProperties": False,
+}
+REST: dict[str, Any] = {"const": "rest"}
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -30,6 +42,13 @@ def recipe_schema() -> dict[str, Any]:
     for owner in (trained, merge):
         text = json.dumps(owner).replace(json.dumps(LANGUAGE), json.dumps(WRITTEN_LANGUAGE))
         owner.update(json.loads(text))
+    for name in ("Budget", "Training"):
+        for key in schema["$defs"][name]["properties"]:
+            _also(schema["$defs"][name]["properties"], key, SWEEP)
+    for key in ("mixture", "languages"):
+        shares = trained["properties"][key]["patternProperties"]
+        for pattern in shares:
+            shares[pattern] = {"anyOf": [shares[pattern], REST, SWEEP]}
     names = {"type": "array", "items": {"type": "string"}}
     parameters = {"type": "object", "additionalProperties": {"type": ["object", "null"]}}
     _also(schema["properties"], "base", {"type": "string"})
@@ -81,7 +100,8 @@ def _type(field: dict[str, Any]) -> str:
     if "$ref" in field:
         return f"[{_name(field['$ref'])}](#{_name(field['$ref']).lower()})"
     if "anyOf" in field:
-        return " or ".join(_type(option) for option in field["anyOf"] if option.get("type") != "null")
+        told = (option for option in field["anyOf"] if option.get("type") != "null" and option not in (SWEEP, REST))
+        return " or ".join(_type(option) for option in told)
     if "enum" in field:
         return " \\| ".join(f"`{value}`" for value in field["enum"])
     kind = field.get("type", "any")
