@@ -171,6 +171,13 @@ def test_a_plan_in_json_has_every_step_with_state_and_reason(mixmerge, study):
     assert all(step["state"] == "to run" and step["why"] == ["not made yet"] for step in found["steps"])
 
 
+def test_a_budget_that_follows_from_a_rule_is_told_by_plan_and_show(mixmerge, study):
+    rule = ("--set", "budget={rows: 8, baselines: sum}", "--out", study.out)
+    assert "\nbudget of mix: 8 rows, sum of all experts\n" in mixmerge("plan", study.recipe, *rule)[1]
+    assert "  budget_rule: sum of all experts\n" in mixmerge("show", study.recipe, "mixture/mix", *rule)[1]
+    assert "budget of" not in mixmerge("plan", study.recipe, "--out", study.out)[1]
+
+
 def test_show_explains_a_step_that_is_not_done(mixmerge, study):
     status, out, _ = mixmerge("show", study.recipe, "merge/ties", "--out", study.out)
     assert status == 0

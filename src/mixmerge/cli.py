@@ -101,6 +101,9 @@ def plan_(
     for entry in explained:
         reasons = "" if not entry.why else "; ".join(entry.why) if why else _brief(entry.why)
         print(f"{entry.step.id}  {entry.step.title:<{width}}  {entry.state:<11}  {reasons}".rstrip())
+    for step in plan.steps:
+        if rule := step.how.get("budget_rule"):
+            print(f"budget of {step.name}: {step.what['budget']:,} {step.what['unit']}, {rule}")
     left = sum(entry.state != "done" for entry in explained)
     print(f"{len(explained)} steps: {len(explained) - left} done, {left} to run")
 

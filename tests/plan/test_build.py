@@ -121,6 +121,7 @@ WHAT = {
     "data.lang": ("data.general={objective: general, path: data/general.en.jsonl, lang: en}", None),
     "budget.rows": ("budget={rows: 6}", "mixture/mix"),
     "budget.tokens": ("budget={tokens: 200}", "mixture/mix"),
+    "budget.baselines": ("budget={rows: 8, baselines: {rows: 10}}", "mixture/mix"),
     "training.learning_rate": ("training.learning_rate=1.0e-4", "train/mix"),
     "training.epochs": ("training.epochs=2", "train/mix"),
     "training.batch_size": ("training.batch_size=4", "train/mix"),
@@ -387,3 +388,13 @@ def test_a_sweep_is_the_same_study_as_its_entries_written_by_hand(planned):
     )
     assert titles(swept) == titles(by_hand)
     assert {"mix-0.25", "mix-0.5"} <= swept.models.keys()
+
+
+def test_a_budget_by_rule_is_the_same_training_as_its_number_and_the_scores_say_the_rule(study, planned):
+    study.edit("experts:\n", "experts:\n  safety: {mixture: safety, budget: {rows: 4}}\n")
+    by_hand, by_rule = planned("baselines.mix.budget={rows: 12}"), planned("budget={rows: 8, baselines: sum}")
+    assert {title.partition("/")[0] for title in changed(by_hand, by_rule)} == {"score", "report"}
+    assert by_rule.find("mixture/mix").how["budget_rule"] == "sum of all experts"
+    assert "budget_rule" not in by_rule.find("mixture/general").how
+    told = {entry["name"]: entry.get("budget_rule") for entry in by_rule.find("score/tiny").what["candidates"]}
+    assert told == {"base": None, "safety": None, "general": None, "mix": "sum of all experts", "ties": None}

@@ -75,7 +75,12 @@ def test_a_training_may_override_a_key_back_to_its_default(recipe):
         ("{dev: 2,", "{train: 2,", "evaluation.limit.train", "known: dev, test"),
         ("{margin: 0.02}", "{marge: 0.02}", "judges.quality.marge", "did you mean 'margin'?"),
         ("  jobs: 1", "  job: 1", "how.job", "did you mean 'jobs'?"),
-        ("budget: {tokens: 1000}", "budget: {tokens: 1000, words: 2}", "budget.words", "known: rows, tokens"),
+        (
+            "budget: {tokens: 1000}",
+            "budget: {tokens: 1000, words: 2}",
+            "budget.words",
+            "known: baselines, rows, tokens",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_wherever_it_stands(breaks, old, new, key, advice):

@@ -51,6 +51,14 @@ def test_a_kind_that_is_not_known_stands_last_under_its_own_name(study: Study) -
     assert tables.kind_name("adopted") == "Adopted"
 
 
+def test_the_tokens_of_a_baseline_say_the_rule_of_its_budget(study: Study) -> None:
+    rule = {"budget_rule": "sum of all experts"}
+    entries = [e | rule if e["name"] == "mix-15" else e for e in study.scores["candidates"]]
+    cells = column(study.scores | {"candidates": entries}, "tokens")
+    assert cells["mix-15"] == tables.Cell("1,250,000", note="sum of all experts")
+    assert cells["mix-50"] == tables.Cell("1,250,000")
+
+
 def test_each_number_has_its_interval_and_the_worst_language(study: Study) -> None:
     harm = study.scores["splits"]["test"]["harm"]["ties"]
     cell = column(study.scores, "harm")["ties"]

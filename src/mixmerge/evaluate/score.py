@@ -60,7 +60,7 @@ class Table:
 def score_study(spec: Mapping[str, Any], verdicts: Verdicts, tokens: Mapping[str, int | None]) -> dict[str, Any]:
     """Everything the report says in numbers, as plain JSON.
 
-    spec: candidates ({name, kind, made_from}), prompt_sets (name -> purpose), languages, statistics (draws, level), seed.
+    spec: candidates ({name, kind, made_from[, budget_rule]}), prompt_sets (name -> purpose), languages, statistics (draws, level), seed.
     verdicts: (candidate, prompt set, judge) -> verdict rows.
 
     Raises:

@@ -27,8 +27,9 @@ from mixmerge.plan.budget import Bounds, token_bounds
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.models import adopted_source, base_source, base_template
+from mixmerge.recipe.budgets import Grant, budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
-from mixmerge.recipe.schema import Adopted, Budget, DataSet, Trained
+from mixmerge.recipe.schema import Adopted, DataSet, Trained
 
 Cell = tuple[str, str]  # objective, language
 Asked = tuple[str, str]  # candidate, prompt set
@@ -191,22 +192,21 @@ class PlanBuilder:
                     do="add data in that language, or leave it out of this mixture's languages",
                 )
         used = {data for objective, _ in shares for data in self._of_objective(objective)}
-        budget = entry.budget or recipe.budget
-        assert budget is not None  # the recipe was checked
+        budget = budget_of(recipe, name, self.loaded.marks)
         self._check_budget(name, shares, rows, budget, training.max_repeats)
         codes = sorted({code for _, code in shares})
         what = {
             "cells": [{"objective": o, "lang": c, "share": share} for (o, c), share in sorted(shares.items())],
             "data": {data: self._data_identity(data, self._covered(data, codes)) for data in sorted(used)},
-            "budget": budget.tokens or budget.rows,
-            "unit": "tokens" if budget.tokens else "rows",
+            "budget": budget.amount,
+            "unit": budget.unit,
             "max_repeats": training.max_repeats,
             "seed": recipe.seed,
         }
         how = {
             "sources": {data: asdict(self.sources[data]) for data in sorted(used)},
             "folder": str(self.loaded.folder),
-        }
+        } | ({"budget_rule": budget.rule} if budget.rule else {})
         # The base's tokenizer counts the tokens of every mixture, also of one whose budget is in rows.
         inputs = {"tokenizer": self.models["base"]}
         mixture = self._add("mixture", name, what, inputs=inputs, how=how, group="mixture")
@@ -220,7 +220,7 @@ class PlanBuilder:
         )
 
     def _check_budget(
-        self, name: str, shares: Mapping[Cell, float], rows: Mapping[str, list[Row]], budget: Budget, max_repeats: int
+        self, name: str, shares: Mapping[Cell, float], rows: Mapping[str, list[Row]], budget: Grant, max_repeats: int
     ) -> None:
         """Refuse a budget that the data cannot fill."""
         cells = {
@@ -229,11 +229,11 @@ class PlanBuilder:
         }
         group = "experts" if name in self.recipe.experts else "baselines"
         try:
-            if budget.tokens:
+            if budget.unit == "tokens":
                 bounds = self._token_bounds
-                check_tokens(cells, shares, budget=budget.tokens, max_repeats=max_repeats, bounds=bounds)
+                check_tokens(cells, shares, budget=budget.amount, max_repeats=max_repeats, bounds=bounds)
             else:
-                rows_only = {"budget": budget.rows or 0, "max_repeats": max_repeats, "seed": 0}
+                rows_only = {"budget": budget.amount, "max_repeats": max_repeats, "seed": 0}
                 draw_mixture(cells, shares, unit="rows", count_tokens=lambda _: 0, **rows_only)
         except DataError as error:
             raise RecipeError(error.what, where=self._where(group, name), do=error.do) from error
@@ -381,7 +381,8 @@ class PlanBuilder:
         sets = {name: spec.purpose for name, spec in recipe.evaluation.prompts.items()}
         needs = recipe.needs()
         candidates = [
-            {"name": name, "kind": kind, "made_from": needs.get(name, [])} for name, kind in recipe.candidates().items()
+            {"name": name, "kind": kind, "made_from": needs.get(name, [])} | self._budget_rule(name)
+            for name, kind in recipe.candidates().items()
         ]
         what = {
             "candidates": candidates,
@@ -398,6 +399,11 @@ class PlanBuilder:
         merges = {f"merge/{name}": self.models[name] for name in recipe.merges}
         inputs = {"score": score} | answers | judged | merges
         self._add("report", recipe.name, {"study": recipe.name}, inputs=inputs, how=how)
+
+    def _budget_rule(self, name: str) -> dict[str, str]:
+        """What the scores say of a baseline whose budget follows from the experts'."""
+        rule = budget_of(self.recipe, name, self.loaded.marks).rule if name in self.recipe.baselines else None
+        return {"budget_rule": rule} if rule else {}
 
     def _how(self, *keys: str) -> dict[str, Any]:
         return {key: getattr(self.recipe.how, key) for key in keys}

@@ -22,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 
 from mixmerge.errors import RecipeError, did_you_mean
 from mixmerge.merge.config import MergeConfig, parse_config
+from mixmerge.recipe.budgets import budget_of
 from mixmerge.recipe.expand import expand_templates
 from mixmerge.recipe.schema import Merge, Recipe, Trained
 from mixmerge.recipe.sweep import expand_sweeps, fill_rests
@@ -197,8 +198,6 @@ def _check_trained(recipe: Recipe, path: KeyPath, entry: Trained, seen: dict[str
     objectives = {data.objective for data in recipe.data.values()}
     if not objectives:
         raise RecipeError("no data to train on", where=marks.where(path), do="add data sets under 'data'")
-    if entry.budget is None and recipe.budget is None:
-        raise RecipeError("'budget' is missing", where=marks.where(path), do="add it here, or for all at the top level")
     for objective in entry.mixture:
         if objective not in objectives:
             _refuse_misspelt_objective(recipe, objective, marks)
@@ -206,6 +205,7 @@ def _check_trained(recipe: Recipe, path: KeyPath, entry: Trained, seen: dict[str
     for code in entry.languages:
         _known_name(code, recipe.languages, (*path, "languages", code), marks, "language")
     _known_name(entry.start, seen, (*path, "start"), marks)
+    budget_of(recipe, str(path[1]), marks)
 
 
 def _refuse_misspelt_objective(recipe: Recipe, wanted: str, marks: Marks) -> None:

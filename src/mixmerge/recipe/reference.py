@@ -54,6 +54,8 @@ def recipe_schema() -> dict[str, Any]:
     _also(schema["properties"], "base", {"type": "string"})
     _also(trained["properties"], "mixture", {"type": "string"})
     _also(trained["properties"], "languages", names)
+    for owner, key in ((trained, "budget"), (schema["$defs"]["StudyBudget"], "baselines")):
+        _also(owner["properties"], key, {"enum": ["sum", "each"]})
     merge["properties"]["models"] |= {"anyOf": [names, parameters]}
     for key in ("type", "patternProperties", "propertyNames"):
         merge["properties"]["models"].pop(key, None)

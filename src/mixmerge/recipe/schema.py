@@ -131,10 +131,45 @@ class DataSet(Section):
 
 
 class Budget(Section):
-    """How much a training sees: `tokens` (prompt and answer, as the model reads them) or `rows`."""
+    """How much a training sees: `tokens` (prompt and answer, as the model reads them), `rows`, or a rule over experts."""
 
     tokens: Count | None = Field(None, description="Tokens of the whole mixture, prompts included.")
     rows: Count | None = Field(None, description="Rows of the whole mixture.")
+    sum: list[Name] | None = Field(
+        None, description="Baselines: the budgets of these experts together; `budget: sum` means of all experts."
+    )
+    each: list[Name] | None = Field(
+        None, description="Baselines: the budget that each of these experts has; `budget: each` means all experts."
+    )
+
+    @property
+    def rule(self) -> Literal["sum", "each"] | None:
+        """The rule that it is, or None for a number."""
+        return "sum" if self.sum is not None else "each" if self.each is not None else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_alone(cls, value: Any) -> Any:
+        return {value: []} if value in ("sum", "each") else value
+
+    @field_validator("sum", "each")
+    @classmethod
+    def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        return None if value is None else distinct_names(value)
+
+    @model_validator(mode="after")
+    def _one_of_all(self) -> Self:
+        if sum(part is not None for part in (self.tokens, self.rows, self.sum, self.each)) != 1:
+            raise ValueError("give exactly one of tokens or rows (or sum or each, for a baseline)")
+        return self
+
+
+class StudyBudget(Section):
+    """How much every training sees, unless it says otherwise."""
+
+    tokens: Count | None = Field(None, description="Tokens of the whole mixture, prompts included.")
+    rows: Count | None = Field(None, description="Rows of the whole mixture.")
+    baselines: Budget | None = Field(None, description="Another one for every baseline, e.g. sum: equal cost.")
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
@@ -162,7 +197,9 @@ class Trained(Section):
 
     mixture: dict[Name, Share] = Field(description="Share of each objective; a single name means all of it.")
     languages: dict[Language, Share] = Field({}, description="Languages and their shares; default: all, equally.")
-    budget: Budget | None = Field(None, description="Overrides the recipe's budget.")
+    budget: Budget | None = Field(
+        None, description="Overrides the recipe's budget; a baseline's may be sum or each: what the experts have."
+    )
     start: Name = Field("base", description="The candidate that the training starts from.")
     training: Training = Field(default_factory=Training, description="Overrides of the recipe's `training`.")
 
@@ -284,7 +321,7 @@ class Recipe(Section):
     languages: list[Language] = Field(min_length=1, description="Languages of the study, as ISO 639-1 codes.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random draw.")
     data: dict[Name, DataSet] = Field({}, description="Data sets by name.")
-    budget: Budget | None = Field(None, description="How much every training sees, unless it says otherwise.")
+    budget: StudyBudget | None = Field(None, description="How much every training sees, unless it says otherwise.")
     training: Training = Field(default_factory=Training, description="Defaults of every training.")
     adopted: dict[Name, Adopted] = Field({}, description="Models and adapters that were trained elsewhere.")
     experts: dict[Name, Trained] = Field({}, description="Models trained on one objective or language.")

@@ -112,7 +112,7 @@ def marks(scores: Scores, name: str) -> list[str]:
 def _cell(scores: Scores, split: str, key: str, entry: Mapping[str, Any]) -> Cell:
     name = entry["name"]
     if key == "tokens":
-        return Cell(count(entry["tokens"]))
+        return Cell(count(entry["tokens"]), note=entry.get("budget_rule", ""))
     if key == "balance":
         found = scores["balance"][name]
         if split == "dev":
