@@ -66,7 +66,8 @@ def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
     loaded, plan = _plan(recipe, set_, out)
     if as_json:
         data = {name: account.to_json() for name, account in plan.accounts.items()}
-        _print_json({"recipe": str(recipe), "study": plan.study, "steps": len(plan.steps), "ok": True, "data": data})
+        found = {"study": plan.study, "steps": len(plan.steps), "dropped": plan.to_json()["dropped"], "ok": True}
+        _print_json({"recipe": str(recipe), "data": data} | found)
         return
     from mixmerge.data.words import account_line
 
@@ -77,6 +78,10 @@ def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
         f"{n} {kind}{'s' * (n > 1)}" for kind in ("expert", "baseline", "merge") if (n := kinds.count(kind))
     )
     print(f"{recipe}: ok; {counts}, {len(loaded.recipe.languages)} languages, {len(plan.steps)} steps")
+    for name, dropped in plan.dropped.items():
+        from mixmerge.data.overlap import in_words
+
+        print(f"{name}: rows left out because they are also prompts: {in_words(dropped)}")
 
 
 @app.command("plan")

@@ -1,8 +1,13 @@
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmerge.data.formats import Row
-from mixmerge.data.overlap import Overlap, normalised, overlapping
+from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words, normalised, overlapping
 
 
 def row(identity, *turns):
@@ -36,3 +41,104 @@ def test_texts_of_punctuation_only_are_not_all_the_same():
 @given(st.text())
 def test_normalising_twice_changes_nothing(text):
     assert normalised(normalised(text)) == normalised(text)
+
+
+@given(st.text())
+def test_normalising_character_by_character_gives_the_same(text):
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    seen = [char for char in folded if unicodedata.category(char) != "Cf"]
+    words = "".join(" " if unicodedata.category(char)[0] in "PZC" else char for char in seen).split()
+    assert normalised(text).split() == (words or "".join(seen).split())
+
+
+# Near duplicates
+
+ASKED = {
+    "en": ("Could you tell me which colour the sky has in the morning?", "Could you tell me which colour the sky has in a morning"),
+    "hi": ("क्या आप बता सकते हैं कि सुबह के समय आसमान का रंग कैसा होता है?", "क्या आप बता सकते हैं कि सुबह के समय आसमान का रंग कैसा होता था"),
+    "ar": ("هل يمكنك أن تخبرني ما هو لون السماء في الصباح الباكر؟", "هل يمكنك أن تخبرني ما هو لون السماء في الصباح الباكر جدا"),
+    "ru": ("Не могли бы вы сказать, какого цвета бывает небо по утрам?", "Не могли бы вы сказать какого цвета бывало небо по утрам"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lang", ASKED)
+def test_a_question_with_a_word_changed_is_near_in_any_script(lang):
+    prompt, asked = ASKED[lang]
+    rows = [row("1", asked), row("2", "Something else altogether"), row("3", prompt.upper())]
+    near, exact = overlapping(rows, [prompt], 0.75)
+    assert (near.row_id, near.kind, near.prompt) == ("1", "near", prompt)
+    assert 0.75 <= near.likeness < 1
+    assert exact == Overlap("3", "en", prompt)
+    assert overlapping(rows, [prompt]) == [exact], "without a threshold exact ones alone"
+
+
+def test_of_several_near_prompts_the_nearest_is_named():
+    question = "which of these colours does the evening sky have, if one asks {} people in the street"
+    prompts = [question.format("several thousand"), question.format("few"), question.format("a few")]
+    (found,) = overlapping([row("1", question.format("a few of"))], prompts, 0.5)
+    assert found.prompt == prompts[2]
+
+
+def test_a_near_duplicate_in_an_earlier_turn_counts():
+    prompt, asked = ASKED["en"]
+    (found,) = overlapping([row("1", asked, "blue", "and in the evening?")], [prompt], 0.75)
+    assert found.kind == "near"
+
+
+def test_the_order_of_rows_and_prompts_changes_only_the_order_of_what_is_found():
+    rows = [row(f"{lang}/{i}", text) for lang, pair in ASKED.items() for i, text in enumerate(pair)]
+    prompts = [prompt for prompt, _ in ASKED.values()]
+    found = overlapping(rows, prompts, 0.75)
+    assert len(found) == len(rows)
+    assert overlapping(rows[::-1], prompts[::-1], 0.75) == found[::-1]
+
+
+# Parallel ids
+
+
+def test_a_row_with_the_id_of_a_prompt_overlaps_only_where_they_come_from_one_source():
+    rows = [row("en/7", "a question"), row("fr/7", "une question"), row("fr/8", "une autre")]
+    index = PromptIndex(["кое-что совсем другое"], 0.8)
+    assert index.find(rows) == []
+    found = index.find(rows, {"7": "кое-что"})
+    assert [(o.row_id, o.kind, o.prompt) for o in found] == [
+        ("en/7", "parallel", "кое-что"),
+        ("fr/7", "parallel", "кое-что"),
+    ]
+
+
+def test_a_row_is_counted_once_under_the_first_kind_that_fits():
+    prompt, asked = ASKED["en"]
+    rows = [row("en/1", prompt), row("en/2", asked), row("en/3", "else"), row("en/4", "more")]
+    found = PromptIndex([prompt], 0.75).find(rows, dict.fromkeys("123", "x"))
+    assert [overlap.kind for overlap in found] == ["exact", "near", "parallel"]
+    assert counted(found) == {"exact": {"en": 1}, "near": {"en": 1}, "parallel": {"en": 1}}
+
+
+def test_counts_are_by_kind_and_language_and_read_as_a_sentence():
+    kinds = [("near", "hi"), ("exact", "fr"), ("exact", "en"), ("near", "hi"), ("exact", "fr")]
+    found = [Overlap(str(i), lang, "p", kind) for i, (kind, lang) in enumerate(kinds)]
+    assert counted(found) == {"exact": {"en": 1, "fr": 2}, "near": {"hi": 2}}
+    assert list(counted(found)) == ["exact", "near"]
+    assert in_words(counted(found)) == "3 exact (en 1, fr 2), 2 near (hi 2)"
+    assert counted([]) == {}
+
+
+# Real data
+
+
+def test_questions_of_the_data_pack_that_name_another_language_are_near_their_prompts():
+    pack = Path("/work/shared/data")
+    if not (pack / "general/sft_train.jsonl").is_file():
+        pytest.skip("the data pack in ../shared/data is not there")
+    with (pack / "general/sft_train.jsonl").open(encoding="utf-8") as file:
+        read = [json.loads(line) for line in file]
+    rows = [Row(f"{r['lang']}/{r['id']}", r["lang"], [{"role": "user", "content": r["prompt"]}], "x") for r in read]
+    with (pack / "eval/general_open_prompts.jsonl").open(encoding="utf-8") as file:
+        prompts = [json.loads(line)["prompt"] for line in file]
+    found = overlapping(rows, prompts, 0.8)
+    kinds = counted(found)
+    assert sum(kinds["near"].values()) > 5 * sum(kinds.get("exact", {}).values()), "the pack was cleaned of exact ones"
+    assert {"ar", "hi", "ru"} <= kinds["near"].keys()
+    for overlap in found[:50]:
+        assert overlap.likeness >= 0.8

@@ -88,6 +88,19 @@ def test_labels_follow_from_kind_and_twins_share_a_group() -> None:
     assert [r.group for r in rows] == ["general g-001"] + ["safety 001"] * 4
 
 
+def test_rows_that_are_named_by_language_and_id_are_left_out():
+    general = [(f"g:{i}", {"id": f"g-{i}", "completion": "Yes."}) for i in (1, 2)]
+    safe = [(f"s:{x}", {"id": f"s-001{x}", "kind": "harmful", "chosen": "No.", "rejected": "Yes."}) for x in "ab"]
+    without = {"answers": ["fr/g-1", "en/g-2"], "refusals": ["fr/s-001b"]}
+    rows = labelled_rows(general, safe, lang="fr", without=without)
+    assert [(row.label, row.group) for row in rows] == [
+        ("complied", "general g-2"),
+        ("refused", "safety 001"),
+        ("complied", "safety 001"),
+    ]
+    assert labelled_rows(general, safe, lang="fr", without={}) == labelled_rows(general, safe, lang="fr")
+
+
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [

@@ -150,11 +150,14 @@ def check_tokens(
             )
 
 
-def write_mixture(mixture: Mixture, out: Path) -> dict[str, Any]:
+def write_mixture(
+    mixture: Mixture, out: Path, dropped: Mapping[str, Mapping[str, int]] | None = None
+) -> dict[str, Any]:
     """Write rows.jsonl and manifest.json into the folder `out`; return the manifest.
 
     A line of rows.jsonl is {"id", "objective", "lang", "prompt": [message], "completion": [message]}. The manifest holds
-    what was asked and got per cell, the ids drawn, and the sha256 of rows.jsonl.
+    what was asked and got per cell, the ids drawn, and the sha256 of rows.jsonl; also `dropped`, where rows were left out
+    beforehand because they overlap with prompts: how many by kind and language.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -171,7 +174,7 @@ def write_mixture(mixture: Mixture, out: Path) -> dict[str, Any]:
     ]
     data = "".join(f"{line}\n" for line in lines).encode()
     (out / "rows.jsonl").write_bytes(data)
-    manifest = {
+    manifest: dict[str, Any] = {
         "budget": mixture.budget,
         "unit": mixture.unit,
         "max_repeats": mixture.max_repeats,
@@ -183,6 +186,8 @@ def write_mixture(mixture: Mixture, out: Path) -> dict[str, Any]:
             {name: list(value) if name == "ids" else value for name, value in _fields(cell)} for cell in mixture.cells
         ],
     }
+    if dropped:
+        manifest["dropped"] = {kind: dict(counts) for kind, counts in dropped.items()}
     (out / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return manifest
 

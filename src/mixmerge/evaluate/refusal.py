@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,22 +45,31 @@ class LabelledText:
 
 
 def labelled_rows(
-    general: Iterable[tuple[str, Mapping[str, Any]]], safety: Iterable[tuple[str, Mapping[str, Any]]], *, lang: str
+    general: Iterable[tuple[str, Mapping[str, Any]]],
+    safety: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    lang: str,
+    without: Mapping[str, Collection[str]] | None = None,
 ) -> list[LabelledText]:
     """Labelled texts of one language from (`file:row`, record) pairs, as `read_records` yields them.
 
     Refused: `chosen` of a harmful safety row, `rejected` of a harmless one. Complied: the other two, and every general
     `completion`. The topic group of a safety row is the number in its id (`s-001a`, `s-001b`), of a general row its id.
+    `without` names rows to leave out, as `lang/id`: under `answers` general ones, under `refusals` safety ones.
 
     Raises:
         DataError: a missing column or a kind other than harmful and harmless; names file and row.
     """
+    gone = without or {}
     rows = [
         LabelledText(_column(record, "completion", where), lang, "complied", f"general {_column(record, 'id', where)}")
         for where, record in general
+        if f"{lang}/{record.get('id')}" not in gone.get("answers", ())
     ]
     for where, record in safety:
         kind, row_id = _column(record, "kind", where), _column(record, "id", where)
+        if f"{lang}/{row_id}" in gone.get("refusals", ()):
+            continue
         if kind not in ("harmful", "harmless"):
             raise DataError(f"kind {kind!r} is neither harmful nor harmless", where=where)
         number = re.search(r"\d+", row_id)

@@ -16,7 +16,7 @@ from mixmerge.data.account import Account
 from mixmerge.data.formats import Row
 from mixmerge.data.loading import load_rows
 from mixmerge.data.mixture import check_tokens, draw_mixture
-from mixmerge.data.overlap import overlapping
+from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words
 from mixmerge.data.sources import DataSource, fingerprint, read_records
 from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.language import LanguageJudge
@@ -45,6 +45,7 @@ class PlanBuilder:
         self.accounts: dict[str, Account] = {}
         self.sources = {name: data_source(data) for name, data in self.recipe.data.items()}
         self.languages = list(self.recipe.languages)
+        self.dropped: dict[str, list[Overlap]] = {}  # by data set, or by where the rows of a judge are named
 
     def build(self) -> Plan:
         """The whole plan.
@@ -55,13 +56,16 @@ class PlanBuilder:
         self._check_languages()
         rows = self._read_rows()
         prompts = self._read_prompts()
-        self._check_overlap(rows, prompts)
+        self._check_prompts(prompts)
+        self.index = self._index(prompts)
+        rows = self._without_overlap(rows, prompts)
         self._add_base()
         self._add_candidates(rows)
         responses = self._add_generation(prompts)
         verdicts = self._add_judging(prompts, responses)
         self._add_report(prompts, responses, verdicts)
-        return Plan(self.recipe.name, tuple(self.steps.values()), self.models, self.accounts)
+        dropped = {name: counted(found) for name, found in self.dropped.items()}
+        return Plan(self.recipe.name, tuple(self.steps.values()), self.models, dropped, self.accounts)
 
     def _add(self, kind: str, name: str, what: Mapping[str, Any], **rest: Any) -> str:
         step = Step(kind, name, what, **rest)
@@ -123,11 +127,12 @@ class PlanBuilder:
                     raise RecipeError(f"no test prompt in '{code}'", where=where, do="add some, or drop the language")
         return prompts
 
-    def _check_overlap(self, rows: Mapping[str, list[Row]], prompts: Mapping[str, list[Prompt]]) -> None:
-        if self.recipe.evaluation.overlap == "ignore":
+    # Training rows that ask what a prompt asks
+
+    def _check_prompts(self, prompts: Mapping[str, list[Prompt]]) -> None:
+        if self.recipe.evaluation.overlap.action == "ignore":
             return
-        everything = [prompt for group in prompts.values() for prompt in group]
-        if (pair := asked_again(everything)) is not None:
+        if (pair := asked_again(prompt for group in prompts.values() for prompt in group)) is not None:
             prompt, other = pair
             raise DataError(
                 f"this {prompt.split} prompt of '{prompt.set}' is also a {other.split} prompt of '{other.set}', "
@@ -135,15 +140,39 @@ class PlanBuilder:
                 where=f"{self._where('evaluation', 'prompts', prompt.set)}: {prompt.where}",
                 do="take it out of one of them, or set evaluation.overlap: ignore",
             )
-        texts = [prompt.text for prompt in everything]
+
+    def _index(self, prompts: Mapping[str, list[Prompt]]) -> PromptIndex:
+        overlap = self.recipe.evaluation.overlap
+        texts = (prompt.text for group in prompts.values() for prompt in group)
+        return PromptIndex(texts, None if overlap.action == "ignore" else overlap.near)
+
+    def _without_overlap(self, rows: dict[str, list[Row]], prompts: Mapping[str, list[Prompt]]) -> dict[str, list[Row]]:
+        """The rows to train on: all of them, or those that no prompt asks about."""
+        overlap = self.recipe.evaluation.overlap
+        if overlap.action == "ignore":
+            return rows
+        kept = {}
         for name, data in rows.items():
-            found = overlapping(data, texts)
-            if found:
+            sets = overlap.parallel.get(name, [])
+            parallel = {prompt.pid: prompt.text for chosen in sets for prompt in prompts[chosen]}
+            found = self.index.find(data, parallel)
+            if found and overlap.action == "refuse":
+                first = found[0]
                 raise DataError(
-                    f"{len(found)} training row(s) are also prompts, first row '{found[0].row_id}': '{found[0].prompt}'",
+                    f"{len(found)} training row(s) are also prompts: {in_words(counted(found))}; "
+                    f"first row '{first.row_id}' ({first.kind}): '{_short(first.prompt)}'",
                     where=self._where("data", name),
-                    do="take them out of one side, or set evaluation.overlap: ignore",
+                    do="take them out of one side, or set evaluation.overlap: drop or ignore",
                 )
+            gone = self._drop(name, found)
+            kept[name] = [row for row in data if row.id not in gone]
+        return kept
+
+    def _drop(self, name: str, found: list[Overlap]) -> set[str]:
+        """Note rows that are left out; their ids."""
+        if found:
+            self.dropped[name] = found
+        return {overlap.row_id for overlap in found}
 
     # Candidates
 
@@ -206,7 +235,16 @@ class PlanBuilder:
         how = {
             "sources": {data: asdict(self.sources[data]) for data in sorted(used)},
             "folder": str(self.loaded.folder),
-        } | ({"budget_rule": budget.rule} if budget.rule else {})
+        }
+        if budget.rule:
+            how["budget_rule"] = budget.rule
+        if dropped := self._dropped_from(shares, used):
+            # What is left out is hashed; which rows these are is looked up, not hashed a second time row by row.
+            how["dropped"] = {data: sorted(overlap.row_id for overlap in found) for data, found in dropped.items()}
+            what["dropped"] = {
+                "rows": identity_of(how["dropped"]),
+                "counts": counted(overlap for found in dropped.values() for overlap in found),
+            }
         # The base's tokenizer counts the tokens of every mixture, also of one whose budget is in rows.
         inputs = {"tokenizer": self.models["base"]}
         mixture = self._add("mixture", name, what, inputs=inputs, how=how, group="mixture")
@@ -218,6 +256,14 @@ class PlanBuilder:
             inputs={"model": self.models[entry.start], "mixture": mixture},
             how=self._how("threads", "device", "checkpoint_every"),
         )
+
+    def _dropped_from(self, shares: Mapping[Cell, float], used: Iterable[str]) -> dict[str, list[Overlap]]:
+        """By data set, the dropped rows that the cells of a mixture would hold."""
+        found = {
+            data: [o for o in self.dropped.get(data, ()) if (self.recipe.data[data].objective, o.lang) in shares]
+            for data in sorted(used)
+        }
+        return {data: overlaps for data, overlaps in found.items() if overlaps}
 
     def _check_budget(
         self, name: str, shares: Mapping[Cell, float], rows: Mapping[str, list[Row]], budget: Grant, max_repeats: int
@@ -312,7 +358,7 @@ class PlanBuilder:
     def _add_judging(self, prompts: Mapping[str, list[Prompt]], responses: Mapping[Asked, str]) -> dict[str, str]:
         """Judge steps of every candidate; returns `candidate/set/judge` -> judge step."""
         recipe, verdicts = self.recipe, {}
-        judge = self._add_refusal_judge(prompts) if any(p[0].purpose != "general" for p in prompts.values()) else None
+        judge = self._add_refusal_judge() if any(p[0].purpose != "general" for p in prompts.values()) else None
         for candidate in recipe.candidates():
             for name, prompt_set in recipe.evaluation.prompts.items():
                 response = responses[candidate, name]
@@ -341,10 +387,9 @@ class PlanBuilder:
         keys = ("set", "prompt_set", "languages", "limit", "folder")
         return {key: generate.how[key] for key in keys} | {"fingerprint": generate.what["prompts"]}
 
-    def _add_refusal_judge(self, prompts: Mapping[str, list[Prompt]]) -> str:
+    def _add_refusal_judge(self) -> str:
         settings = self.recipe.judges.refusal
-        texts = [prompt.text for group in prompts.values() for prompt in group]
-        identity = {}
+        identity, gone = {}, {}
         for key in ("answers", "refusals"):
             source = DataSource(path=getattr(settings, key))
             where = self._where("judges", "refusal", key)
@@ -353,12 +398,15 @@ class PlanBuilder:
                 identity[key] = fingerprint(source, self.languages, self.loaded.folder)
             except DataError as error:
                 raise error.within(where) from error
-            if found := overlapping(rows, texts):
+            found = self.index.find(rows)
+            if found and self.recipe.evaluation.overlap.action != "drop":
                 raise DataError(
-                    f"{len(found)} row(s) of the judge are also prompts, first '{found[0].prompt}'",
+                    f"{len(found)} row(s) of the judge are also prompts: {in_words(counted(found))}; "
+                    f"first '{_short(found[0].prompt)}'",
                     where=where,
-                    do="take them out of one side",
+                    do="take them out of one side, or set evaluation.overlap: drop",
                 )
+            gone[key] = sorted(self._drop(f"judges.refusal.{key}", found))
         labelled: list[LabelledText] = []
         try:
             for code in self.languages:
@@ -366,11 +414,12 @@ class PlanBuilder:
                     read_records(DataSource(path=path), code, self.loaded.folder)
                     for path in (settings.answers, settings.refusals)
                 )
-                labelled += labelled_rows(answers, refusals, lang=code)
+                labelled += labelled_rows(answers, refusals, lang=code, without=gone)
             check_labelled(labelled, seed=self.recipe.seed)
         except DataError as error:
             raise error.within(self._where("judges", "refusal")) from error
         what = {"judge": "refusal", "rows": identity, "languages": self.languages, "seed": self.recipe.seed}
+        what |= {"dropped": gone} if any(gone.values()) else {}
         how = {"folder": str(self.loaded.folder), "answers": settings.answers, "refusals": settings.refusals}
         return self._add("fit-judge", "refusal", what, how=how, group="judge")
 
@@ -407,6 +456,11 @@ class PlanBuilder:
 
     def _how(self, *keys: str) -> dict[str, Any]:
         return {key: getattr(self.recipe.how, key) for key in keys}
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 100 else line[:97] + "..."
 
 
 def data_source(data: DataSet) -> DataSource:

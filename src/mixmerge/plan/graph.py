@@ -76,12 +76,14 @@ class Step:
 class Plan:
     """The steps of one study, each after its inputs; `models` maps a candidate to the step that makes its folder.
 
-    `accounts` says what became of each data set's records; it stays with whoever made the plan.
+    `dropped` counts the rows that overlap with prompts and are left out: data set -> kind -> language -> rows. `accounts`
+    says what became of each data set's records; it stays with whoever made the plan.
     """
 
     study: str
     steps: tuple[Step, ...]
     models: Mapping[str, str]
+    dropped: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     accounts: Mapping[str, Account] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -101,8 +103,14 @@ class Plan:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        return {"study": self.study, "models": dict(self.models), "steps": [step.to_json() for step in self.steps]}
+        return {
+            "study": self.study,
+            "models": dict(self.models),
+            "dropped": {name: dict(counts) for name, counts in self.dropped.items()},
+            "steps": [step.to_json() for step in self.steps],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        return cls(data["study"], tuple(Step.from_json(step) for step in data["steps"]), data["models"])
+        steps = tuple(Step.from_json(step) for step in data["steps"])
+        return cls(data["study"], steps, data["models"], data.get("dropped", {}))

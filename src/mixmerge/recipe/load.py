@@ -191,6 +191,11 @@ def _check_references(recipe: Recipe, marks: Marks) -> None:
         if merge.base is not None:
             _known_name(merge.base, seen, ("merges", name, "base"), marks)
         merge_config(name, merge, marks)
+    for data, sets in recipe.evaluation.overlap.parallel.items():
+        path: KeyPath = ("evaluation", "overlap", "parallel", data)
+        _known_name(data, recipe.data, path, marks, "data set")
+        for index, name in enumerate(sets):
+            _known_name(name, recipe.evaluation.prompts, (*path, index), marks, "prompt set")
     _check_cycles(recipe, marks)
 
 

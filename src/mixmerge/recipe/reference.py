@@ -50,6 +50,7 @@ def recipe_schema() -> dict[str, Any]:
         for pattern in shares:
             shares[pattern] = {"anyOf": [shares[pattern], REST, SWEEP]}
     names = {"type": "array", "items": {"type": "string"}}
+    _also(schema["$defs"]["Evaluation"]["properties"], "overlap", {"enum": ["refuse", "drop", "ignore"]})
     parameters = {"type": "object", "additionalProperties": {"type": ["object", "null"]}}
     _also(schema["properties"], "base", {"type": "string"})
     _also(trained["properties"], "mixture", {"type": "string"})

@@ -261,15 +261,40 @@ class Limit(Section):
     test: Annotated[int, Field(ge=1)] | None = Field(None, description="Prompts per set and language to report on.")
 
 
+class Overlap(Section):
+    """What is done about training rows that ask what a prompt asks; a plain word is the `action`."""
+
+    action: Literal["refuse", "drop", "ignore"] = Field(
+        "refuse",
+        description="refuse the recipe, drop such rows from training and from the judge's rows (counted), or ignore them. "
+        "A prompt that also stands in another set or another split is refused unless it is ignore.",
+    )
+    near: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.8,
+        description="Least Jaccard similarity, over 5-character shingles, of a near duplicate; null: exact ones alone.",
+    )
+    parallel: dict[Name, list[Name]] = Field(
+        {},
+        description="Data sets whose row ids are the prompt ids of these prompt sets: equal ids are the same question, in "
+        "whatever language.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _action_alone(cls, value: Any) -> Any:
+        return {"action": value} if isinstance(value, str) else value
+
+
 class Evaluation(Section):
     """What every candidate is asked."""
 
     prompts: dict[Name, PromptSet] = Field(description="Prompt sets by name.")
     limit: Limit = Field(default_factory=Limit, description="Use fewer prompts than there are.")
     max_new_tokens: Count = Field(256, description="Longest response; a response cut there is counted as truncated.")
-    overlap: Literal["refuse", "ignore"] = Field(
-        "refuse",
-        description="What to do when a prompt also stands in the training data, in another set or in another split.",
+    overlap: Overlap = Field(
+        default_factory=Overlap,
+        description="What to do when a prompt also stands in the training data, in another set or in another split: "
+        "refuse, drop, ignore, or a mapping.",
     )
 
 

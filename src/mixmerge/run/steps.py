@@ -155,11 +155,11 @@ def make_mixture(context: StepContext) -> Measurements:
             raise DataError(
                 f"the data set '{name}' has changed since the plan was made", do="run the same command again"
             )
-        objective = what["data"][name]["objective"]
+        objective, gone = what["data"][name]["objective"], set(how.get("dropped", {}).get(name, ()))
         loaded = load_rows(source, languages, folder)
         accounts[name] = loaded.account.to_json()
         for row in loaded.rows:
-            if (objective, row.lang) in cells:
+            if (objective, row.lang) in cells and row.id not in gone:
                 cells[objective, row.lang].append(row)
     shares = {(cell["objective"], cell["lang"]): cell["share"] for cell in what["cells"]}
     mixture = draw_mixture(
@@ -171,7 +171,8 @@ def make_mixture(context: StepContext) -> Measurements:
         seed=what["seed"],
         count_tokens=token_counter(context.input("tokenizer")),
     )
-    manifest = write_mixture(mixture, context.out) | {"data": accounts}
+    dropped = what.get("dropped", {}).get("counts")
+    manifest = write_mixture(mixture, context.out, dropped=dropped) | {"data": accounts}
     write_json(context.out / "manifest.json", manifest)
     return {key: manifest[key] for key in ("rows", "tokens", "data")}
 
@@ -234,7 +235,7 @@ def fit_judge(context: StepContext) -> Measurements:
     how, folder, rows = context.how, Path(context.how["folder"]), []
     for code in context.what["languages"]:
         answers, refusals = (read_records(DataSource(path=how[key]), code, folder) for key in ("answers", "refusals"))
-        rows += labelled_rows(answers, refusals, lang=code)
+        rows += labelled_rows(answers, refusals, lang=code, without=context.what.get("dropped"))
     return fit_refusal(rows, context.out, seed=context.what["seed"])
 
 
