@@ -135,6 +135,10 @@ WHAT = {
     "adopted.path": ("adopted={elder: {path: other}}", "adopt/elder"),
     "adopted.start": ("adopted={elder: {path: other, start: general}}", "adopt/elder"),
     "experts.languages": ("experts.general.languages=[en]", "mixture/general"),
+    "experts.temperature": (
+        "experts.general={mixture: general, languages: {en: 1, fr: 3}, temperature: 2}",
+        "mixture/general",
+    ),
     "experts.budget": ("experts.general.budget={rows: 6}", "mixture/general"),
     "experts.start": ("experts.general.start=mix", "train/general"),
     "experts.training": ("experts.general.training={epochs: 3}", "train/general"),
@@ -183,7 +187,9 @@ def keys_of_recipe() -> set[str]:
 
 
 def test_the_lists_above_name_every_key_of_a_recipe():
-    trained = {f"baselines.{key}" for key in ("languages", "budget", "start", "training")}  # as of experts
+    trained = {
+        f"baselines.{key}" for key in ("languages", "temperature", "budget", "start", "training")
+    }  # as of experts
     assert keys_of_recipe() - trained == set(WHAT) | NOT_WHAT
 
 

@@ -6,6 +6,7 @@ that also stands in the training data is found before anything starts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -17,6 +18,7 @@ from mixmerge.data.formats import Row
 from mixmerge.data.loading import load_rows
 from mixmerge.data.mixture import check_tokens, draw_mixture
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words
+from mixmerge.data.shares import by_temperature
 from mixmerge.data.sources import DataSource, fingerprint, read_records
 from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.language import LanguageJudge
@@ -212,7 +214,13 @@ class PlanBuilder:
     def _add_trained(self, name: str, entry: Trained, rows: Mapping[str, list[Row]]) -> None:
         recipe, training = self.recipe, self.recipe.training_of(entry)
         group = "experts" if name in recipe.experts else "baselines"
-        shares = self._shares(entry)
+        shares = self._shares(entry, rows)
+        if gone := next((o for o, part in entry.mixture.items() if part and o not in {o for o, _ in shares}), None):
+            raise RecipeError(
+                f"no '{gone}' row in any of its languages",
+                where=self._where(group, name, "mixture", gone),
+                do="add data, or leave it out of this mixture",
+            )
         for objective, code in shares:
             if not any(row.lang == code for data in self._of_objective(objective) for row in rows[data]):
                 raise RecipeError(
@@ -290,11 +298,19 @@ class PlanBuilder:
         folder = Path(base.how["path"]) if "path" in base.how else None
         return token_bounds(folder, base.what["chat_template"], trimmed=base.what["trim"] is not None)
 
-    def _shares(self, entry: Trained) -> dict[Cell, float]:
-        """Share of each (objective, language) cell, those above 0, adding up to 1."""
+    def _shares(self, entry: Trained, rows: Mapping[str, list[Row]]) -> dict[Cell, float]:
+        """Share of each (objective, language) cell, those above 0, adding up to 1 (by temperature: to 9 digits)."""
         languages = entry.languages or dict.fromkeys(self.languages, 1.0)
-        total = sum(entry.mixture.values()) * sum(languages.values())
-        cells = {(o, c): a * b / total for o, a in entry.mixture.items() for c, b in languages.items()}
+        if entry.temperature is None:
+            total = sum(entry.mixture.values()) * sum(languages.values())
+            cells = {(o, c): a * b / total for o, a in entry.mixture.items() for c, b in languages.items()}
+        else:
+            cells = {}
+            for objective, part in entry.mixture.items():
+                counts = Counter(row.lang for data in self._of_objective(objective) for row in rows[data])
+                found = by_temperature(counts, entry.temperature, languages)
+                whole = sum(entry.mixture.values())
+                cells |= {(objective, code): part / whole * share for code, share in found.items()}
         return {cell: share for cell, share in cells.items() if share > 0}
 
     def _covered(self, name: str, languages: Iterable[str]) -> list[str]:

@@ -42,6 +42,7 @@ def recipe_schema() -> dict[str, Any]:
     for owner in (trained, merge):
         text = json.dumps(owner).replace(json.dumps(LANGUAGE), json.dumps(WRITTEN_LANGUAGE))
         owner.update(json.loads(text))
+    _also(trained["properties"], "temperature", SWEEP)
     for name in ("Budget", "Training"):
         for key in schema["$defs"][name]["properties"]:
             _also(schema["$defs"][name]["properties"], key, SWEEP)

@@ -197,6 +197,11 @@ class Trained(Section):
 
     mixture: dict[Name, Share] = Field(description="Share of each objective; a single name means all of it.")
     languages: dict[Language, Share] = Field({}, description="Languages and their shares; default: all, equally.")
+    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Languages by the rows that there are: each objective's part is shared by rows^(1/temperature), times "
+        "the shares under `languages`. 1: as the data are; larger: nearer to equal. A language without rows gets nothing.",
+    )
     budget: Budget | None = Field(
         None, description="Overrides the recipe's budget; a baseline's may be sum or each: what the experts have."
     )
