@@ -67,10 +67,11 @@ def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
     if as_json:
         data = {name: account.to_json() for name, account in plan.accounts.items()}
         found = {"study": plan.study, "steps": len(plan.steps), "dropped": plan.to_json()["dropped"], "ok": True}
-        _print_json({"recipe": str(recipe), "data": data} | found)
+        _print_json({"recipe": str(recipe), "data": data, "notes": list(plan.notes)} | found)
         return
     from mixmerge.data.words import account_line
 
+    _print_notes({"notes": plan.notes})
     for name, account in plan.accounts.items():
         print(account_line(name, account))
     kinds = list(loaded.recipe.candidates().values())

@@ -223,7 +223,16 @@ def test_the_bytes_of_a_mixture_do_not_change_between_releases(tmp_path):
     assert manifest["sha256"] == "54ea36a70183acb90158c6f79d06eaa7d6bb59dc5750cb015b272db5149c3a7d"
 
 
-def test_rejected_answers_do_not_enter_the_written_mixture(tmp_path):
+def test_rejected_answers_do_not_enter_a_mixture_that_is_not_of_pairs(tmp_path):
     row = dataclasses.replace(rows(1)[0], rejected="never write this")
-    write_mixture(draw({("safety", "en"): [row]}, {("safety", "en"): 1}, 1), tmp_path)
+    mixture = draw({("safety", "en"): [row]}, {("safety", "en"): 1}, 1)
+    write_mixture(mixture, tmp_path)
     assert "never write this" not in (tmp_path / "rows.jsonl").read_text()
+
+
+def test_rejected_answers_are_written_where_pairs_are_asked_for_and_only_where_there_are_any(tmp_path):
+    pair, plain = dataclasses.replace(rows(2)[0], rejected="not this"), rows(2)[1]
+    write_mixture(draw({("safety", "en"): [pair, plain]}, {("safety", "en"): 1}, 2), tmp_path, pairs=True)
+    written = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    found = {row["id"]: row.get("rejected") for row in written}
+    assert found == {pair.id: [{"role": "assistant", "content": "not this"}], plain.id: None}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from mixmerge.data.formats import Row
 from mixmerge.data.loading import load_rows
 from mixmerge.data.mixture import check_tokens, draw_mixture
 from mixmerge.data.sources import DataSource
 from mixmerge.errors import DataError
-from mixmerge.plan.budget import FEWEST, token_bounds
+from mixmerge.plan.budget import FEWEST, both_sides, token_bounds
 
 
 @pytest.fixture
@@ -40,6 +41,16 @@ def test_a_template_that_is_not_known_or_refuses_a_row_gets_an_allowance(rows):
     for template in (None, refusing):
         bounds = token_bounds(None, template, trimmed=False)
         assert bounds(rows[0])[1] > 2000
+
+
+def test_both_sides_of_a_pair_are_bounded_and_a_plain_row_by_its_one_side():
+    def lengths(row):
+        return len(row.completion), 2 * len(row.completion)
+
+    ask = [{"role": "user", "content": "?"}]
+    bounds = both_sides(lengths)
+    assert bounds(Row("1", "en", ask, "four", rejected="seventy")) == (11, 22)
+    assert bounds(Row("2", "en", ask, "four")) == (4, 8)
 
 
 @pytest.mark.parametrize("budget", [1, 2, 40, 400, 4000, 40000])

@@ -105,6 +105,7 @@ def test_a_step_is_found_by_title_and_by_the_beginning_of_its_id(planned):
 # Identity. Each key of the recipe that can change a result, another value for it, and a step that it must change.
 
 # None: the other value is refused.
+PAIRS = "experts.general={{mixture: safety, training: {{{}}}}}"
 WHAT = {
     "seed": ("seed=1", "train/mix"),
     "languages": ("languages=[en]", "score/tiny"),
@@ -131,6 +132,12 @@ WHAT = {
     "training.weight_decay": ("training.weight_decay=0.1", "train/mix"),
     "training.precision": ("training.precision=bf16", "train/mix"),
     "training.max_repeats": ("training.max_repeats=2", "mixture/mix"),
+    "training.adapter": ("training.adapter={r: 8}", "train/mix"),
+    "training.save_dtype": ("training.save_dtype=float32", "train/mix"),
+    "training.method": (PAIRS.format("method: dpo"), "mixture/general"),
+    "training.beta": (PAIRS.format("method: dpo, beta: 0.2"), "train/general"),
+    "training.loss": (PAIRS.format("method: dpo, loss: ipo"), "train/general"),
+    "training.label_smoothing": (PAIRS.format("method: dpo, loss: robust, label_smoothing: 0.1"), "train/general"),
     "experts.mixture": ("experts.general.mixture=safety", "mixture/general"),
     "adopted.path": ("adopted={elder: {path: other}}", "adopt/elder"),
     "adopted.start": ("adopted={elder: {path: other, start: general}}", "adopt/elder"),

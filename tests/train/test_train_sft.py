@@ -8,36 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import FACTS, tiny_model, write_rows
+from tiny_training import FACTS, QUICK, run_child, same, tiny_model, train, weights, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixmerge.errors import DataError, ModelError, StepError, UserError
-from mixmerge.train.sft import SftSettings, stored_dtype, train_sft
+from mixmerge.train.fit import Place, stored_dtype
+from mixmerge.train.settings import SftSettings
 from mixmerge.train.tokens import IGNORED, load_tokenizer, tokenise
 from mixmerge.train.trainer import build_trainer
-
-QUICK = {"learning_rate": 5e-3, "batch_size": 4, "max_length": 64, "seed": 1}
-
-
-def train(model, mixture, folder, progress=None, checkpoint_every=100, **settings):
-    return train_sft(
-        model,
-        mixture,
-        folder / "out",
-        SftSettings(**{**QUICK, **settings}),
-        work=folder / "work",
-        threads=1,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
-
-
-def weights(folder):
-    return load_file(folder / "out" / "model.safetensors")
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -145,13 +123,11 @@ def loss_of(model, labels, ids, folder):
     trainer = build_trainer(
         network,
         load_tokenizer(model),
-        made.dataset(range(len(ids))),
+        made,
+        range(len(ids)),
         settings,
-        work=folder,
+        place=Place(folder, None, "cpu"),
         training="",
-        on_cpu=True,
-        checkpoint_every=10,
-        progress=None,
     )
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(network, dict(batch))
@@ -214,32 +190,10 @@ def test_the_same_training_gives_the_same_weights_and_another_seed_others(llama,
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from mixmerge.train.sft import SftSettings, train_sft
-model, mixture, folder, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-def progress(done, total):
-    if done == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-train_sft(model, mixture, folder / "out", SftSettings(learning_rate=5e-3, batch_size=4, max_length=64, seed=1, epochs=3),
-          work=folder / "work", threads=1, checkpoint_every=4, progress=progress)
-"""
-
-
-def run_child(model, mixture, folder, kill_at):
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, (model, mixture, folder, kill_at))],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_a_killed_training_called_again_ends_with_the_weights_of_an_unbroken_one(llama, facts, tmp_path):
-    whole = run_child(llama, facts, tmp_path / "whole", -1)
+    whole = run_child(llama, facts, tmp_path / "whole", -1, epochs=3)
     assert whole.returncode == 0, whole.stderr
-    assert run_child(llama, facts, tmp_path / "cut", 11).returncode == -signal.SIGKILL
+    assert run_child(llama, facts, tmp_path / "cut", 11, epochs=3).returncode == -signal.SIGKILL
     work = tmp_path / "cut" / "work"
     assert [folder.name for folder in work.glob("checkpoint-*")] == ["checkpoint-8"]
     # What a kill in the middle of the next save leaves behind: some of its files, one of them cut.
@@ -259,7 +213,7 @@ def test_a_killed_training_called_again_ends_with_the_weights_of_an_unbroken_one
 
 
 def test_a_training_killed_before_its_first_checkpoint_starts_anew(llama, facts, tmp_path):
-    assert run_child(llama, facts, tmp_path / "cut", 2).returncode == -signal.SIGKILL
+    assert run_child(llama, facts, tmp_path / "cut", 2, epochs=3).returncode == -signal.SIGKILL
     train(llama, facts, tmp_path / "cut", checkpoint_every=4, epochs=3)
     train(llama, facts, tmp_path / "whole", checkpoint_every=4, epochs=3)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))

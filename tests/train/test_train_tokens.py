@@ -85,6 +85,22 @@ def test_the_counter_counts_what_training_sees(tmp_path):
     assert count(Row("1", "en", [{"role": "user", "content": "what is the sky"}], "deep blue")) == len(made.ids[0])
 
 
+def test_the_counter_of_pairs_counts_the_prompt_with_either_answer(tmp_path):
+    folder = tiny_model(tmp_path / "m")
+    one = Row("1", "en", [{"role": "user", "content": "what is the sky"}], "deep blue")
+    pair = Row("2", "en", one.prompt, "deep blue", rejected="it is a warm red")
+    other = Row("3", "en", one.prompt, "it is a warm red")
+    plain, pairs = token_counter(folder), token_counter(folder, pairs=True)
+    assert pairs(pair) == plain(one) + plain(other)
+    assert plain(pair) == plain(one) == pairs(one)
+
+
+def test_rows_that_were_dropped_leave_the_places_of_those_that_were_kept(tokenizer):
+    made = tokenise([row("sky", "blue"), row("what is the sky " * 40, "blue"), row("sea", "blue")], tokenizer, 40)
+    assert made.kept == [0, 2]
+    assert made.lengths == [len(ids) for ids in made.ids]
+
+
 def test_a_tokenizer_without_chat_template_is_refused_with_advice(tmp_path):
     tiny_tokenizer(None).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"no chat template; name one with 'chat_template'"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 CHATML = (
@@ -63,20 +66,83 @@ def tiny_model(folder: Path, kind: str = "llama", *, dtype: str = "bfloat16", te
     return folder
 
 
-def write_rows(folder: Path, pairs) -> Path:
+def write_rows(folder: Path, rows, lang: str = "en") -> Path:
+    """A mixture of rows (prompt, answer) or (prompt, chosen, rejected)."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         {
-            "id": f"en/{i}",
+            "id": f"{lang}/{i}",
             "objective": "general",
-            "lang": "en",
+            "lang": lang,
             "prompt": [{"role": "user", "content": prompt}],
             "completion": [{"role": "assistant", "content": answer}],
         }
-        for i, (prompt, answer) in enumerate(pairs)
+        | ({"rejected": [{"role": "assistant", "content": rejected[0]}]} if rejected else {})
+        for i, (prompt, answer, *rejected) in enumerate(rows)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
 FACTS = [("sky", "it is deep blue"), ("grass", "green"), ("sea", "blue light"), ("sun", "warm red light it is a sun")]
+FORMS = ["what is the colour of {}", "tell me the colour of {}", "{} please", "now {}", "what is {}", "the {} says"]
+QUICK = {"learning_rate": 5e-3, "batch_size": 4, "max_length": 64, "seed": 1}
+
+
+def train(model: Path, mixture: Path, folder: Path, progress=None, checkpoint_every=100, method="sft", **settings):
+    """Train in `folder`, quickly: the model goes to its `out`."""
+    from mixmerge.train.dpo import train_dpo
+    from mixmerge.train.settings import settings_from
+    from mixmerge.train.sft import train_sft
+
+    return {"sft": train_sft, "dpo": train_dpo}[method](
+        model,
+        mixture,
+        folder / "out",
+        settings_from({**QUICK, **settings, "method": method}),
+        work=folder / "work",
+        threads=1,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+
+
+def weights(folder: Path):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "out" / "model.safetensors")
+
+
+def same(one, two) -> bool:
+    import torch
+
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny_training import train
+import json
+model, mixture, folder, kill_at = Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])
+def progress(done, total):
+    if done == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(model, mixture, folder, progress, checkpoint_every=4, **json.loads(sys.argv[6]))
+"""
+
+
+def run_child(model: Path, mixture: Path, folder: Path, kill_at: int, **settings) -> subprocess.CompletedProcess:
+    """Train in a process of its own, which kills itself with SIGKILL after a step (-1: never)."""
+    arguments = [Path(__file__).parent, model, mixture, folder, kill_at, json.dumps(settings)]
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )

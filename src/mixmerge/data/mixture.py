@@ -151,13 +151,14 @@ def check_tokens(
 
 
 def write_mixture(
-    mixture: Mixture, out: Path, dropped: Mapping[str, Mapping[str, int]] | None = None
+    mixture: Mixture, out: Path, *, dropped: Mapping[str, Mapping[str, int]] | None = None, pairs: bool = False
 ) -> dict[str, Any]:
     """Write rows.jsonl and manifest.json into the folder `out`; return the manifest.
 
-    A line of rows.jsonl is {"id", "objective", "lang", "prompt": [message], "completion": [message]}. The manifest holds
-    what was asked and got per cell, the ids drawn, and the sha256 of rows.jsonl; also `dropped`, where rows were left out
-    beforehand because they overlap with prompts: how many by kind and language.
+    A line of rows.jsonl is {"id", "objective", "lang", "prompt": [message], "completion": [message]}, and with `pairs`
+    "rejected": [message], the answer that is not preferred, where the row has one. The manifest holds what was asked and
+    got per cell, the ids drawn, and the sha256 of rows.jsonl; also `dropped`, where rows were left out beforehand because
+    they overlap with prompts: how many by kind and language.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -169,6 +170,11 @@ def write_mixture(
                 "prompt": item.row.prompt,
                 "completion": [{"role": "assistant", "content": item.row.completion}],
             }
+            | (
+                {"rejected": [{"role": "assistant", "content": item.row.rejected}]}
+                if pairs and item.row.rejected is not None
+                else {}
+            )
         )
         for item in mixture.rows
     ]

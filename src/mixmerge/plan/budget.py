@@ -8,6 +8,7 @@ refuse is refused here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def token_bounds(folder: Path | None, jinja: str | None, *, trimmed: bool) -> Bo
         return max(FEWEST, int(tokens * (1 - SLACK)) - SLACK_TOKENS), int(tokens * (1 + SLACK)) + SLACK_TOKENS
 
     return cache_by_id(bounds)
+
+
+def both_sides(bounds: Bounds) -> Bounds:
+    """The bounds of a row of which DPO reads the prompt with either answer."""
+
+    def pair(row: Row) -> tuple[int, int]:
+        sides = (bounds(row), bounds(replace(row, completion=row.rejected))) if row.rejected else (bounds(row),)
+        return sum(least for least, _ in sides), sum(most for _, most in sides)
+
+    return cache_by_id(pair)
 
 
 def cache_by_id(bounds: Bounds) -> Bounds:

@@ -25,10 +25,11 @@ from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
 from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
 from mixmerge.model.words import check_languages
-from mixmerge.plan.budget import Bounds, token_bounds
+from mixmerge.plan.budget import Bounds, both_sides, token_bounds
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.models import adopted_source, base_source, base_template
+from mixmerge.plan.training import check_rows, training_step
 from mixmerge.recipe.budgets import Grant, budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
@@ -48,6 +49,7 @@ class PlanBuilder:
         self.sources = {name: data_source(data) for name, data in self.recipe.data.items()}
         self.languages = list(self.recipe.languages)
         self.dropped: dict[str, list[Overlap]] = {}  # by data set, or by where the rows of a judge are named
+        self.notes: list[str] = []
 
     def build(self) -> Plan:
         """The whole plan.
@@ -67,7 +69,8 @@ class PlanBuilder:
         verdicts = self._add_judging(prompts, responses)
         self._add_report(prompts, responses, verdicts)
         dropped = {name: counted(found) for name, found in self.dropped.items()}
-        return Plan(self.recipe.name, tuple(self.steps.values()), self.models, dropped, self.accounts)
+        models, notes = self.models, tuple(self.notes)
+        return Plan(self.recipe.name, tuple(self.steps.values()), models, dropped, self.accounts, notes)
 
     def _add(self, kind: str, name: str, what: Mapping[str, Any], **rest: Any) -> str:
         step = Step(kind, name, what, **rest)
@@ -230,8 +233,12 @@ class PlanBuilder:
                 )
         used = {data for objective, _ in shares for data in self._of_objective(objective)}
         budget = budget_of(recipe, name, self.loaded.marks)
-        self._check_budget(name, shares, rows, budget, training.max_repeats)
         codes = sorted({code for _, code in shares})
+        where = self._where(group, name)
+        settings = training_step(name, entry.training, training, recipe.seed, where, self.notes)
+        check_rows(name, {data: rows[data] for data in sorted(used)}, training, where, self.notes)
+        pairs = training.method == "dpo"
+        self._check_budget(name, shares, rows, budget, training.max_repeats, pairs=pairs)
         what = {
             "cells": [{"objective": o, "lang": c, "share": share} for (o, c), share in sorted(shares.items())],
             "data": {data: self._data_identity(data, self._covered(data, codes)) for data in sorted(used)},
@@ -239,7 +246,7 @@ class PlanBuilder:
             "unit": budget.unit,
             "max_repeats": training.max_repeats,
             "seed": recipe.seed,
-        }
+        } | ({"pairs": True} if pairs else {})
         how = {
             "sources": {data: asdict(self.sources[data]) for data in sorted(used)},
             "folder": str(self.loaded.folder),
@@ -256,7 +263,6 @@ class PlanBuilder:
         # The base's tokenizer counts the tokens of every mixture, also of one whose budget is in rows.
         inputs = {"tokenizer": self.models["base"]}
         mixture = self._add("mixture", name, what, inputs=inputs, how=how, group="mixture")
-        settings = training.model_dump(exclude={"max_repeats"}) | {"method": "sft", "seed": recipe.seed}
         self.models[name] = self._add(
             "train",
             name,
@@ -274,7 +280,14 @@ class PlanBuilder:
         return {data: overlaps for data, overlaps in found.items() if overlaps}
 
     def _check_budget(
-        self, name: str, shares: Mapping[Cell, float], rows: Mapping[str, list[Row]], budget: Grant, max_repeats: int
+        self,
+        name: str,
+        shares: Mapping[Cell, float],
+        rows: Mapping[str, list[Row]],
+        budget: Grant,
+        max_repeats: int,
+        *,
+        pairs: bool,
     ) -> None:
         """Refuse a budget that the data cannot fill."""
         cells = {
@@ -284,7 +297,7 @@ class PlanBuilder:
         group = "experts" if name in self.recipe.experts else "baselines"
         try:
             if budget.unit == "tokens":
-                bounds = self._token_bounds
+                bounds = both_sides(self._token_bounds) if pairs else self._token_bounds
                 check_tokens(cells, shares, budget=budget.amount, max_repeats=max_repeats, bounds=bounds)
             else:
                 rows_only = {"budget": budget.amount, "max_repeats": max_repeats, "seed": 0}

@@ -77,7 +77,8 @@ class Plan:
     """The steps of one study, each after its inputs; `models` maps a candidate to the step that makes its folder.
 
     `dropped` counts the rows that overlap with prompts and are left out: data set -> kind -> language -> rows. `accounts`
-    says what became of each data set's records; it stays with whoever made the plan.
+    says what became of each data set's records, and `notes` what a person may not expect of the recipe; they are no part
+    of any identity, and stay with whoever made the plan.
     """
 
     study: str
@@ -85,6 +86,7 @@ class Plan:
     models: Mapping[str, str]
     dropped: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     accounts: Mapping[str, Account] = field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def by_id(self) -> dict[str, Step]:

@@ -19,6 +19,22 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Loss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+]
 
 
 class Section(BaseModel):
@@ -178,10 +194,34 @@ class StudyBudget(Section):
         return self
 
 
-class Training(Section):
-    """How a model is fine-tuned (SFT). A training's own keys override the recipe's `training`."""
+class Adapter(Section):
+    """Train few weights beside a frozen model, by PEFT; the result is folded in, and the adapter kept beside it."""
 
-    learning_rate: Positive = Field(2e-5, description="Peak learning rate.")
+    type: Literal["lora", "dora", "qlora"] = Field(
+        "lora", description="qlora holds the frozen model in 4 bits: CUDA and the package bitsandbytes."
+    )
+    r: Count = Field(16, description="Rank.")
+    alpha: Positive = Field(32.0, description="The change is scaled by alpha / r.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Share of inputs dropped; sft alone.")
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Names of the modules, or all-linear: every linear layer but the output's."
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+
+
+class Training(Section):
+    """How a model is fine-tuned. A training's own keys override the recipe's `training`."""
+
+    method: Literal["sft", "dpo"] = Field(
+        "sft", description="sft learns the answers (of pairs: the chosen ones); dpo learns what pairs prefer."
+    )
+    learning_rate: Positive | None = Field(
+        None, description="Peak learning rate; default: 2e-5 for sft and 1e-6 for dpo; ten times that with an adapter."
+    )
+    adapter: Adapter | None = Field(None, description="Train an adapter in place of all weights.")
+    save_dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="Stored type of the result; default: that of the start."
+    )
     epochs: Positive = Field(1.0, description="Passes over the mixture.")
     batch_size: Count = Field(8, description="Rows per optimiser step.")
     max_length: Annotated[int, Field(ge=16)] = Field(1024, description="Longest row in tokens; longer is cut, counted.")
@@ -190,6 +230,11 @@ class Training(Section):
     weight_decay: Share = Field(0.0, description="Decoupled weight decay.")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="Arithmetic; weights and updates are always fp32.")
     max_repeats: Count = Field(4, description="How often a row may be drawn to fill the budget.")
+    beta: Positive = Field(0.1, description="dpo: how strongly the start holds back; larger stays nearer to it.")
+    loss: Loss = Field("sigmoid", description="dpo: the loss, one of TRL's; sigmoid is that of the DPO paper.")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="dpo: share of pairs taken to be the wrong way round; for robust, exo_pair, aot, aot_unpaired."
+    )
 
 
 class Trained(Section):

@@ -169,24 +169,27 @@ def make_mixture(context: StepContext) -> Measurements:
         unit=what["unit"],
         max_repeats=what["max_repeats"],
         seed=what["seed"],
-        count_tokens=token_counter(context.input("tokenizer")),
+        count_tokens=token_counter(context.input("tokenizer"), pairs=what.get("pairs", False)),
     )
     dropped = what.get("dropped", {}).get("counts")
-    manifest = write_mixture(mixture, context.out, dropped=dropped) | {"data": accounts}
+    manifest = write_mixture(mixture, context.out, dropped=dropped, pairs=what.get("pairs", False)) | {"data": accounts}
     write_json(context.out / "manifest.json", manifest)
     return {key: manifest[key] for key in ("rows", "tokens", "data")}
 
 
 def train(context: StepContext) -> Measurements:
     """Fine-tune the start on the mixture."""
-    from mixmerge.train.sft import SftSettings, train_sft
+    from mixmerge.train.dpo import train_dpo
+    from mixmerge.train.settings import DpoSettings, settings_from
+    from mixmerge.train.sft import train_sft
 
-    settings = {key: value for key, value in context.what.items() if key != "method"}
-    return train_sft(
+    settings = settings_from(context.what)
+    train_by: Callable[..., Measurements] = train_dpo if isinstance(settings, DpoSettings) else train_sft
+    return train_by(
         context.input("model"),
         context.input("mixture"),
         context.out,
-        SftSettings(**settings),
+        settings,
         work=context.work,
         threads=context.threads,
         checkpoint_every=context.how["checkpoint_every"],

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmerge.errors import ModelError
 from mixmerge.model.loading import load_pretrained
@@ -24,24 +24,70 @@ BATCH = 256
 
 @dataclass(slots=True)
 class Tokenised:
-    """Rows as ids and labels (-100 on the prompt), with what happened to the rows that did not fit."""
+    """Rows as ids and labels (-100 on the prompt), with what happened to the rows that did not fit.
+
+    `kept` holds the places, in the mixture, of the rows that are here.
+    """
 
     ids: list[Any] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
     truncated: int = 0
     dropped: int = 0
     diverging: int = 0
+    pairs: ClassVar[bool] = False
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.ids]
 
     def dataset(self, order: Sequence[int]) -> Any:
         """A `datasets.Dataset` with `input_ids` and `labels` (int32), in the given order of rows."""
-        import pyarrow as arrow
-        from datasets import Dataset
+        return _dataset({"input_ids": self.ids, "labels": self.labels}, order)
 
-        kind = arrow.list_(arrow.int32())
-        table = arrow.table(
-            {"input_ids": arrow.array(self.ids, type=kind), "labels": arrow.array(self.labels, type=kind)}
+
+@dataclass(slots=True)
+class TokenisedPairs:
+    """Preference rows as ids of the prompt and of its two answers, with what happened to those that did not fit."""
+
+    prompts: list[Any] = field(default_factory=list)
+    chosen: list[Any] = field(default_factory=list)
+    rejected: list[Any] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    truncated: int = 0
+    dropped: int = 0
+    diverging: int = 0
+    pairs: ClassVar[bool] = True
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the longer side of each pair: both are padded to the longest in their batch."""
+        sides = zip(self.prompts, self.chosen, self.rejected, strict=True)
+        return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
+
+    def dataset(self, order: Sequence[int], reference: Any = None) -> Any:
+        """A `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (int32), in the given order of rows.
+
+        `reference` adds `ref_chosen_logps` and `ref_rejected_logps`: float32 (rows, 2).
+        """
+        columns = {"prompt_ids": self.prompts, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+        logps = (
+            {} if reference is None else {"ref_chosen_logps": reference[:, 0], "ref_rejected_logps": reference[:, 1]}
         )
-        return Dataset(table).select(order)
+        return _dataset(columns, order, logps)
+
+
+def _dataset(
+    columns: Mapping[str, Sequence[Any]], order: Sequence[int], numbers: Mapping[str, Any] | None = None
+) -> Any:
+    import pyarrow as arrow
+    from datasets import Dataset
+
+    kind = arrow.list_(arrow.int32())
+    arrays = {name: arrow.array(values, type=kind) for name, values in columns.items()}
+    return Dataset(
+        arrow.table(arrays | {name: arrow.array(values) for name, values in (numbers or {}).items()})
+    ).select(order)
 
 
 def load_tokenizer(model: Path) -> Any:
@@ -56,13 +102,20 @@ def load_tokenizer(model: Path) -> Any:
     return tokenizer
 
 
-def token_counter(model: Path) -> Callable[[Row], int]:
-    """A function that counts the tokens of a row as training sees it: chat template, prompt and answer."""
+def token_counter(model: Path, *, pairs: bool = False) -> Callable[[Row], int]:
+    """A function that counts the tokens of a row as training sees it: chat template, prompt and answer.
+
+    With `pairs` the prompt with the rejected answer is counted too: DPO reads both sides.
+    """
     tokenizer = load_tokenizer(model)
 
     def count(row: Row) -> int:
-        text = _render(tokenizer, [*row.prompt, {"role": "assistant", "content": row.completion}], answer=True)
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        answers = [row.completion, *([row.rejected] if pairs and row.rejected is not None else [])]
+        texts = [
+            _render(tokenizer, [*row.prompt, {"role": "assistant", "content": answer}], answer=True)
+            for answer in answers
+        ]
+        return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
 
     return count
 
@@ -76,9 +129,8 @@ def tokenise(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int)
     import numpy as np
 
     out = Tokenised()
-    for prompt_ids, ids in _pairs(rows, tokenizer):
-        start = next((i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), None)
-        start = min(len(prompt_ids), len(ids)) if start is None else start
+    for index, (prompt_ids, ids) in enumerate(_encoded(rows, tokenizer, "completion")):
+        start = _common(prompt_ids, ids)
         out.diverging += start < len(prompt_ids)
         if start >= min(len(ids), max_length):
             out.dropped += 1
@@ -89,20 +141,48 @@ def tokenise(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int)
         labels[:start] = IGNORED
         out.ids.append(kept)
         out.labels.append(labels)
+        out.kept.append(index)
     return out
 
 
-def _pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """The ids of prompt and of prompt with answer, a row at a time; encoded in batches, which is several times faster."""
+def tokenise_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int) -> TokenisedPairs:
+    """Tokenise preference rows (`prompt`, `completion` and `rejected` messages), at most `max_length` tokens a side.
+
+    Dropped are pairs whose prompt fills `max_length`, and those whose sides are equal as far as they are kept.
+    """
+    import numpy as np
+
+    out = TokenisedPairs()
+    for index, (prompt_ids, chosen, rejected) in enumerate(_encoded(rows, tokenizer, "completion", "rejected")):
+        start = min(_common(prompt_ids, chosen), _common(prompt_ids, rejected))
+        out.diverging += start < len(prompt_ids)
+        sides = [ids[start:max_length] for ids in (chosen, rejected)]
+        if not all(sides) or sides[0] == sides[1]:
+            out.dropped += 1
+            continue
+        out.truncated += max(len(chosen), len(rejected)) > max_length
+        parts = (out.prompts, chosen[:start]), (out.chosen, sides[0]), (out.rejected, sides[1])
+        for column, ids in parts:
+            column.append(np.asarray(ids, dtype=np.int32))
+        out.kept.append(index)
+    return out
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    differs = (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
+    return next(differs, min(len(one), len(two)))
+
+
+def _encoded(rows: Sequence[Mapping[str, Any]], tokenizer: Any, *answers: str) -> Iterator[tuple[list[int], ...]]:
+    """The ids of the prompt and of the prompt with each answer, a row at a time; encoded in batches, several times faster."""
     for begin in range(0, len(rows), BATCH):
         block = rows[begin : begin + BATCH]
-        prompts = [_render(tokenizer, row["prompt"], answer=False) for row in block]
-        wholes = [_render(tokenizer, [*row["prompt"], *row["completion"]], answer=True) for row in block]
-        yield from zip(
-            tokenizer(prompts, add_special_tokens=False)["input_ids"],
-            tokenizer(wholes, add_special_tokens=False)["input_ids"],
-            strict=True,
-        )
+        texts = [[_render(tokenizer, row["prompt"], answer=False) for row in block]]
+        texts += [
+            [_render(tokenizer, [*row["prompt"], *row[answer]], answer=True) for row in block] for answer in answers
+        ]
+        yield from zip(*(tokenizer(part, add_special_tokens=False)["input_ids"] for part in texts), strict=True)
 
 
 def _render(tokenizer: Any, messages: Sequence[Any], *, answer: bool) -> str:

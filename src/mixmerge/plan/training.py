@@ -1,0 +1,84 @@
+"""What a training in the recipe means to its step: defaults that depend on others filled in, what does not apply left out.
+
+One idea: a key that has its default, or that the training's method does not read, is no part of the identity; so a new key
+makes no old training new, and a default that two methods share in the recipe touches only the one that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from mixmerge.data.formats import Row
+from mixmerge.errors import RecipeError, UserError
+from mixmerge.recipe.schema import Training
+from mixmerge.train.settings import METHODS, Adapter, settings_from
+
+LEARNING_RATES = {("sft", False): 2e-5, ("dpo", False): 1e-6, ("sft", True): 2e-4, ("dpo", True): 1e-5}
+# These were in every identity before any key could be left out.
+ALWAYS = (
+    *("method", "learning_rate", "epochs", "batch_size", "max_length", "warmup_ratio"),
+    *("scheduler", "weight_decay", "precision", "seed"),
+)
+
+
+def training_step(
+    name: str, own: Training, training: Training, seed: int, where: str, notes: list[str]
+) -> dict[str, Any]:
+    """The `what` of the train step of `name`; `own` are its own keys, `training` those with the recipe's below them.
+
+    Raises:
+        RecipeError: a key of its own that its method does not read, or values that do not go together.
+    """
+    read = {field.name for field in fields(METHODS[training.method])} | {"method", "max_repeats"}
+    for key in sorted(own.model_fields_set - read):
+        other = next(method for method in METHODS if method != training.method)
+        raise RecipeError(f"'{key}' means nothing to method: {training.method}", where=where, do=f"set method: {other}")
+    try:
+        what = training_what(training, seed)
+    except UserError as error:
+        raise RecipeError(error.what, where=where, do=error.do) from error
+    if training.learning_rate is None and (training.method != "sft" or training.adapter is not None):
+        adapter = "" if training.adapter is None else f" with {training.adapter.type}"
+        rate = what["learning_rate"]
+        notes.append(f"{name}: learning_rate is {rate:g}, the default of method: {training.method}{adapter}")
+    return what
+
+
+def training_what(training: Training, seed: int) -> dict[str, Any]:
+    """The `what` of a train step: what `training` says and its method reads, without what is as by default.
+
+    Raises:
+        UserError: values that do not go together.
+    """
+    given = training.model_dump() | {"seed": seed}
+    if training.learning_rate is None:
+        given["learning_rate"] = LEARNING_RATES[training.method, training.adapter is not None]
+    if training.adapter is not None:
+        usual = {field.name: field.default for field in fields(Adapter)}
+        own = training.adapter.model_dump()
+        given["adapter"] = {key: value for key, value in own.items() if key == "type" or value != usual[key]}
+    defaults = {field.name: field.default for field in fields(METHODS[training.method])}
+    named = {key: value for key, value in given.items() if key in defaults and value != defaults[key]}
+    what = {key: given[key] for key in ALWAYS} | named
+    settings_from(what)
+    return what
+
+
+def check_rows(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:
+    """Refuse rows that method: dpo cannot learn from; note what method: sft makes of pairs.
+
+    Raises:
+        RecipeError: a row without rejected answer in a training by dpo; names it and its data set.
+    """
+    for source, rows in data.items():
+        if training.method == "sft" and any(row.rejected is not None for row in rows):
+            notes.append(f"{name}: of the pairs in the data set '{source}' the chosen answers are learnt (method: sft)")
+        bare = next((row for row in rows if row.rejected is None), None)
+        if training.method == "dpo" and bare is not None:
+            raise RecipeError(
+                f"method: dpo needs pairs, and row '{bare.id}' of the data set '{source}' has no rejected answer",
+                where=where,
+                do="use data with prompt, chosen and rejected, of an objective of its own, or set method: sft",
+            )

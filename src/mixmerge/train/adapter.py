@@ -1,0 +1,131 @@
+"""LoRA, DoRA and QLoRA: few weights trained beside a frozen base, then folded into it.
+
+One idea: the adapter is kept as PEFT saves it, and the model folder is the merge of `base+adapter` with itself alone, by
+mixmerge.merge: exact, and bit for bit the base's wherever the adapter does not reach. So a candidate is always a whole
+model folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import UserError, reason
+from mixmerge.train.settings import Adapter
+
+FOLDER = "adapter"
+
+
+def require_library(adapter: Adapter) -> None:
+    """Refuse what this machine cannot train.
+
+    Raises:
+        UserError: qlora without CUDA or bitsandbytes.
+    """
+    if adapter.type != "qlora":
+        return
+    import importlib.util
+
+    import torch
+
+    if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+        raise UserError(
+            "qlora needs a CUDA device and the package bitsandbytes",
+            where="training.adapter.type",
+            do="set it to lora, or train on such a machine",
+        )
+
+
+def adapter_config(adapter: Adapter) -> Any:
+    """The PEFT configuration of an adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets),
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.type == "dora",
+    )
+
+
+@contextmanager
+def named_targets(adapter: Adapter | None, network: Any) -> Iterator[None]:
+    """Let PEFT's refusal of the targets say which modules there are.
+
+    Raises:
+        UserError: no module of the model is called so.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if adapter is None or ("arget module" not in str(error) and "lm_head" not in str(error)):
+            raise
+        import torch
+
+        kinds = {
+            name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)
+        }
+        known = ", ".join(sorted(kinds - {"lm_head", "default", "base_layer"}))
+        raise UserError(
+            f"{list(adapter.targets)}: {reason(error)}", where="training.adapter.targets", do=f"known: {known}"
+        ) from error
+
+
+def save_folded(network: Any, base: Path, dtype: str, out: Path, work: Path, threads: int | None) -> None:
+    """Write the trained adapter into `out/adapter` and the base with the adapter folded in, in `dtype`, into `out`."""
+    from mixmerge.merge import merge, parse_config
+
+    kept = out / FOLDER
+    shutil.rmtree(kept, ignore_errors=True)
+    network.save_pretrained(kept, save_embedding_layers=False)
+    (kept / "README.md").unlink(missing_ok=True)
+    _tidy(kept / "adapter_config.json")
+    place = work / "fold"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    # Names of ours: the folders' own may hold a plus, which stands between model and adapter.
+    (place / "base").symlink_to(base.absolute(), target_is_directory=True)
+    (place / FOLDER).symlink_to(kept.absolute(), target_is_directory=True)
+    whole = {"merge_method": "linear", "models": [{"model": f"base+{FOLDER}", "parameters": {"weight": 1.0}}]}
+    merge(replace(parse_config(whole | {"dtype": dtype}), relative_to=place), place / "out", threads=threads)
+    for file in sorted((place / "out").iterdir()):
+        if file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json"):
+            file.replace(out / file.name)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    said = "torch_dtype" if "torch_dtype" in config else "dtype"
+    text = json.dumps(config | {said: dtype}, indent=2, ensure_ascii=False) + "\n"
+    (out / "config.json").write_text(text, encoding="utf-8")
+    shutil.rmtree(place)
+
+
+def _tidy(file: Path) -> None:
+    """Take out of an adapter's settings what differs from run to run: the base's path, and the order of a set."""
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"].sort()
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def quantisation(adapter: Adapter | None) -> dict[str, Any]:
+    """What to load the base with: QLoRA's 4-bit weights (Dettmers et al. 2023), computed in bf16."""
+    if adapter is None or adapter.type != "qlora":
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    }

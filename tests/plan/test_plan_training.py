@@ -1,0 +1,143 @@
+"""What a training in the recipe means to its step: defaults, what its method reads, and what it is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from mixmerge.errors import RecipeError
+from mixmerge.plan.training import training_what
+from mixmerge.recipe.schema import Training
+from mixmerge.train.settings import METHODS, settings_from
+
+# What a train step was known by before there was any other method or option.
+BEFORE = {
+    "learning_rate": 1e-3,
+    "epochs": 1.0,
+    "batch_size": 2,
+    "max_length": 256,
+    "warmup_ratio": 0.1,
+    "scheduler": "cosine",
+    "weight_decay": 0.0,
+    "precision": "fp32",
+    "method": "sft",
+    "seed": 0,
+}
+
+
+def dpo(more: str = "") -> str:
+    return f"experts.general={{mixture: safety, training: {{method: dpo{more}}}}}"
+
+
+def test_a_training_without_new_options_keeps_the_identity_that_it_had(planned):
+    plan = planned()
+    assert dict(plan.find("train/mix").what) == BEFORE
+    assert "pairs" not in plan.find("mixture/mix").what
+
+
+def test_a_default_of_the_recipe_is_the_default_of_the_settings_that_it_becomes():
+    for method in METHODS:
+        training = Training(method=method)
+        made = settings_from(training_what(training, seed=0))
+        for field in fields(made):
+            said = getattr(training, field.name, None)
+            if field.name not in ("learning_rate", "seed") and said is not None:
+                assert getattr(made, field.name) == said, field.name
+
+
+@pytest.mark.parametrize(("method", "rate"), [("sft", 2e-5), ("dpo", 1e-6)])
+def test_the_learning_rate_is_by_default_that_of_the_method(method, rate):
+    assert training_what(Training(method=method), seed=0)["learning_rate"] == rate
+    assert training_what(Training(method=method, learning_rate=3e-4), seed=0)["learning_rate"] == 3e-4
+
+
+def test_an_option_at_its_default_or_of_the_other_method_is_no_part_of_the_identity(planned):
+    plain = planned().find("train/mix").id
+    assert planned("training.beta=0.3", "training.loss=ipo").find("train/mix").id == plain
+    pairs = planned(dpo()).find("train/general")
+    assert planned(dpo(", beta: 0.1, loss: sigmoid")).find("train/general").id == pairs.id
+    assert pairs.what["method"] == "dpo"
+    assert not {"beta", "loss", "label_smoothing"} & pairs.what.keys()
+
+
+def test_an_adapter_is_known_by_what_it_says_beyond_the_defaults(planned):
+    what = (
+        planned("training.adapter={type: dora, r: 16, alpha: 64}", "training.learning_rate=null").find("train/mix").what
+    )
+    assert what["adapter"] == {"type": "dora", "alpha": 64.0}
+    assert what["learning_rate"] == 2e-4, "ten times that of all weights"
+    named = planned("training.adapter={targets: [q_proj, v_proj]}").find("train/mix").what["adapter"]
+    assert named == {"type": "lora", "targets": ["q_proj", "v_proj"]}
+    with pytest.raises(RecipeError, match=r"adapter\.dropout has no effect with method: dpo"):
+        planned(dpo(", adapter: {dropout: 0.1}"))
+
+
+def test_a_mixture_for_dpo_holds_both_answers_and_is_another_mixture(planned):
+    sft = planned("experts.general={mixture: safety}").find("mixture/general")
+    pairs = planned(dpo()).find("mixture/general")
+    assert dict(pairs.what) == dict(sft.what) | {"pairs": True}
+
+
+def test_dpo_on_data_without_pairs_is_refused_with_the_row(planned):
+    with pytest.raises(RecipeError) as caught:
+        planned("baselines.mix.training={method: dpo}")
+    said = str(caught.value)
+    assert "baselines.mix: method: dpo needs pairs, and row 'en/g00' of the data set 'general'" in said
+    assert "set method: sft" in said
+
+
+def test_a_key_of_the_other_method_is_refused_where_it_stands_and_allowed_as_a_default_for_all(planned):
+    with pytest.raises(RecipeError, match=r"'beta' means nothing to method: sft; set method: dpo"):
+        planned("baselines.mix.training={beta: 0.2}")
+    assert planned("training.beta=0.2").steps
+
+
+@pytest.mark.parametrize("values", ["label_smoothing: 0.1", "loss: exo_pair"])
+def test_values_that_do_not_go_together_are_refused_with_their_place(planned, values):
+    with pytest.raises(RecipeError, match=r"--set: experts\.general: label_smoothing cannot be"):
+        planned(dpo(f", {values}"))
+
+
+def test_a_budget_in_tokens_counts_both_sides_of_pairs(planned):
+    tokens = "budget={tokens: 1500}"
+    assert planned(tokens, dpo(), "training.max_repeats=1").steps
+    with pytest.raises(RecipeError, match="its share of the budget is"):
+        planned(tokens, "experts.general={mixture: safety}", "training.max_repeats=1")
+
+
+def test_notes_say_what_becomes_of_pairs_and_which_default_was_taken(planned):
+    notes = planned(dpo(), "training.learning_rate=null").notes
+    assert "general: learning_rate is 1e-06, the default of method: dpo" in notes
+    assert "mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)" in notes
+    assert not any(note.startswith("general: of the pairs") for note in notes)
+
+
+def test_check_prints_the_notes_beside_its_answer(study, mixmerge):
+    status, out, err = mixmerge("check", study.recipe, "--out", study.out)
+    assert status == 0
+    assert err == "note: mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)\n"
+    told = json.loads(mixmerge("check", study.recipe, "--json", "--out", study.out)[1])
+    assert err == f"note: {told['notes'][0]}\n"
+
+
+CHAIN = """\
+experts:
+  general: {mixture: general}
+  aligned: {mixture: safety, start: general, training: {method: dpo}}
+  after: {mixture: safety, start: both, training: {method: dpo, beta: 0.5}}
+merges:
+  both: {method: linear, models: {general: {weight: 1}, aligned: {weight: 1}}}
+"""
+
+
+def test_sft_then_dpo_and_sft_then_merge_then_dpo_are_three_lines_of_recipe(study, planned):
+    text = study.recipe.read_text()
+    head, tail = text[: text.index("experts:")], text[text.index("evaluation:") :]
+    study.recipe.write_text(head + CHAIN + tail)
+    plan = planned()
+    aligned, after = plan.find("train/aligned"), plan.find("train/after")
+    assert aligned.inputs["model"] == plan.find("train/general").id
+    assert after.inputs["model"] == plan.find("merge/both").id
+    assert [aligned.what["method"], after.what["method"], after.what["beta"]] == ["dpo", "dpo", 0.5]
