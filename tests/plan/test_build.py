@@ -139,6 +139,8 @@ WHAT = {
     "training.loss": (PAIRS.format("method: dpo, loss: ipo"), "train/general"),
     "training.label_smoothing": (PAIRS.format("method: dpo, loss: robust, label_smoothing: 0.1"), "train/general"),
     "experts.mixture": ("experts.general.mixture=safety", "mixture/general"),
+    "training.engine": ("training={engine: command, command: 'x {model} {mixture} {out}'}", "train/general"),
+    "training.command": ("training={engine: command, command: 'y {model} {mixture} {out}'}", "train/general"),
     "adopted.path": ("adopted={elder: {path: other}}", "adopt/elder"),
     "adopted.start": ("adopted={elder: {path: other, start: general}}", "adopt/elder"),
     "experts.languages": ("experts.general.languages=[en]", "mixture/general"),
@@ -232,7 +234,14 @@ def test_changing_a_key_that_matters_changes_its_step_and_what_follows(planned, 
 
 @pytest.mark.parametrize("key", How.model_fields)
 def test_changing_anything_under_how_changes_no_id(planned, key):
-    values = {"threads": 3, "device": "cpu", "jobs": 2, "generate_batch_size": 7, "checkpoint_every": 9}
+    values = {
+        "threads": 3,
+        "device": "cpu",
+        "jobs": 2,
+        "generate_batch_size": 7,
+        "checkpoint_every": 9,
+        "launcher": "x",
+    }
     before, after = planned(), planned(f"how.{key}={values[key]}")
     assert titles(after) == titles(before)
 

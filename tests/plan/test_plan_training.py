@@ -115,7 +115,7 @@ def test_notes_say_what_becomes_of_pairs_and_which_default_was_taken(planned):
 
 
 def test_check_prints_the_notes_beside_its_answer(study, mixmerge):
-    status, out, err = mixmerge("check", study.recipe, "--out", study.out)
+    status, _, err = mixmerge("check", study.recipe, "--out", study.out)
     assert status == 0
     assert err == "note: mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)\n"
     told = json.loads(mixmerge("check", study.recipe, "--json", "--out", study.out)[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from safetensors.torch import load_file
 
@@ -47,3 +48,48 @@ def test_sft_then_dpo_and_sft_then_merge_then_dpo_run(study):
     rows = rows_of(study, "aligned")
     assert all(row["rejected"][0]["role"] == "assistant" for row in rows)
     assert not any("rejected" in row for row in rows_of(study, "general"))
+
+
+TRAINER = """
+import json, sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+import shutil
+
+model, mixture, out, work, rate = sys.argv[1:6]
+print("the trainer was here", flush=True)
+shutil.copytree(model, out, dirs_exist_ok=True)
+Path(out, "record.json").unlink(missing_ok=True)
+rows = [json.loads(line) for line in Path(mixture, "rows.jsonl").read_text().splitlines()]
+weights = {name: tensor + float(rate) * len(rows) for name, tensor in load_file(Path(model, "model.safetensors")).items()}
+Path(out, "model.safetensors").unlink()
+save_file(weights, Path(out, "model.safetensors"), {"format": "pt"})
+if not Path(work, "again").exists():
+    Path(work, "again").touch()
+    sys.exit("a first try that fails")
+"""
+
+
+def test_a_command_of_the_users_own_trains_is_logged_and_carries_on(study):
+    script = study.folder / "own trainer.py"
+    script.write_text(TRAINER)
+    text = study.recipe.read_text()
+    command = f"{{launcher}} '{script}' {{model}} {{mixture}} {{out}} {{work}} {{learning_rate}}"
+    experts = f'experts: {{own: {{mixture: general, training: {{engine: command, command: "{command}"}}}}}}\n'
+    head = text[: text.index("experts:")].replace("1.0e-3, batch_size: 2, max_length: 256, precision: fp32", "0.5")
+    study.recipe.write_text(head + experts + ONE_SET.replace("checkpoint_every: 1", f"launcher: '{sys.executable} -u'"))
+    first = study.call("run")
+    assert first.returncode == 1
+    assert "the command ended with status 1; see the log" in first.stdout + first.stderr
+    log = next((study.out / "runs" / "tiny" / "logs").glob("train-own.log")).read_text()
+    assert "the trainer was here" in log
+    assert "a first try that fails" in log
+    again = study.call("run")
+    assert again.returncode == 0, again.stderr
+    models = study.out / "runs" / "tiny" / "models"
+    before, after = (load_file(models / name / "model.safetensors") for name in ("base", "own"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert after[name].equal(before[name] + 0.5 * 8)
+    record = json.loads(next(study.store.glob("train/own--*/record.json")).read_text())
+    assert record["measurements"]["rows"] == 8
+    assert record["measurements"]["command"].startswith(f"{sys.executable} -u '{script}' ")

@@ -268,7 +268,7 @@ class PlanBuilder:
             name,
             settings,
             inputs={"model": self.models[entry.start], "mixture": mixture},
-            how=self._how("threads", "device", "checkpoint_every"),
+            how=self._how("threads", "device", "checkpoint_every", "launcher"),
         )
 
     def _dropped_from(self, shares: Mapping[Cell, float], used: Iterable[str]) -> dict[str, list[Overlap]]:

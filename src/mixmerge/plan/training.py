@@ -13,6 +13,7 @@ from typing import Any
 from mixmerge.data.formats import Row
 from mixmerge.errors import RecipeError, UserError
 from mixmerge.recipe.schema import Training
+from mixmerge.train.command import command_fields
 from mixmerge.train.settings import METHODS, Adapter, settings_from
 
 LEARNING_RATES = {("sft", False): 2e-5, ("dpo", False): 1e-6, ("sft", True): 2e-4, ("dpo", True): 1e-5}
@@ -31,7 +32,11 @@ def training_step(
     Raises:
         RecipeError: a key of its own that its method does not read, or values that do not go together.
     """
-    read = {field.name for field in fields(METHODS[training.method])} | {"method", "max_repeats"}
+    if training.engine == "command":
+        return _command_what(own, training, seed, where)
+    if "command" in own.model_fields_set:
+        raise RecipeError("'command' means nothing to engine: trl", where=where, do="set engine: command")
+    read = {field.name for field in fields(METHODS[training.method])} | {"engine", "method", "max_repeats"}
     for key in sorted(own.model_fields_set - read):
         other = next(method for method in METHODS if method != training.method)
         raise RecipeError(f"'{key}' means nothing to method: {training.method}", where=where, do=f"set method: {other}")
@@ -44,6 +49,33 @@ def training_step(
         rate = what["learning_rate"]
         notes.append(f"{name}: learning_rate is {rate:g}, the default of method: {training.method}{adapter}")
     return what
+
+
+def _command_what(own: Training, training: Training, seed: int, where: str) -> dict[str, Any]:
+    """The `what` of a training by a command: its text, and the keys that it uses, which are all that may be set."""
+    if training.command is None:
+        raise RecipeError("engine: command needs a 'command'", where=where, do="add it")
+    rest = {"engine", "command", "method", "max_repeats"}
+    known = [name for name in Training.model_fields if name not in {*rest, "adapter"}]
+    try:
+        used = command_fields(training.command, known)
+    except UserError as error:
+        raise RecipeError(error.what, where=f"{where}: training.command", do=error.do) from error
+    said = (own if "engine" in own.model_fields_set else training).model_fields_set
+    for key in sorted(said - used - rest):
+        do = f"write {{{key}}} into the command, or remove the key" if key in known else "remove it"
+        raise RecipeError(f"'{key}' does nothing: the command does not use it", where=where, do=do)
+    given = training.model_dump()
+    if training.learning_rate is None:
+        given["learning_rate"] = LEARNING_RATES[training.method, False]
+    settings = {key: given[key] for key in sorted(used.intersection(known))}
+    return {
+        "engine": "command",
+        "method": training.method,
+        "command": training.command,
+        "settings": settings,
+        "seed": seed,
+    }
 
 
 def training_what(training: Training, seed: int) -> dict[str, Any]:

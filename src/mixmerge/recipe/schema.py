@@ -212,6 +212,12 @@ class Adapter(Section):
 class Training(Section):
     """How a model is fine-tuned. A training's own keys override the recipe's `training`."""
 
+    engine: Literal["trl", "command"] = Field("trl", description="Train by TRL here, or by a command of your own.")
+    command: str | None = Field(
+        None,
+        description="engine: command: a program and its arguments, without a shell. {model}, {mixture}, {out} are folders; "
+        "{work} is one that survives a kill; {learning_rate} and the like are keys of this section; {launcher} is how.launcher.",
+    )
     method: Literal["sft", "dpo"] = Field(
         "sft", description="sft learns the answers (of pairs: the chosen ones); dpo learns what pairs prefer."
     )
@@ -386,6 +392,9 @@ class How(Section):
     jobs: Count = Field(1, description="Steps at once.")
     generate_batch_size: Count = Field(32, description="Prompts per generation batch.")
     checkpoint_every: Count = Field(25, description="Training steps between checkpoints.")
+    launcher: str = Field(
+        "", description="engine: command: what {launcher} stands for, e.g. torchrun --nproc-per-node 8."
+    )
 
 
 class Recipe(Section):

@@ -179,6 +179,8 @@ def make_mixture(context: StepContext) -> Measurements:
 
 def train(context: StepContext) -> Measurements:
     """Fine-tune the start on the mixture."""
+    if context.what.get("engine") == "command":
+        return _train_by_command(context)
     from mixmerge.train.dpo import train_dpo
     from mixmerge.train.settings import DpoSettings, settings_from
     from mixmerge.train.sft import train_sft
@@ -195,6 +197,23 @@ def train(context: StepContext) -> Measurements:
         checkpoint_every=context.how["checkpoint_every"],
         device=context.how["device"],
         progress=context.progress,
+    )
+
+
+def _train_by_command(context: StepContext) -> Measurements:
+    from mixmerge.train.command import train_by_command
+
+    shutil.rmtree(context.out)
+    return train_by_command(
+        context.what["command"],
+        context.input("model"),
+        context.input("mixture"),
+        context.out,
+        context.what["settings"],
+        work=context.work,
+        seed=context.what["seed"],
+        threads=context.threads,
+        launcher=context.how.get("launcher", ""),
     )
 
 
