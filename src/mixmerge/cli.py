@@ -95,12 +95,21 @@ def plan_(
 ) -> None:
     """Print the steps, what is already there, and what will run and why."""
     from mixmerge.plan.explain import explain
+    from mixmerge.plan.memory import memory_lines, plan_memory
     from mixmerge.run.store import Store
 
     _, plan = _plan(recipe, set_, out)
-    explained = explain(plan, Store(out))
+    store = Store(out)
+    explained = explain(plan, store)
+    left = {entry.step.id for entry in explained if entry.state != "done"}
+    memory = {step: need for step, need in plan_memory(plan, store.find).items() if step in left}
     if as_json:
-        states = [entry.step.to_json() | {"state": entry.state, "why": list(entry.why)} for entry in explained]
+        states = [
+            entry.step.to_json()
+            | {"state": entry.state, "why": list(entry.why)}
+            | ({"memory_bytes": asdict(memory[entry.step.id])} if entry.step.id in memory else {})
+            for entry in explained
+        ]
         _print_json({"study": plan.study, "steps": states})
         return
     width = max(len(entry.step.title) for entry in explained)
@@ -110,8 +119,9 @@ def plan_(
     for step in plan.steps:
         if rule := step.how.get("budget_rule"):
             print(f"budget of {step.name}: {step.what['budget']:,} {step.what['unit']}, {rule}")
-    left = sum(entry.state != "done" for entry in explained)
-    print(f"{len(explained)} steps: {len(explained) - left} done, {left} to run")
+    for line in memory_lines(plan, memory):
+        print(line)
+    print(f"{len(explained)} steps: {len(explained) - len(left)} done, {len(left)} to run")
 
 
 @app.command()

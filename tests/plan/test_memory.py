@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixmerge.plan.memory import Shape, lora_weights, shape_of, training_memory
+from mixmerge.plan.memory import Shape, lora_weights, memory_lines, plan_memory, shape_of, training_memory
 
 SMALL = Shape(parameters=1000, layers=4, hidden=8, inner=32, vocabulary=100)
 
@@ -98,3 +98,41 @@ def test_the_estimate_of_activations_is_what_autograd_keeps_within_a_half(checkp
         estimate.activations - 6 * 4 * 64 * 96 * 4 if checkpointing else 0
     )  # it is computed in the backward pass only
     assert 0.5 < held / (estimate.activations - layer + estimate.logits) < 1.5
+
+
+def test_a_plan_tells_the_memory_of_each_training_that_is_left(study, planned):
+    plan = planned("baselines.mix.training={batch_size: 8}")
+    found = plan_memory(plan, lambda _: None)
+    assert set(found) == {plan.models["general"], plan.models["mix"]}
+    few, many = found[plan.models["general"]], found[plan.models["mix"]]
+    assert many.activations == 4 * few.activations
+    assert (many.weights, many.optimiser) == (few.weights, few.optimiser)
+    lines = list(memory_lines(plan, found))
+    assert [line.split(":")[0] for line in lines] == ["memory to train general", "memory to train mix"]
+    assert "about 0.0 GB (weights 0.0, gradients 0.0, optimiser 0.0, activations 0.0, logits 0.0)" in lines[0]
+    assert len(list(memory_lines(planned(), plan_memory(planned(), lambda _: None)))) == 1
+
+
+def test_pairs_count_twice_and_adapters_train_little(study, planned):
+    plan = planned("experts.general={mixture: safety, training: {method: dpo, adapter: {r: 2}}}")
+    found = plan_memory(plan, lambda _: None)
+    dpo, full = found[plan.models["general"]], found[plan.models["mix"]]
+    assert dpo.activations == 2 * full.activations
+    assert dpo.gradients < full.gradients / 2
+
+
+def test_a_base_that_is_not_there_yet_or_a_command_has_no_estimate(planned, tmp_path):
+    command = "experts.general.training={engine: command, command: 'x {model} {mixture} {out}'}"
+    plan = planned(command)
+    assert set(plan_memory(plan, lambda _: None)) == {plan.models["mix"]}
+    assert plan_memory(plan, lambda _: tmp_path) == {}
+
+
+def test_the_plan_on_the_command_line_ends_with_the_memory(study, mixmerge):
+    status, out, _ = mixmerge("plan", study.recipe, "--out", study.out)
+    assert status == 0
+    assert out.splitlines()[-2].startswith("memory to train general, mix: about ")
+    told = json.loads(mixmerge("plan", study.recipe, "--json", "--out", study.out)[1])
+    trained = [step for step in told["steps"] if step["kind"] == "train"]
+    assert all(step["memory_bytes"]["weights"] > 0 for step in trained)
+    assert sum("memory_bytes" in step for step in told["steps"]) == len(trained)

@@ -9,13 +9,17 @@ themselves and the allocator come on top.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import MixmergeError
 from mixmerge.merge.checkpoint import open_checkpoint, read_json
+from mixmerge.plan.graph import Plan, Step
+from mixmerge.train.settings import Adapter
+
+LINEAR = 7  # matrices of a layer, in most families: q, k, v, o, gate, up, down
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,51 @@ def training_memory(
     # autocast keeps a 16-bit copy of the weights during a step
     weights = 4 * (own + frozen) + (2 * (own + frozen) if half else 0)
     return Memory(weights, 4 * own, 8 * own, activations, 2 * 4 * tokens * shape.vocabulary)
+
+
+def plan_memory(plan: Plan, find: Callable[[str], Path | None]) -> dict[str, Memory]:
+    """The estimate of every training of a plan, by step id; `find` gives the folder of a finished step.
+
+    Empty where the base's shape is not known yet: a Hub id, a package or a trimmed vocabulary that was not brought in.
+    """
+    base = plan.by_id[plan.models["base"]]
+    folder = find(base.id)
+    if folder is None and "path" in base.how and base.what["trim"] is None:
+        folder = Path(base.how["path"])
+    shape = None if folder is None else shape_of(folder)
+    if shape is None:
+        return {}
+    trainings = (step for step in plan.steps if step.kind == "train" and step.what.get("engine") != "command")
+    return {step.id: _of_step(step, shape) for step in trainings}
+
+
+def _of_step(step: Step, shape: Shape) -> Memory:
+    what, adapter = step.what, step.what.get("adapter")
+    rows = math.ceil(what["batch_size"] / what.get("gradient_accumulation", 1)) * (2 if what["method"] == "dpo" else 1)
+    trained = None
+    if adapter is not None:
+        targets = adapter.get("targets", "all-linear")
+        modules = LINEAR if isinstance(targets, str) else len(targets)
+        trained = lora_weights(shape, adapter.get("r", Adapter().r), modules)
+    return training_memory(
+        shape,
+        rows=rows,
+        length=what["max_length"],
+        half=what["precision"] == "bf16",
+        trained=trained,
+        checkpointing=bool(step.how.get("gradient_checkpointing")),
+    )
+
+
+def memory_lines(plan: Plan, found: Mapping[str, Memory]) -> Iterator[str]:
+    """One line for each amount, with the trainings that need it."""
+    alike: dict[Memory, list[str]] = {}
+    for step in plan.steps:
+        if step.id in found:
+            alike.setdefault(found[step.id], []).append(step.name)
+    for memory, names in alike.items():
+        parts = ", ".join(f"{name} {getattr(memory, name) / 1e9:.1f}" for name in memory.__slots__)
+        yield f"memory to train {', '.join(names)}: about {memory.total / 1e9:.1f} GB ({parts})"
 
 
 def lora_weights(shape: Shape, rank: int, modules: int) -> int:
