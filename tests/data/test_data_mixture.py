@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmerge.data.formats import Row
-from mixmerge.data.mixture import draw_mixture, write_mixture
+from mixmerge.data.mixture import check_tokens, draw_mixture, write_mixture
 from mixmerge.errors import DataError
 
 
@@ -173,6 +173,40 @@ def test_a_token_budget_of_all_the_data_is_no_overdraft():
     every = sum(tokens(row) for row in CELLS["general", "en"])
     mixture = draw(CELLS, {("general", "en"): 1 / 3}, every, "tokens")
     assert len(mixture.rows) == 40
+
+
+def test_a_cell_may_be_repeated_more_often_than_the_others(tmp_path):
+    shares = {("general", "en"): 3.0, ("safety", "en"): 1.0}
+    settings = {"budget": 160, "unit": "rows", "max_repeats": 3, "seed": 0, "count_tokens": tokens}
+    cells = CELLS | {("safety", "en"): CELLS["safety", "en"][:5]}
+    with pytest.raises(DataError, match="safety/en has 5 rows, which give 15 rows with max_repeats 3"):
+        draw_mixture(cells, shares, **settings)
+    mixture = draw_mixture(cells, shares, **settings, repeats={("safety", "en"): 8})
+    assert max(Counter(mixture.cells[1].ids).values()) == 8
+    assert max(Counter(mixture.cells[0].ids).values()) == 3
+    assert write_mixture(mixture, tmp_path)["repeats"] == {"safety/en": 8}
+    with pytest.raises(DataError, match="general/en has 40 rows, which give 80 rows with max_repeats 2"):
+        draw_mixture(cells, shares, **settings, repeats={("general", "en"): 2, ("safety", "en"): 8})
+
+
+def test_the_bounds_of_tokens_know_the_repeats_of_each_cell():
+    cells, shares = (
+        {("general", "en"): rows(4), ("safety", "en"): rows(4)},
+        {("general", "en"): 1.0, ("safety", "en"): 1},
+    )
+    settings = {"budget": 100, "max_repeats": 50, "bounds": lambda row: (tokens(row), tokens(row))}
+    check_tokens(cells, shares, **settings)
+    with pytest.raises(DataError, match="safety/en has 4 rows, which give at most 20 tokens with max_repeats 2"):
+        check_tokens(cells, shares, **settings, repeats={("safety", "en"): 2})
+
+
+def test_what_was_dropped_and_capped_beforehand_stands_in_the_manifest(tmp_path):
+    mixture = draw(CELLS, {("general", "en"): 1.0}, 9)
+    told = {"dropped": {"near": {"en": 2}}, "capped": {"general/en": {"asked": 0.9, "share": 0.5}}}
+    manifest = write_mixture(mixture, tmp_path, **told)
+    assert {key: manifest[key] for key in told} == told
+    assert manifest["sha256"] == write_mixture(mixture, tmp_path)["sha256"]
+    assert not told.keys() & write_mixture(mixture, tmp_path).keys()
 
 
 def test_the_written_rows_are_messages_and_the_manifest_accounts_for_them(tmp_path):

@@ -148,6 +148,8 @@ WHAT = {
         "experts.general={mixture: general, languages: {en: 1, fr: 3}, temperature: 2}",
         "mixture/general",
     ),
+    "experts.caps": ("experts.general={mixture: general, caps: {en: 0.25}}", "mixture/general"),
+    "experts.max_repeats": ("experts.general={mixture: general, max_repeats: {en: 2}}", "mixture/general"),
     "experts.budget": ("experts.general.budget={rows: 6}", "mixture/general"),
     "experts.start": ("experts.general.start=mix", "train/general"),
     "experts.training": ("experts.general.training={epochs: 3}", "train/general"),
@@ -197,7 +199,7 @@ def keys_of_recipe() -> set[str]:
 
 def test_the_lists_above_name_every_key_of_a_recipe():
     trained = {
-        f"baselines.{key}" for key in ("languages", "temperature", "budget", "start", "training")
+        f"baselines.{key}" for key in ("languages", "temperature", "caps", "max_repeats", "budget", "start", "training")
     }  # as of experts
     assert keys_of_recipe() - trained == set(WHAT) | NOT_WHAT
 

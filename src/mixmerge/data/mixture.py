@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +59,7 @@ class Mixture:
     unit: Unit
     max_repeats: int
     seed: int
+    repeats: Mapping[Cell, int] = field(default_factory=dict)
 
 
 def draw_mixture(
@@ -70,17 +71,20 @@ def draw_mixture(
     max_repeats: int,
     seed: int,
     count_tokens: Callable[[Row], int],
+    repeats: Mapping[Cell, int] | None = None,
 ) -> Mixture:
     """Draw `budget` rows or tokens from the cells in proportion to `shares` (any positive scale; normalised here).
 
     In rows, the cells' numbers come from largest remainders and sum to the budget. In tokens, rows are taken in the
     cell's seeded order up to the total nearest to the cell's part. A cell without share, or with share 0, gives nothing.
+    `repeats` overrides `max_repeats` for some cells.
 
     Raises:
         DataError: impossible shares, an empty cell, a part too small for one row, or one larger than the cell's data
             times `max_repeats`; says what to change.
     """
-    if budget < 1 or max_repeats < 1:
+    repeats = dict(repeats or {})
+    if budget < 1 or min([max_repeats, *repeats.values()]) < 1:
         raise DataError(f"budget {budget} and max_repeats {max_repeats} must be at least 1")
     wanted = _normalised(shares)
     for cell in wanted:
@@ -92,7 +96,7 @@ def draw_mixture(
     parts = _largest_remainder(wanted, budget) if unit == "rows" else {c: wanted[c] * budget for c in wanted}
     drawn: dict[Cell, list[Drawn]] = {}
     for cell, part in parts.items():
-        taken = _take(cells[cell], cell, part, unit, max_repeats, seed, count_tokens)
+        taken = _take(cells[cell], cell, part, unit, repeats.get(cell, max_repeats), seed, count_tokens)
         if not taken:
             raise DataError(
                 f"the budget of {budget} {unit} leaves {float(part):.3g} for {_name(cell)}, less than one row",
@@ -114,7 +118,7 @@ def draw_mixture(
         )
         for cell, taken in drawn.items()
     )
-    return Mixture(tuple(_interleave(drawn, seed)), accounts, budget, unit, max_repeats, seed)
+    return Mixture(tuple(_interleave(drawn, seed)), accounts, budget, unit, max_repeats, seed, repeats)
 
 
 def check_tokens(
@@ -124,6 +128,7 @@ def check_tokens(
     budget: int,
     max_repeats: int,
     bounds: Callable[[Row], tuple[int, int]],
+    repeats: Mapping[Cell, int] | None = None,
 ) -> None:
     """Refuse a budget in tokens that `draw_mixture` would refuse however rows are counted within their `bounds`.
 
@@ -140,25 +145,32 @@ def check_tokens(
                 f"the budget of {budget} tokens leaves {float(part):.3g} for {_name(cell)}, less than one row",
                 do="raise the budget or set the cell's share to 0",
             )
-        most = max_repeats * sum(most for _, most in sizes)
+        times = (repeats or {}).get(cell, max_repeats)
+        most = times * sum(most for _, most in sizes)
         if most + max(most for _, most in sizes) / 2 < part:
             have = "row" if len(rows) == 1 else "rows"
             raise DataError(
-                f"{_name(cell)} has {len(rows)} {have}, which give at most {most} tokens with max_repeats {max_repeats}, "
+                f"{_name(cell)} has {len(rows)} {have}, which give at most {most} tokens with max_repeats {times}, "
                 f"but its share of the budget is {math.ceil(part)}",
                 do="lower the budget, raise max_repeats, add data or give the cell a smaller share",
             )
 
 
 def write_mixture(
-    mixture: Mixture, out: Path, *, dropped: Mapping[str, Mapping[str, int]] | None = None, pairs: bool = False
+    mixture: Mixture,
+    out: Path,
+    *,
+    pairs: bool = False,
+    dropped: Mapping[str, Mapping[str, int]] | None = None,
+    capped: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Write rows.jsonl and manifest.json into the folder `out`; return the manifest.
 
     A line of rows.jsonl is {"id", "objective", "lang", "prompt": [message], "completion": [message]}, and with `pairs`
     "rejected": [message], the answer that is not preferred, where the row has one. The manifest holds what was asked and
     got per cell, the ids drawn, and the sha256 of rows.jsonl; also `dropped`, where rows were left out beforehand because
-    they overlap with prompts: how many by kind and language.
+    they overlap with prompts: how many by kind and language; and `capped`, where caps held back cells: the share that
+    each would have had, and the one that it was asked for.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -192,6 +204,10 @@ def write_mixture(
             {name: list(value) if name == "ids" else value for name, value in _fields(cell)} for cell in mixture.cells
         ],
     }
+    if mixture.repeats:
+        manifest["repeats"] = {_name(cell): most for cell, most in sorted(mixture.repeats.items())}
+    if capped:
+        manifest["capped"] = {name: dict(shares) for name, shares in capped.items()}
     if dropped:
         manifest["dropped"] = {kind: dict(counts) for kind, counts in dropped.items()}
     (out / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from mixmerge.data.formats import Row
 from mixmerge.data.loading import load_rows
 from mixmerge.data.mixture import check_tokens, draw_mixture
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words
-from mixmerge.data.shares import by_temperature
+from mixmerge.data.shares import by_temperature, capped, part_of
 from mixmerge.data.sources import DataSource, fingerprint, read_records
 from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.language import LanguageJudge
@@ -231,14 +231,16 @@ class PlanBuilder:
                     where=self._where(group, name, "mixture", objective),
                     do="add data in that language, or leave it out of this mixture's languages",
                 )
+        asked, shares = shares, self._capped(group, name, entry, shares)
         used = {data for objective, _ in shares for data in self._of_objective(objective)}
+        repeats = {cell: entry.max_repeats[key] for cell in sorted(shares) if (key := part_of(cell, entry.max_repeats))}
         budget = budget_of(recipe, name, self.loaded.marks)
         codes = sorted({code for _, code in shares})
         where = self._where(group, name)
         settings = training_step(name, entry.training, training, recipe.seed, where, self.notes)
         check_rows(name, {data: rows[data] for data in sorted(used)}, training, where, self.notes)
         pairs = training.method == "dpo"
-        self._check_budget(name, shares, rows, budget, training.max_repeats, pairs=pairs)
+        self._check_budget(name, shares, rows, budget, training.max_repeats, repeats, pairs=pairs)
         what = {
             "cells": [{"objective": o, "lang": c, "share": share} for (o, c), share in sorted(shares.items())],
             "data": {data: self._data_identity(data, self._covered(data, codes)) for data in sorted(used)},
@@ -246,7 +248,17 @@ class PlanBuilder:
             "unit": budget.unit,
             "max_repeats": training.max_repeats,
             "seed": recipe.seed,
-        } | ({"pairs": True} if pairs else {})
+        }
+        if pairs:
+            what["pairs"] = True
+        if shares != asked:
+            what["capped"] = {
+                f"{o}/{c}": {"asked": asked[o, c], "share": shares[o, c]}
+                for o, c in sorted(shares)
+                if shares[o, c] < asked[o, c]
+            }
+        if repeats:
+            what["repeats"] = {f"{o}/{c}": most for (o, c), most in repeats.items()}
         how = {
             "sources": {data: asdict(self.sources[data]) for data in sorted(used)},
             "folder": str(self.loaded.folder),
@@ -271,6 +283,15 @@ class PlanBuilder:
             how=self._how("threads", "device", "checkpoint_every", "launcher"),
         )
 
+    def _capped(self, group: str, name: str, entry: Trained, shares: dict[Cell, float]) -> dict[Cell, float]:
+        if not entry.caps:
+            return shares
+        try:
+            found = capped(shares, entry.caps)
+        except DataError as error:
+            raise RecipeError(error.what, where=self._where(group, name, "caps"), do=error.do) from error
+        return {cell: share for cell, share in found.items() if share > 0}
+
     def _dropped_from(self, shares: Mapping[Cell, float], used: Iterable[str]) -> dict[str, list[Overlap]]:
         """By data set, the dropped rows that the cells of a mixture would hold."""
         found = {
@@ -286,6 +307,7 @@ class PlanBuilder:
         rows: Mapping[str, list[Row]],
         budget: Grant,
         max_repeats: int,
+        repeats: Mapping[Cell, int],
         *,
         pairs: bool,
     ) -> None:
@@ -298,10 +320,12 @@ class PlanBuilder:
         try:
             if budget.unit == "tokens":
                 bounds = both_sides(self._token_bounds) if pairs else self._token_bounds
-                check_tokens(cells, shares, budget=budget.amount, max_repeats=max_repeats, bounds=bounds)
+                check_tokens(
+                    cells, shares, budget=budget.amount, max_repeats=max_repeats, repeats=repeats, bounds=bounds
+                )
             else:
                 rows_only = {"budget": budget.amount, "max_repeats": max_repeats, "seed": 0}
-                draw_mixture(cells, shares, unit="rows", count_tokens=lambda _: 0, **rows_only)
+                draw_mixture(cells, shares, unit="rows", count_tokens=lambda _: 0, repeats=repeats, **rows_only)
         except DataError as error:
             raise RecipeError(error.what, where=self._where(group, name), do=error.do) from error
 

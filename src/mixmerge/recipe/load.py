@@ -210,7 +210,29 @@ def _check_trained(recipe: Recipe, path: KeyPath, entry: Trained, seen: dict[str
     for code in entry.languages:
         _known_name(code, recipe.languages, (*path, "languages", code), marks, "language")
     _known_name(entry.start, seen, (*path, "start"), marks)
+    for key in ("caps", "max_repeats"):
+        _check_parts(recipe, (*path, key), getattr(entry, key), entry, marks)
     budget_of(recipe, str(path[1]), marks)
+
+
+def _check_parts(recipe: Recipe, path: KeyPath, parts: Iterable[str], entry: Trained, marks: Marks) -> None:
+    """Names of parts of a mixture: all languages, all objectives, or all cells, so that no cell is in two of them."""
+    languages = list(entry.languages) or recipe.languages
+    cells = [f"{objective}/{code}" for objective in entry.mixture for code in languages]
+    kinds = {"a language": languages, "an objective": list(entry.mixture), "a cell": cells}
+    first: tuple[str, str] | None = None
+    for name in parts:
+        kind = next((kind for kind, known in kinds.items() if name in known), None)
+        if kind is None:
+            known = [*languages, *entry.mixture, *(cells if "/" in name else ())]
+            _known_name(name, known, (*path, name), marks, "language, objective or cell")
+        first = first or (name, str(kind))
+        if kind != first[1]:
+            raise RecipeError(
+                f"'{first[0]}' is {first[1]} and '{name}' {kind}, so a row could be under both",
+                where=marks.where((*path, name)),
+                do="name languages, or objectives, or cells such as safety/en",
+            )
 
 
 def _refuse_misspelt_objective(recipe: Recipe, wanted: str, marks: Marks) -> None:

@@ -50,6 +50,9 @@ def recipe_schema() -> dict[str, Any]:
         shares = trained["properties"][key]["patternProperties"]
         for pattern in shares:
             shares[pattern] = {"anyOf": [shares[pattern], REST, SWEEP]}
+    for key in ("caps", "max_repeats"):
+        limits = trained["properties"][key]
+        limits["additionalProperties"] = {"anyOf": [limits["additionalProperties"], SWEEP]}
     names = {"type": "array", "items": {"type": "string"}}
     _also(schema["$defs"]["Evaluation"]["properties"], "overlap", {"enum": ["refuse", "drop", "ignore"]})
     parameters = {"type": "object", "additionalProperties": {"type": ["object", "null"]}}

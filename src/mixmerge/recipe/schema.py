@@ -253,6 +253,14 @@ class Trained(Section):
         description="Languages by the rows that there are: each objective's part is shared by rows^(1/temperature), times "
         "the shares under `languages`. 1: as the data are; larger: nearer to equal. A language without rows gets nothing.",
     )
+    caps: dict[str, Fraction] = Field(
+        {},
+        description="Largest share of the mixture by language, by objective, or by cell, e.g. {en: 0.5} or {safety/hi: 0.1}; "
+        "the excess goes to the others in proportion.",
+    )
+    max_repeats: dict[str, Count] = Field(
+        {}, description="Overrides training.max_repeats by language, by objective, or by cell, e.g. {safety/hi: 8}."
+    )
     budget: Budget | None = Field(
         None, description="Overrides the recipe's budget; a baseline's may be sum or each: what the experts have."
     )

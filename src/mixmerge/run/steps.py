@@ -170,9 +170,15 @@ def make_mixture(context: StepContext) -> Measurements:
         max_repeats=what["max_repeats"],
         seed=what["seed"],
         count_tokens=token_counter(context.input("tokenizer"), pairs=what.get("pairs", False)),
+        repeats={cell: most for cell in cells if (most := what.get("repeats", {}).get("/".join(cell)))},
     )
-    dropped = what.get("dropped", {}).get("counts")
-    manifest = write_mixture(mixture, context.out, dropped=dropped, pairs=what.get("pairs", False)) | {"data": accounts}
+    manifest = write_mixture(
+        mixture,
+        context.out,
+        pairs=what.get("pairs", False),
+        dropped=what.get("dropped", {}).get("counts"),
+        capped=what.get("capped"),
+    ) | {"data": accounts}
     write_json(context.out / "manifest.json", manifest)
     return {key: manifest[key] for key in ("rows", "tokens", "data")}
 
