@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -209,6 +211,40 @@ def test_what_was_dropped_and_capped_beforehand_stands_in_the_manifest(tmp_path)
     assert not told.keys() & write_mixture(mixture, tmp_path).keys()
 
 
+def test_the_manifest_says_which_data_set_gave_how_much_and_each_row_of_a_shared_cell(tmp_path):
+    own, shared = rows(20), rows(20)  # equal rows, ids included
+    cells = {("general", "en"): own + shared, ("safety", "en"): rows(9, tag="s")}
+    names = {id(row): "own" for row in own} | {id(row): "shared" for row in shared}
+    mixture = draw(cells, dict.fromkeys(cells, 1.0), 18)
+    data = {name: {"fingerprint": name * 2} for name in ("shared", "own", "refusals", "unused")}
+    manifest = write_mixture(mixture, tmp_path, data=data, origin=lambda row: names.get(id(row), "refusals"))
+    general, safety = manifest["cells"]
+    assert "from" not in safety
+    assert len(general["from"]) == len(general["ids"]) == 9
+    assert list(manifest["data"]) == ["own", "refusals", "shared", "unused"]
+    assert manifest["data"]["refusals"] == {"fingerprint": "refusalsrefusals", "rows": 9, "tokens": safety["tokens"]}
+    assert manifest["data"]["unused"]["rows"] == manifest["data"]["unused"]["tokens"] == 0
+    assert {name: manifest["data"][name]["rows"] for name in ("own", "shared")} == Counter(general["from"])
+    assert sum(found["tokens"] for found in manifest["data"].values()) == manifest["tokens"]
+
+
+@given(recipes(), st.randoms(use_true_random=False))
+def test_whatever_the_order_of_rows_and_data_sets_both_files_have_the_same_bytes(recipe, chance):
+    cells, shares, budget, unit, seed = recipe
+    data = {name: {"fingerprint": name} for name in "ab"}
+    written = []
+    for _ in range(2):
+        turned = {
+            key: chance.sample(list(cells[key]), len(cells[key])) for key in chance.sample(list(cells), len(cells))
+        }
+        mixture = draw(turned, shares, budget, unit, 100, seed)
+        named = {name: data[name] for name in chance.sample(list(data), 2)}
+        with tempfile.TemporaryDirectory() as folder:
+            write_mixture(mixture, Path(folder), data=named, origin=lambda row: "ab"[len(row.completion) % 2])
+            written.append([(Path(folder) / name).read_bytes() for name in ("rows.jsonl", "manifest.json")])
+    assert written[0] == written[1]
+
+
 def test_the_written_rows_are_messages_and_the_manifest_accounts_for_them(tmp_path):
     shares = {("general", "en"): 2.0, ("safety", "en"): 1.0}
     mixture = draw(CELLS, shares, 9)
@@ -255,6 +291,8 @@ def test_the_bytes_of_a_mixture_do_not_change_between_releases(tmp_path):
     # A changed digest means that every study's mixtures, and with them all their trainings, get new identities.
     manifest = write_mixture(draw(CELLS, dict.fromkeys(CELLS, 1.0), 30, seed=3), tmp_path)
     assert manifest["sha256"] == "54ea36a70183acb90158c6f79d06eaa7d6bb59dc5750cb015b272db5149c3a7d"
+    found = hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest()
+    assert found == "9be891181f19cedb587fba92c85473f25375f66a1ca65342bd5d80633957d014"
 
 
 def test_rejected_answers_do_not_enter_a_mixture_that_is_not_of_pairs(tmp_path):

@@ -161,6 +161,8 @@ def write_mixture(
     out: Path,
     *,
     pairs: bool = False,
+    data: Mapping[str, Mapping[str, Any]] | None = None,
+    origin: Callable[[Row], str] | None = None,
     dropped: Mapping[str, Mapping[str, int]] | None = None,
     capped: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
@@ -168,9 +170,11 @@ def write_mixture(
 
     A line of rows.jsonl is {"id", "objective", "lang", "prompt": [message], "completion": [message]}, and with `pairs`
     "rejected": [message], the answer that is not preferred, where the row has one. The manifest holds what was asked and
-    got per cell, the ids drawn, and the sha256 of rows.jsonl; also `dropped`, where rows were left out beforehand because
-    they overlap with prompts: how many by kind and language; and `capped`, where caps held back cells: the share that
-    each would have had, and the one that it was asked for.
+    got per cell, the ids drawn, and the sha256 of rows.jsonl; with `data` (what is known of each data set, such as its
+    fingerprint) and `origin` (the data set of a row) also how much each gave, and for a cell with rows of several the one
+    that each id is `from`; also `dropped`, where rows were left out beforehand because they overlap with prompts: how many
+    by kind and language; and `capped`, where caps held back cells: the share that each would have had, and the one that it
+    was asked for.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -190,8 +194,8 @@ def write_mixture(
         )
         for item in mixture.rows
     ]
-    data = "".join(f"{line}\n" for line in lines).encode()
-    (out / "rows.jsonl").write_bytes(data)
+    encoded = "".join(f"{line}\n" for line in lines).encode()
+    (out / "rows.jsonl").write_bytes(encoded)
     manifest: dict[str, Any] = {
         "budget": mixture.budget,
         "unit": mixture.unit,
@@ -199,11 +203,13 @@ def write_mixture(
         "seed": mixture.seed,
         "rows": len(mixture.rows),
         "tokens": sum(item.tokens for item in mixture.rows),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": hashlib.sha256(encoded).hexdigest(),
         "cells": [
             {name: list(value) if name == "ids" else value for name, value in _fields(cell)} for cell in mixture.cells
         ],
     }
+    if data is not None and origin is not None:
+        _tell_origins(manifest, mixture, data, origin)
     if mixture.repeats:
         manifest["repeats"] = {_name(cell): most for cell, most in sorted(mixture.repeats.items())}
     if capped:
@@ -212,6 +218,25 @@ def write_mixture(
         manifest["dropped"] = {kind: dict(counts) for kind, counts in dropped.items()}
     (out / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def _tell_origins(
+    manifest: dict[str, Any], mixture: Mixture, data: Mapping[str, Mapping[str, Any]], origin: Callable[[Row], str]
+) -> None:
+    """Add what each data set gave, and for a cell of several the data set of each of its ids."""
+    given: dict[str, list[Drawn]] = {name: [] for name in sorted(data)}
+    sources: dict[Cell, list[str]] = {(cell.objective, cell.lang): [] for cell in mixture.cells}
+    for item in mixture.rows:  # within a cell these stand in drawing order, as its ids do
+        given[origin(item.row)].append(item)
+        sources[item.objective, item.row.lang].append(origin(item.row))
+    manifest["data"] = {
+        name: {**data[name], "rows": len(items), "tokens": sum(item.tokens for item in items)}
+        for name, items in given.items()
+    }
+    for cell in manifest["cells"]:
+        names = sources[cell["objective"], cell["lang"]]
+        if len(set(names)) > 1:
+            cell["from"] = names
 
 
 def _normalised(shares: Mapping[Cell, float]) -> dict[Cell, Fraction]:

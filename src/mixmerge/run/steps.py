@@ -149,6 +149,7 @@ def make_mixture(context: StepContext) -> Measurements:
     folder = Path(how["folder"])
     cells: dict[tuple[str, str], list[Row]] = {(cell["objective"], cell["lang"]): [] for cell in what["cells"]}
     accounts: dict[str, Any] = {}
+    origin: dict[int, str] = {}  # by identity: rows of two data sets may be equal
     for name, spec in how["sources"].items():
         source, languages = DataSource(**spec), what["data"][name]["languages"]
         if data_fingerprint(source, languages, folder) != what["data"][name]["fingerprint"]:
@@ -161,6 +162,7 @@ def make_mixture(context: StepContext) -> Measurements:
         for row in loaded.rows:
             if (objective, row.lang) in cells and row.id not in gone:
                 cells[objective, row.lang].append(row)
+                origin[id(row)] = name
     shares = {(cell["objective"], cell["lang"]): cell["share"] for cell in what["cells"]}
     mixture = draw_mixture(
         cells,
@@ -172,14 +174,16 @@ def make_mixture(context: StepContext) -> Measurements:
         count_tokens=token_counter(context.input("tokenizer"), pairs=what.get("pairs", False)),
         repeats={cell: most for cell in cells if (most := what.get("repeats", {}).get("/".join(cell)))},
     )
+    told = ("objective", "languages", "fingerprint")
     manifest = write_mixture(
         mixture,
         context.out,
         pairs=what.get("pairs", False),
+        data={name: {key: found[key] for key in told} | accounts[name] for name, found in what["data"].items()},
+        origin=lambda row: origin[id(row)],
         dropped=what.get("dropped", {}).get("counts"),
         capped=what.get("capped"),
-    ) | {"data": accounts}
-    write_json(context.out / "manifest.json", manifest)
+    )
     return {key: manifest[key] for key in ("rows", "tokens", "data")}
 
 
