@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmerge.data.formats import Row
-from mixmerge.data.mixture import check_tokens, draw_mixture, write_mixture
+from mixmerge.data.mixture import check_rows, check_tokens, draw_mixture, write_mixture
 from mixmerge.errors import DataError
 
 
@@ -189,6 +190,30 @@ def test_a_cell_may_be_repeated_more_often_than_the_others(tmp_path):
     assert write_mixture(mixture, tmp_path)["repeats"] == {"safety/en": 8}
     with pytest.raises(DataError, match="general/en has 40 rows, which give 80 rows with max_repeats 2"):
         draw_mixture(cells, shares, **settings, repeats={("general", "en"): 2, ("safety", "en"): 8})
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([("a", "en"), ("a", "bn"), ("b", "sw")]),
+        st.tuples(st.integers(0, 6), st.integers(0, 5)),
+        min_size=1,
+    ),
+    st.integers(1, 40),
+    st.integers(1, 4),
+    st.integers(1, 9),
+)
+def test_checking_a_budget_in_rows_says_what_drawing_it_would(sizes, budget, max_repeats, more):
+    cells = {cell: rows(count, cell[1]) for cell, (count, _) in sizes.items()}
+    shares = {cell: share for cell, (_, share) in sizes.items()}
+    settings = {"budget": budget, "max_repeats": max_repeats, "repeats": {("a", "en"): more}}
+    errors = []
+    for work in (check_rows, functools.partial(draw_mixture, unit="rows", seed=1, count_tokens=tokens)):
+        try:
+            work(cells, shares, **settings)
+            errors.append(None)
+        except DataError as error:
+            errors.append(str(error))
+    assert errors[0] == errors[1]
 
 
 def test_the_bounds_of_tokens_know_the_repeats_of_each_cell():

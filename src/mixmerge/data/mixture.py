@@ -86,22 +86,12 @@ def draw_mixture(
     repeats = dict(repeats or {})
     if budget < 1 or min([max_repeats, *repeats.values()]) < 1:
         raise DataError(f"budget {budget} and max_repeats {max_repeats} must be at least 1")
-    wanted = _normalised(shares)
-    for cell in wanted:
-        if not cells.get(cell):
-            raise DataError(
-                f"no rows for {_name(cell)}, which has a share of {float(wanted[cell]):.3g}",
-                do="add data for it, or set its share to 0",
-            )
-    parts = _largest_remainder(wanted, budget) if unit == "rows" else {c: wanted[c] * budget for c in wanted}
+    wanted, parts = _parts(cells, shares, budget, unit)
     drawn: dict[Cell, list[Drawn]] = {}
     for cell, part in parts.items():
         taken = _take(cells[cell], cell, part, unit, repeats.get(cell, max_repeats), seed, count_tokens)
         if not taken:
-            raise DataError(
-                f"the budget of {budget} {unit} leaves {float(part):.3g} for {_name(cell)}, less than one row",
-                do="raise the budget or set the cell's share to 0",
-            )
+            raise _too_little(cell, part, budget, unit)
         drawn[cell] = taken
     total = sum(_size(item, unit) for taken in drawn.values() for item in taken)
     accounts = tuple(
@@ -119,6 +109,27 @@ def draw_mixture(
         for cell, taken in drawn.items()
     )
     return Mixture(tuple(_interleave(drawn, seed)), accounts, budget, unit, max_repeats, seed, repeats)
+
+
+def check_rows(
+    cells: Mapping[Cell, Sequence[Row]],
+    shares: Mapping[Cell, float],
+    *,
+    budget: int,
+    max_repeats: int,
+    repeats: Mapping[Cell, int] | None = None,
+) -> None:
+    """Refuse a budget in rows exactly where `draw_mixture` would, without drawing.
+
+    Raises:
+        DataError: as `draw_mixture`.
+    """
+    for cell, part in _parts(cells, shares, budget, "rows")[1].items():
+        times, rows = (repeats or {}).get(cell, max_repeats), len(cells[cell])
+        if part < 1:
+            raise _too_little(cell, part, budget, "rows")
+        if part > rows * times:
+            raise _too_much(cell, part, "rows", rows, rows * times, times)
 
 
 def check_tokens(
@@ -141,10 +152,7 @@ def check_tokens(
         part, rows = share * budget, cells[cell]
         sizes = [bounds(row) for row in rows]
         if min(least for least, _ in sizes) >= 2 * part:
-            raise DataError(
-                f"the budget of {budget} tokens leaves {float(part):.3g} for {_name(cell)}, less than one row",
-                do="raise the budget or set the cell's share to 0",
-            )
+            raise _too_little(cell, part, budget, "tokens")
         times = (repeats or {}).get(cell, max_repeats)
         most = times * sum(most for _, most in sizes)
         if most + max(most for _, most in sizes) / 2 < part:
@@ -239,6 +247,38 @@ def _tell_origins(
             cell["from"] = names
 
 
+def _parts(
+    cells: Mapping[Cell, Sequence[Row]], shares: Mapping[Cell, float], budget: int, unit: Unit
+) -> tuple[dict[Cell, Fraction], dict[Cell, Fraction]]:
+    """The share of each cell as a fraction of 1, and its part of the budget; refuses a share of no rows."""
+    wanted = _normalised(shares)
+    for cell in wanted:
+        if not cells.get(cell):
+            raise DataError(
+                f"no rows for {_name(cell)}, which has a share of {float(wanted[cell]):.3g}",
+                do="add data for it, or set its share to 0",
+            )
+    if unit == "rows":
+        return wanted, _largest_remainder(wanted, budget)
+    return wanted, {cell: share * budget for cell, share in wanted.items()}
+
+
+def _too_little(cell: Cell, part: Fraction, budget: int, unit: Unit) -> DataError:
+    return DataError(
+        f"the budget of {budget} {unit} leaves {float(part):.3g} for {_name(cell)}, less than one row",
+        do="raise the budget or set the cell's share to 0",
+    )
+
+
+def _too_much(cell: Cell, part: Fraction, unit: Unit, rows: int, total: int, max_repeats: int) -> DataError:
+    return DataError(
+        f"{_name(cell)} has {rows} {'row' if rows == 1 else 'rows'}, which give {total} {unit} with max_repeats "
+        f"{max_repeats}, but its share of the budget is {math.ceil(part)}",
+        do=f"lower the budget, raise max_repeats to {math.ceil(part * max_repeats / max(total, 1))}, add data "
+        "or give the cell a smaller share",
+    )
+
+
 def _normalised(shares: Mapping[Cell, float]) -> dict[Cell, Fraction]:
     """Positive shares as exact fractions of 1, in the order of their keys."""
     for cell, share in shares.items():
@@ -277,13 +317,7 @@ def _take(
         if abs(total + size - part) >= abs(part - total):
             break
         if turn == max_repeats:
-            have = "row" if len(rows) == 1 else "rows"
-            raise DataError(
-                f"{_name(cell)} has {len(rows)} {have}, which give {total} {unit} with max_repeats {max_repeats}, "
-                f"but its share of the budget is {math.ceil(part)}",
-                do=f"lower the budget, raise max_repeats to {math.ceil(part * max_repeats / max(total, 1))}, add data "
-                "or give the cell a smaller share",
-            )
+            raise _too_much(cell, part, unit, len(rows), total, max_repeats)
         taken.append(item)
         total += size
     return taken

@@ -16,7 +16,7 @@ from typing import Any
 from mixmerge.data.account import Account
 from mixmerge.data.formats import Row
 from mixmerge.data.loading import load_rows
-from mixmerge.data.mixture import check_tokens, draw_mixture
+from mixmerge.data.mixture import check_rows, check_tokens
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words
 from mixmerge.data.shares import by_temperature, capped, part_of
 from mixmerge.data.sources import DataSource, fingerprint, read_records
@@ -29,7 +29,7 @@ from mixmerge.plan.budget import Bounds, both_sides, token_bounds
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.models import adopted_source, base_source, base_template
-from mixmerge.plan.training import check_rows, training_step
+from mixmerge.plan.training import check_pairs, training_step
 from mixmerge.recipe.budgets import Grant, budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
@@ -238,7 +238,7 @@ class PlanBuilder:
         codes = sorted({code for _, code in shares})
         where = self._where(group, name)
         settings = training_step(name, entry.training, training, recipe.seed, where, self.notes)
-        check_rows(name, {data: rows[data] for data in sorted(used)}, training, where, self.notes)
+        check_pairs(name, {data: rows[data] for data in sorted(used)}, training, where, self.notes)
         pairs = training.method == "dpo"
         self._check_budget(name, shares, rows, budget, training.max_repeats, repeats, pairs=pairs)
         what = {
@@ -324,8 +324,7 @@ class PlanBuilder:
                     cells, shares, budget=budget.amount, max_repeats=max_repeats, repeats=repeats, bounds=bounds
                 )
             else:
-                rows_only = {"budget": budget.amount, "max_repeats": max_repeats, "seed": 0}
-                draw_mixture(cells, shares, unit="rows", count_tokens=lambda _: 0, repeats=repeats, **rows_only)
+                check_rows(cells, shares, budget=budget.amount, max_repeats=max_repeats, repeats=repeats)
         except DataError as error:
             raise RecipeError(error.what, where=self._where(group, name), do=error.do) from error
 
@@ -385,13 +384,14 @@ class PlanBuilder:
     def _add_generation(self, prompts: Mapping[str, list[Prompt]]) -> dict[Asked, str]:
         """Generate steps of every candidate, by candidate and prompt set."""
         recipe, responses = self.recipe, {}
+        asked = {name: identity_of([prompt.identity() for prompt in found]) for name, found in prompts.items()}
         for candidate in recipe.candidates():
             for name, prompt_set in recipe.evaluation.prompts.items():
                 responses[candidate, name] = self._add(
                     "generate",
                     f"{candidate}.{name}",
                     {
-                        "prompts": identity_of([prompt.identity() for prompt in prompts[name]]),
+                        "prompts": asked[name],
                         "max_new_tokens": recipe.evaluation.max_new_tokens,
                     },
                     inputs={"model": self.models[candidate]},

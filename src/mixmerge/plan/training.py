@@ -98,7 +98,7 @@ def training_what(training: Training, seed: int) -> dict[str, Any]:
     return what
 
 
-def check_rows(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:
+def check_pairs(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:
     """Refuse rows that method: dpo cannot learn from; note what method: sft makes of pairs.
 
     Raises:
