@@ -342,6 +342,12 @@ MISTAKES = {
         lambda s: s.edit('general.{lang}.jsonl"}\n  safety', 'general.{lang}.jsonl", streaming: true}\n  safety'),
         r"recipe\.yaml:5: data\.general: streaming goes with hub only; files are always read row by row",
     ),
+    "wrong policy for wrong languages": (
+        lambda s: s.edit(
+            'general.{lang}.jsonl"}\n  safety', 'general.{lang}.jsonl", wrong_language: ignore}\n  safety'
+        ),
+        r"recipe\.yaml:5: data\.general\.wrong_language: .*'report', 'drop' or 'refuse' \(given: 'ignore'\)",
+    ),
     "limit of no rows": (
         lambda s: s.edit('general.{lang}.jsonl"}\n  safety', 'general.{lang}.jsonl", limit: 0}\n  safety'),
         r"recipe\.yaml:5: data\.general\.limit: .*greater than or equal to 1 \(given: 0\)",

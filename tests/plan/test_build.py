@@ -119,6 +119,7 @@ WHAT = {
     "data.lang_column": ("data.general.lang_column=lang", "mixture/general"),
     "data.limit": ("data.general.limit=5", "mixture/general"),
     "data.bad_rows": ("data.general.bad_rows=drop", "mixture/general"),
+    "data.wrong_language": ("data.general.wrong_language=drop", "mixture/general"),
     "data.lang": ("data.general={objective: general, path: data/general.en.jsonl, lang: en}", None),
     "budget.rows": ("budget={rows: 6}", "mixture/mix"),
     "budget.tokens": ("budget={tokens: 200}", "mixture/mix"),

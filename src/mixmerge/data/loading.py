@@ -2,21 +2,25 @@
 
 One idea: a record that cannot be used is found by whoever reads it, and judged here: `bad_rows: refuse` names the first
 and says how many there are of each kind, `drop` leaves them out and counts them. A data set of which nothing can be
-used is refused either way.
+used is refused either way. Rows evidently in another language are told likewise; a mere report looks at a sample.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixmerge.data.account import Account, RowError, most_first
+from mixmerge.data.account import Account, RowError, Tally, most_first, short_place
 from mixmerge.data.files import Record
 from mixmerge.data.formats import Row, to_row
 from mixmerge.data.languages import known_language, match_language
 from mixmerge.data.sources import DataSource, read_each
+from mixmerge.data.tongue import evident_language
 from mixmerge.errors import DataError
+
+SAMPLE = 1000  # rows of a data set whose language is judged where that is only reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,19 @@ class _Loading:
     def __init__(self, source: DataSource, languages: Sequence[str], relative_to: Path) -> None:
         self.source, self.relative_to = source, relative_to
         self.readings = source.readings(languages)
-        self.account = Account(kept={lang: 0 for _, covered in self.readings for lang in covered})
+        kept = {lang: 0 for _, covered in self.readings for lang in covered}
+        self.account = Account(kept=kept, wrong_dropped=source.wrong_language == "drop")
         self.rows: list[Row] = []
         self.places: dict[str, str] = {}
         self.first: RowError | None = None
+        self.wrong: tuple[str, str, str] | None = None  # place, language that it says, language that it is in
 
     def load(self) -> Loaded:
         for lang, covered in self.readings:
             self._read(lang, covered)
+        if self.source.wrong_language == "report":
+            for row in sorted(self.rows, key=lambda row: _seeded(row.id))[:SAMPLE]:
+                self._is_elsewhere(row)
         self._refuse()
         return Loaded(self.rows, self.account)
 
@@ -81,10 +90,22 @@ class _Loading:
             what = f"id '{row.id.partition('/')[2]}' was used before, at {self.places[row.id]}"
             raise RowError(what, kind="repeated id", where=where)
         self.places[row.id] = where
+        if self.source.wrong_language != "report" and self._is_elsewhere(row) and account.wrong_dropped:
+            return
         self.rows.append(row)
         account.kept[lang] += 1
         if account.kept[lang] == self.source.limit:
             account.limit_reached.append(lang)
+
+    def _is_elsewhere(self, row: Row) -> bool:
+        """Whether the row is evidently in another language than it says; counted."""
+        self.account.judged += 1
+        other = evident_language(row)
+        if other is not None:
+            example = f"{short_place(self.places[row.id])}: in '{other}'"
+            self.account.wrong_language.setdefault(row.lang, Tally()).add(example)
+            self.wrong = self.wrong or (self.places[row.id], row.lang, other)
+        return other is not None
 
     def _language(self, record: Record, where: str, covered: Sequence[str]) -> str | None:
         """The row's language; None, counted, where it is not among those that are covered."""
@@ -109,6 +130,11 @@ class _Loading:
         account = self.account
         if self.first is not None and (self.source.bad_rows == "refuse" or not self.rows):
             raise _refusal(self.first, account, nothing_left=not self.rows)
+        if self.wrong is not None and self.source.wrong_language == "refuse":
+            where, own, other = self.wrong
+            rows = f"{account.wrong_rows} such row{'s' * (account.wrong_rows > 1)} of {account.judged}"
+            what = f"this row says '{own}' and is evidently in '{other}' ({rows})"
+            raise DataError(what, where=where, do="mend it, or set wrong_language: drop or report")
         empty = next((code for code, rows in account.kept.items() if not rows), None)
         if empty is None:
             return
@@ -118,8 +144,14 @@ class _Loading:
             what += f" in {account.read} records"
             what += f" (other languages there: {others})" if others else ""
             what += f" ({account.kinds()} dropped)" if account.bad else ""
+            what += f" ({account.wrong_rows} evidently in others dropped)" if account.wrong_dropped else ""
             do = "say which languages it has with 'languages'"
         raise DataError(what, where=self.source.name, do=do)
+
+
+def _seeded(row_id: str) -> bytes:
+    """A place in a random order that depends on the row's id alone."""
+    return hashlib.sha256(f"language {row_id}".encode()).digest()
 
 
 def _refusal(first: RowError, account: Account, *, nothing_left: bool) -> DataError:

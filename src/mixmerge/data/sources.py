@@ -45,6 +45,7 @@ class DataSource:
     limit: int | None = None
     streaming: bool = False
     bad_rows: Literal["refuse", "drop"] = "refuse"
+    wrong_language: Literal["report", "drop", "refuse"] = "report"
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.hub is None):
@@ -65,9 +66,9 @@ class DataSource:
 
     def choices(self) -> dict[str, str | int]:
         """What was chosen beside the defaults that can change which rows the source gives, for an identity."""
-        bad_rows = None if self.bad_rows == "refuse" else self.bad_rows
-        found = {"lang_column": self.lang_column, "limit": self.limit, "bad_rows": bad_rows}
-        return {key: value for key, value in found.items() if value is not None}
+        dropped = {key: "drop" for key in ("bad_rows", "wrong_language") if getattr(self, key) == "drop"}
+        given = {"lang_column": self.lang_column, "limit": self.limit}
+        return {key: value for key, value in given.items() if value is not None} | dropped
 
     def readings(self, languages: Sequence[str]) -> list[tuple[str | None, list[str]]]:
         """How often the source is to be read, and for which of its languages each time.

@@ -134,6 +134,11 @@ class DataSet(Section):
         description="Rows that cannot be used (empty, out of order, no UTF-8, ...): refuse the data set, or leave them "
         "out and count them by kind.",
     )
+    wrong_language: Literal["report", "drop", "refuse"] = Field(
+        "report",
+        description="Rows evidently in another language than they say: report how many there are among 1,000 drawn ones, "
+        "or judge every row and leave them out or refuse the data set.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
