@@ -63,7 +63,9 @@ def init(
 @app.command()
 def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OUT, as_json: JsonOption = False) -> None:
     """Find every mistake that can be found before anything heavy starts."""
-    loaded, plan = _plan(recipe, set_, out)
+    from mixmerge.data.loading import SAMPLE
+
+    loaded, plan = _plan(recipe, set_, out, sample=SAMPLE)
     if as_json:
         data = {name: account.to_json() for name, account in plan.accounts.items()}
         found = {"study": plan.study, "steps": len(plan.steps), "dropped": plan.to_json()["dropped"], "ok": True}
@@ -466,7 +468,7 @@ def recipe_file(name: str) -> Path:
     return next(path for folder in folders if (path := folder / f"{name}.yaml").is_file())
 
 
-def _plan(path: Path, overrides: list[str] | None, out: Path) -> tuple[LoadedRecipe, Plan]:
+def _plan(path: Path, overrides: list[str] | None, out: Path, *, sample: int = 0) -> tuple[LoadedRecipe, Plan]:
     from mixmerge.plan.build import build_plan
     from mixmerge.recipe.load import load_recipe
 
@@ -475,7 +477,7 @@ def _plan(path: Path, overrides: list[str] | None, out: Path) -> tuple[LoadedRec
         if not there.is_dir():
             raise UserError("a file, not a folder", where=f"--out {there}", do="give a folder, or remove the file")
     loaded = load_recipe(path, overrides or ())
-    return loaded, build_plan(loaded, cache=out / "store" if out.is_dir() else None)
+    return loaded, build_plan(loaded, cache=out / "store" if out.is_dir() else None, sample=sample)
 
 
 def _brief(why: tuple[str, ...]) -> str:

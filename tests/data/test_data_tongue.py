@@ -133,8 +133,8 @@ def mixed(tmp_path):
     return tmp_path
 
 
-def load(folder, **options):
-    return load_rows(DataSource(path="a.jsonl", lang_column="lang", **options), ["en", "fr"], folder)
+def load(folder, sample=SAMPLE, **options):
+    return load_rows(DataSource(path="a.jsonl", lang_column="lang", **options), ["en", "fr"], folder, sample=sample)
 
 
 def test_by_default_rows_in_other_languages_are_kept_counted_and_shown(mixed):
@@ -144,6 +144,12 @@ def test_by_default_rows_in_other_languages_are_kept_counted_and_shown(mixed):
     assert {code: tally.rows for code, tally in account.wrong_language.items()} == {"fr": 3}
     line = account_line("chat", account)
     assert "3 of 10 judged evidently in another language than they say (fr 3; first fr: a.jsonl:" in line
+
+
+def test_nothing_is_judged_where_nobody_asked_for_a_report(mixed):
+    account = load(mixed, sample=0).account
+    assert (account.judged, account.wrong_language) == (0, {})
+    assert load(mixed, sample=0, wrong_language="drop") == load(mixed, wrong_language="drop")
 
 
 def test_rows_in_other_languages_can_be_dropped_and_are_counted(mixed):
@@ -189,7 +195,7 @@ def test_a_report_judges_the_same_sample_of_a_large_data_set_whatever_its_order(
     counts = []
     for order in (rows, rows[::-1]):
         (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in order), encoding="utf-8")
-        account = load_rows(DataSource(path="a.jsonl"), ["fr"], tmp_path).account
+        account = load_rows(DataSource(path="a.jsonl"), ["fr"], tmp_path, sample=SAMPLE).account
         assert account.judged == SAMPLE
         counts.append(account.wrong_rows)
     assert counts[0] == counts[1]

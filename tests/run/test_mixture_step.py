@@ -140,3 +140,19 @@ def test_a_bad_row_that_is_not_dropped_stops_everything_before_it_starts(study, 
     assert (status, out) == (2, "")
     assert "data.general: " in err
     assert err.endswith("all.jsonl:4: 'completion' is empty; mend it, or set bad_rows: drop\n")
+
+
+def test_rows_evidently_in_another_language_are_told_when_checking_and_in_the_mixture(study, mixmerge):
+    path = study.folder / "data/general.fr.jsonl"
+    german = {"id": "x", "prompt": "Was tut man bei Regen, wenn es den ganzen Tag nicht aufhört?"}
+    german["completion"] = "Man bleibt am besten zu Hause, kocht sich einen Tee und liest ein gutes Buch."
+    path.write_text(path.read_text() + json.dumps(german) + "\n", encoding="utf-8")
+    out = mixmerge("check", study.recipe, "--out", study.out)[1]
+    told = "1 of 17 judged evidently in another language than they say (fr 1; first fr: general.fr.jsonl:9: in 'de')"
+    assert out.splitlines()[0] == f"data general: 17 rows (en 8, fr 9); {told}"
+    folder = make(build_plan(load_recipe(study.recipe)), study.out, "mixture/general")
+    account = json.loads((folder / "manifest.json").read_text())["data"]["general"]
+    assert account["wrong_language"] == {"fr": {"rows": 1, "first": "general.fr.jsonl:9: in 'de'"}}
+    status, _, err = mixmerge("plan", study.recipe, "--set", "data.general.wrong_language=refuse", "--out", study.out)
+    assert status == 2
+    assert "general.fr.jsonl:9: this row says 'fr' and is evidently in 'de' (1 such row of 17)" in err

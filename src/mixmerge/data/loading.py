@@ -20,7 +20,7 @@ from mixmerge.data.sources import DataSource, read_each
 from mixmerge.data.tongue import evident_language
 from mixmerge.errors import DataError
 
-SAMPLE = 1000  # rows of a data set whose language is judged where that is only reported
+SAMPLE = 1000  # rows of a data set to judge for a report: a third of a second, and 1 % is seen as 1 % +- 0.3 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,16 @@ class Loaded:
     account: Account
 
 
-def load_rows(source: DataSource, languages: Sequence[str], relative_to: Path) -> Loaded:
+def load_rows(source: DataSource, languages: Sequence[str], relative_to: Path, *, sample: int = 0) -> Loaded:
     """All rows of a source in `languages`, in file order; ids are `lang/id` and unique.
 
-    Reading stops where every language has `limit` rows.
+    Reading stops where every language has `limit` rows. Where rows in a wrong language are only reported, `sample` rows
+    drawn by their ids are judged; where they are dropped or refused, every row is.
 
     Raises:
         DataError: whatever `read_each` raises, a bad row where they are refused, a source or a language without rows.
     """
-    return _Loading(source, languages, relative_to).load()
+    return _Loading(source, languages, relative_to).load(sample)
 
 
 class _Loading:
@@ -55,11 +56,11 @@ class _Loading:
         self.first: RowError | None = None
         self.wrong: tuple[str, str, str] | None = None  # place, language that it says, language that it is in
 
-    def load(self) -> Loaded:
+    def load(self, sample: int) -> Loaded:
         for lang, covered in self.readings:
             self._read(lang, covered)
-        if self.source.wrong_language == "report":
-            for row in sorted(self.rows, key=lambda row: _seeded(row.id))[:SAMPLE]:
+        if sample and self.source.wrong_language == "report":
+            for row in sorted(self.rows, key=lambda row: _seeded(row.id))[:sample]:
                 self._is_elsewhere(row)
         self._refuse()
         return Loaded(self.rows, self.account)

@@ -41,8 +41,8 @@ Asked = tuple[str, str]  # candidate, prompt set
 class PlanBuilder:
     """Adds steps in order; a step whose id is there already is the same step, whatever its name."""
 
-    def __init__(self, loaded: LoadedRecipe, *, cache: Path | None = None) -> None:
-        self.loaded, self.recipe, self.cache = loaded, loaded.recipe, cache
+    def __init__(self, loaded: LoadedRecipe, *, cache: Path | None = None, sample: int = 0) -> None:
+        self.loaded, self.recipe, self.cache, self.sample = loaded, loaded.recipe, cache, sample
         self.steps: dict[str, Step] = {}
         self.models: dict[str, str] = {}
         self.accounts: dict[str, Account] = {}
@@ -95,7 +95,8 @@ class PlanBuilder:
         rows = {}
         for name, source in self.sources.items():
             try:
-                loaded = load_rows(source, self._covered(name, self.languages), self.loaded.folder)
+                covered = self._covered(name, self.languages)
+                loaded = load_rows(source, covered, self.loaded.folder, sample=self.sample)
             except DataError as error:
                 raise error.within(self._where("data", name)) from error
             rows[name], self.accounts[name] = loaded.rows, loaded.account
@@ -521,6 +522,9 @@ def data_source(data: DataSet) -> DataSource:
     return DataSource(**data.model_dump(exclude={"objective", "languages"}))
 
 
-def build_plan(loaded: LoadedRecipe, *, cache: Path | None = None) -> Plan:
-    """Plan a study; `cache` is a folder for fingerprints of large files."""
-    return PlanBuilder(loaded, cache=cache).build()
+def build_plan(loaded: LoadedRecipe, *, cache: Path | None = None, sample: int = 0) -> Plan:
+    """Plan a study; `cache` is a folder for fingerprints of large files.
+
+    `sample` is the number of rows of each data set whose language is judged for the accounts, where that is but reported.
+    """
+    return PlanBuilder(loaded, cache=cache, sample=sample).build()

@@ -139,7 +139,7 @@ def _named_as_given(context: StepContext) -> Iterator[None]:
 def make_mixture(context: StepContext) -> Measurements:
     """Draw the rows of a training and write them out with their manifest."""
     from mixmerge.data.formats import Row
-    from mixmerge.data.loading import load_rows
+    from mixmerge.data.loading import SAMPLE, load_rows
     from mixmerge.data.mixture import draw_mixture, write_mixture
     from mixmerge.data.sources import DataSource
     from mixmerge.data.sources import fingerprint as data_fingerprint
@@ -157,7 +157,7 @@ def make_mixture(context: StepContext) -> Measurements:
                 f"the data set '{name}' has changed since the plan was made", do="run the same command again"
             )
         objective, gone = what["data"][name]["objective"], set(how.get("dropped", {}).get(name, ()))
-        loaded = load_rows(source, languages, folder)
+        loaded = load_rows(source, languages, folder, sample=SAMPLE)
         accounts[name] = loaded.account.to_json()
         for row in loaded.rows:
             if (objective, row.lang) in cells and row.id not in gone:
