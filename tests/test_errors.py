@@ -55,3 +55,8 @@ def test_advice_names_the_nearest_known_name_or_all_of_them():
 
 def test_the_examples_in_the_docstrings_hold():
     assert doctest.testmod(mixmerge.errors).failed == 0
+
+
+def test_what_an_error_quotes_cannot_steer_the_terminal():
+    text = str(UserError("the role is '\x1b[2J\u202e\ud800'", where="a\x07.jsonl:1", do="write हिन्दी or déjà\u00a0vu"))
+    assert text == "a\\x07.jsonl:1: the role is '\\x1b[2J\\u202e\\ud800'; write हिन्दी or déjà vu"

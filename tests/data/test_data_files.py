@@ -139,3 +139,13 @@ def test_an_ending_that_is_not_known_is_named_with_those_that_are(tmp_path):
 def test_parquet_is_not_packed_twice(tmp_path):
     (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     assert "a.parquet.gz: Parquet in another compression; unpack it" in refusal(tmp_path / "a.parquet.gz")
+
+
+def test_a_cell_may_be_as_long_as_a_document(tmp_path):
+    (tmp_path / "a.csv").write_text(f"prompt,completion\nq,{'word ' * 100_000}\n", encoding="utf-8")
+    assert len(load_rows(DataSource(path="a.csv"), ["en"], tmp_path).rows[0].completion) == 500_000
+
+
+def test_a_column_that_stands_twice_in_a_header_is_refused(tmp_path):
+    (tmp_path / "a.tsv").write_text("prompt\tcompletion\tcompletion\nq\ta\tb\n", encoding="utf-8")
+    assert "a.tsv: column 'completion' stands twice in the header" in refusal(tmp_path / "a.tsv")

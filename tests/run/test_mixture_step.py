@@ -156,3 +156,18 @@ def test_rows_evidently_in_another_language_are_told_when_checking_and_in_the_mi
     status, _, err = mixmerge("plan", study.recipe, "--set", "data.general.wrong_language=refuse", "--out", study.out)
     assert status == 2
     assert "general.fr.jsonl:9: this row says 'fr' and is evidently in 'de' (1 such row of 17)" in err
+
+
+def test_progress_says_how_many_rows_of_the_data_were_left_out(study, planned, one_file, capsys):
+    from mixmerge.run.progress import Progress
+
+    plan, told = planned(COLUMN), []
+    step, store = plan.find("mixture/general"), Store(study.out)
+    for needed in (*step.inputs.values(), step.id):
+        carry_out(plan.by_id[needed], plan, store, {}, lambda event, **data: told.append({"event": event, **data}))
+    progress = Progress()
+    progress.begin(plan, [])
+    for event in told:
+        progress.take(plan.by_id[event["step"]], event)
+    progress.stop()
+    assert "tokens, 1 bad row of its data left out)" in capsys.readouterr().err

@@ -64,6 +64,11 @@ class Account:
     def wrong_rows(self) -> int:
         return sum(tally.rows for tally in self.wrong_language.values())
 
+    @property
+    def lost_rows(self) -> int:
+        """Rows in the right language that were left out: bad ones, and those dropped for their text's language."""
+        return self.bad_rows + (self.wrong_rows if self.wrong_dropped else 0)
+
     def to_json(self) -> dict[str, Any]:
         """As the manifest and the record keep it."""
         return asdict(self)

@@ -22,6 +22,7 @@ from mixmerge.data.account import RowError
 from mixmerge.errors import DataError, reason
 
 Record = dict[str, Any]
+LONGEST_CELL = (1 << 31) - 1  # bytes; Python's own limit of 128 KiB is less than a long document
 Numbered = Iterator[tuple[int, Any]]  # row, and a record or a RowError
 
 
@@ -137,6 +138,7 @@ def _read_json(file: Path) -> Numbered:
 
 
 def _read_csv(file: Path) -> Numbered:
+    csv.field_size_limit(LONGEST_CELL)
     delimiter = "\t" if _kind(file)[0] == ".tsv" else ","
     reader = csv.reader((line for _, line in _lines(file)), delimiter=delimiter, strict=True)
     row = 0
@@ -144,6 +146,8 @@ def _read_csv(file: Path) -> Numbered:
         header = next(reader, [])
         if (error := _undecoded(",".join(header), f"{file}:1")) is not None:
             raise DataError(f"the header is {error.what}", where=str(file), do=error.do)
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise DataError(f"column '{twice[0]}' stands twice in the header", where=str(file), do="rename one of them")
         for cells in reader:
             if cells:
                 row += 1

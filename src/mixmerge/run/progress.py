@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from mixmerge.data.account import Account
 from mixmerge.plan.graph import Plan, Step
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def _remark(step: Step, event: Mapping[str, Any]) -> str:
     parts: list[str] = []
     if step.kind == "mixture" and "rows" in found:
         parts = [f"{found['rows']} rows", f"{found['tokens']} tokens"]
+        if lost := sum(Account.from_json(account).lost_rows for account in found.get("data", {}).values()):
+            parts.append(f"{lost} bad row{'s' * (lost > 1)} of its data left out")
     elif step.kind == "train" and "last_loss" in found:
         parts = [f"loss {found['first_loss']:.2f} -> {found['last_loss']:.2f}", f"{found['steps']} steps"]
     elif step.kind == "generate" and "rows" in found:
