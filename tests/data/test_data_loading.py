@@ -306,6 +306,20 @@ def test_a_line_for_people_names_every_kind_with_its_first_row(tmp_path):
     assert "first unknown role: a.jsonl:3: " in line
 
 
+def test_a_data_set_of_none_of_the_languages_is_said_to_be_unread(tmp_path):
+    loaded = load(tmp_path, ["en", "fr"], lang="de")
+    assert loaded.rows == []
+    assert account_line("x", loaded.account) == "data x: not read, it has none of the languages asked for"
+
+
+def test_an_account_comes_back_from_its_record_as_it_was(tmp_path):
+    write(tmp_path, "a.jsonl", [pair(1, lang="en"), BAD["empty text"], pair(2, lang="de"), pair(3, lang="en")])
+    account = load(tmp_path, lang_column="lang", bad_rows="drop", limit=2).account
+    again = type(account).from_json(json.loads(json.dumps(account.to_json())))
+    assert again == account
+    assert account_line("x", again) == account_line("x", account)
+
+
 # Identity
 
 

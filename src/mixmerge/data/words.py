@@ -11,6 +11,8 @@ def account_line(name: str, account: Account) -> str:
     >>> account_line("general", Account(read=3, kept={"en": 2, "fr": 0}, other_language={"de": 1}))
     'data general: 2 of 3 rows (en 2, fr 0); 1 in other languages skipped (de 1)'
     """
+    if not account.kept:
+        return f"data {name}: not read, it has none of the languages asked for"
     kept = sum(account.kept.values())
     of = f" of {account.read:,}" if kept != account.read else ""
     parts = [f"data {name}: {kept:,}{of} row{'s' * (account.read != 1)} ({_by(account.kept)})"]
