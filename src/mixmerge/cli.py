@@ -252,6 +252,9 @@ def _print_example(example: Example) -> None:
         text = visible(part.text, keep="\n\t")
         print(f"{opening}{text}{closing}" if part.trained else text, end="")
     print()
+    if example.rejected is not None:
+        text = visible(example.rejected.text, keep="\n\t")
+        print(f"rejected answer, {example.rejected.tokens} tokens:\n{opening}{text}{closing}")
 
 
 @app.command()

@@ -55,6 +55,18 @@ def test_the_answer_and_its_end_are_marked_as_learned_and_nothing_else(tiny_base
     assert (example.row, example.id, example.truncated) == (1, "en/0", False)
 
 
+def test_the_rejected_answer_of_a_pair_is_shown_as_well(tiny_base, tmp_path):
+    folder = mixture_of(tmp_path / "m", [user("What?"), "That."])
+    assert training_example(folder, tiny_base, row=1, max_length=None).rejected is None
+    row = json.loads((folder / "rows.jsonl").read_text())
+    row["rejected"] = [{"role": "assistant", "content": "No idea."}]
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    example = training_example(folder, tiny_base, row=1, max_length=None)
+    assert [text for text, trained in parts(example) if trained] == ["That.<|im_end|>\n"]
+    assert example.rejected is not None
+    assert (example.rejected.text, example.rejected.trained) == ("No idea.<|im_end|>\n", True)
+
+
 def test_earlier_answers_are_shown_as_read_only(tiny_base, tmp_path):
     turns = [user("1"), {"role": "assistant", "content": "2"}, user("3"), "4"]
     example = training_example(mixture_of(tmp_path / "m", turns), tiny_base, row=1, max_length=None)

@@ -29,13 +29,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Row `row` (from 1) of a mixture. No parts: cut at `max_length`, nothing of its answer was left to learn."""
+    """Row `row` (from 1) of a mixture. No parts: cut at `max_length`, nothing of its answer was left to learn.
+
+    `rejected` is the answer that a preference training learns to avoid; None where the mixture has none.
+    """
 
     row: int
     id: str
     parts: tuple[Part, ...]
     truncated: bool
     max_length: int | None
+    rejected: Part | None = None
 
     def tokens(self, *, trained: bool) -> int:
         return sum(part.tokens for part in self.parts if part.trained == trained)
@@ -52,12 +56,14 @@ def training_example(mixture: Path, tokenizer: Path, *, row: int, max_length: in
 
     record = _row(mixture / "rows.jsonl", row)
     reader = load_tokenizer(tokenizer)
-    found = tokenise([record], reader, max_length or WHOLE)
-    parts: tuple[Part, ...] = ()
-    if found.ids:
-        learned = [int(label) != IGNORED for label in found.labels[0]]
-        parts = tuple(_parts([int(token) for token in found.ids[0]], learned, reader))
-    return Example(row, record["id"], parts, bool(found.truncated), max_length)
+    sides = [record] + ([record | {"completion": record["rejected"]}] if "rejected" in record else [])
+    found = [tokenise([side], reader, max_length or WHOLE) for side in sides]
+    parts, *others = (
+        tuple(_parts(side.ids[0].tolist(), (side.labels[0] != IGNORED).tolist(), reader)) if side.ids else ()
+        for side in found
+    )
+    rejected = next((part for other in others for part in other if part.trained), None)
+    return Example(row, record["id"], parts, any(side.truncated for side in found), max_length, rejected)
 
 
 def _row(path: Path, row: int) -> Any:
