@@ -8,7 +8,7 @@ same on every machine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mixmerge.errors import DataError
@@ -75,8 +75,9 @@ class Account:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Account:
+        """The account that a manifest or a record holds, among what else it says of the data set."""
         tallies = {key: {k: Tally(**v) for k, v in data[key].items()} for key in ("bad", "wrong_language")}
-        return cls(**{**data, **tallies})
+        return cls(**{field.name: data[field.name] for field in fields(cls)} | tallies)
 
     def kinds(self) -> str:
         """The kinds of bad rows and how many there are of each, the most frequent first."""
