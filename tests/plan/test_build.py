@@ -135,6 +135,17 @@ WHAT = {
     "training.max_repeats": ("training.max_repeats=2", "mixture/mix"),
     "training.adapter": ("training.adapter={r: 8}", "train/mix"),
     "training.save_dtype": ("training.save_dtype=float32", "train/mix"),
+    "training.seed": ("training.seed=9", "train/mix"),
+    "training.gradient_accumulation": ("training.gradient_accumulation=2", "train/mix"),
+    "training.optimizer": ("training.optimizer=sgd", "train/mix"),
+    "training.adam_betas": ("training.adam_betas=[0.9, 0.95]", "train/mix"),
+    "training.adam_epsilon": ("training.adam_epsilon=1.0e-6", "train/mix"),
+    "training.max_grad_norm": ("training.max_grad_norm=0", "train/mix"),
+    "training.neftune_alpha": ("training.neftune_alpha=5", "train/mix"),
+    "training.train_on": ("training.train_on=all", "train/mix"),
+    "training.padding_free": ("training.padding_free=true", "train/mix"),
+    "training.held_out": ("training.held_out=0.2", "train/mix"),
+    "training.extra": ("training.extra={lr_scheduler_kwargs: {num_cycles: 0.4}}", "train/mix"),
     "training.method": (PAIRS.format("method: dpo"), "mixture/general"),
     "training.beta": (PAIRS.format("method: dpo, beta: 0.2"), "train/general"),
     "training.loss": (PAIRS.format("method: dpo, loss: ipo"), "train/general"),
@@ -237,14 +248,8 @@ def test_changing_a_key_that_matters_changes_its_step_and_what_follows(planned, 
 
 @pytest.mark.parametrize("key", How.model_fields)
 def test_changing_anything_under_how_changes_no_id(planned, key):
-    values = {
-        "threads": 3,
-        "device": "cpu",
-        "jobs": 2,
-        "generate_batch_size": 7,
-        "checkpoint_every": 9,
-        "launcher": "x",
-    }
+    values = {"threads": 3, "device": "cpu", "jobs": 2, "generate_batch_size": 7, "checkpoint_every": 9}
+    values |= {"gradient_checkpointing": "true", "evaluate_every": 2, "report_to": "[]", "launcher": "x"}
     before, after = planned(), planned(f"how.{key}={values[key]}")
     assert titles(after) == titles(before)
 

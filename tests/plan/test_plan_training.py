@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from importlib.util import find_spec
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_a_default_of_the_recipe_is_the_default_of_the_settings_that_it_becomes(
         for field in fields(made):
             said = getattr(training, field.name, None)
             if field.name not in ("learning_rate", "seed") and said is not None:
-                assert getattr(made, field.name) == said, field.name
+                assert getattr(made, field.name) == (tuple(said) if isinstance(said, list) else said), field.name
 
 
 @pytest.mark.parametrize(("method", "rate"), [("sft", 2e-5), ("dpo", 1e-6)])
@@ -141,3 +142,56 @@ def test_sft_then_dpo_and_sft_then_merge_then_dpo_are_three_lines_of_recipe(stud
     assert aligned.inputs["model"] == plan.find("train/general").id
     assert after.inputs["model"] == plan.find("merge/both").id
     assert [aligned.what["method"], after.what["method"], after.what["beta"]] == ["dpo", "dpo", 0.5]
+
+
+def test_a_seed_of_its_own_goes_before_the_recipes(planned):
+    assert planned("seed=4").find("train/mix").what["seed"] == 4
+    assert planned("seed=4", "training.seed=9").find("train/mix").what["seed"] == 9
+
+
+def test_options_that_are_named_are_in_the_identity_and_those_at_their_defaults_are_not(planned):
+    plain = planned().find("train/mix")
+    same = "training={batch_size: 2, learning_rate: 1.0e-3, max_length: 256, precision: fp32, adam_betas: [0.9, 0.999]}"
+    assert planned(same, "training.optimizer=adamw").find("train/mix").id == plain.id
+    named = planned("training.optimizer=sgd", "training.adam_betas=[0.9, 0.95]").find("train/mix").what
+    assert dict(named) == dict(plain.what) | {"optimizer": "sgd", "adam_betas": [0.9, 0.95]}
+
+
+def test_an_extra_option_is_checked_when_it_is_planned(planned):
+    with pytest.raises(RecipeError, match=r"extra\.packing: this has a word of its own; set padding_free"):
+        planned("training.extra={packing: true}")
+    with pytest.raises(RecipeError, match=r"did you mean 'lr_scheduler_kwargs'"):
+        planned("training.extra={lr_scheduler_kwarg: {}}")
+
+
+def test_a_batch_that_cannot_be_parted_is_refused(planned):
+    with pytest.raises(RecipeError, match="gradient_accumulation cannot be 3"):
+        planned("training.gradient_accumulation=3")
+
+
+def test_gradient_checkpointing_is_carried_to_the_step_and_is_no_part_of_it(planned):
+    plain, asked = planned(), planned("how.gradient_checkpointing=true")
+    assert asked.find("train/mix").id == plain.find("train/mix").id
+    assert asked.find("train/mix").how["gradient_checkpointing"] is True
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow", "tensorboard"])
+def test_a_logger_that_is_not_installed_is_refused_before_anything_starts(planned, name):
+    if find_spec(name) is not None:
+        pytest.skip(f"{name} is installed here")
+    with pytest.raises(RecipeError) as caught:
+        planned(f"how.report_to=[{name}]")
+    assert str(caught.value) == (
+        f"--set: how.report_to: the package '{name}' is not installed; install it: pip install {name}"
+    )
+
+
+def test_nothing_is_sent_unless_asked(planned):
+    assert planned().find("train/mix").how["report_to"] == []
+
+
+def test_readings_of_held_out_rows_are_how_and_the_rows_are_what(planned):
+    plain = planned("training.held_out=0.1").find("train/mix")
+    often = planned("training.held_out=0.1", "how.evaluate_every=2").find("train/mix")
+    assert plain.what["held_out"] == 0.1
+    assert (often.id, often.how["evaluate_every"]) == (plain.id, 2)

@@ -29,7 +29,8 @@ from mixmerge.plan.budget import Bounds, both_sides, token_bounds
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.models import adopted_source, base_source, base_template
-from mixmerge.plan.training import check_pairs, training_step
+from mixmerge.plan.training import HOW as TRAINING_HOW
+from mixmerge.plan.training import check_loggers, check_pairs, training_step
 from mixmerge.recipe.budgets import Grant, budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
@@ -58,6 +59,7 @@ class PlanBuilder:
             RecipeError, DataError, ModelError: whatever would fail later and can be seen now.
         """
         self._check_languages()
+        check_loggers(self.recipe.how.report_to, self._where("how", "report_to"))
         rows = self._read_rows()
         prompts = self._read_prompts()
         self._check_prompts(prompts)
@@ -281,7 +283,7 @@ class PlanBuilder:
             name,
             settings,
             inputs={"model": self.models[entry.start], "mixture": mixture},
-            how=self._how("threads", "device", "checkpoint_every", "launcher"),
+            how=self._how("threads", "device", *TRAINING_HOW),
         )
 
     def _capped(self, group: str, name: str, entry: Trained, shares: dict[Cell, float]) -> dict[Cell, float]:

@@ -6,16 +6,20 @@ makes no old training new, and a default that two methods share in the recipe to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
+from importlib.util import find_spec
 from typing import Any
 
 from mixmerge.data.formats import Row
 from mixmerge.errors import RecipeError, UserError
 from mixmerge.recipe.schema import Training
 from mixmerge.train.command import command_fields
-from mixmerge.train.settings import METHODS, Adapter, settings_from
+from mixmerge.train.extra import check_extra
+from mixmerge.train.settings import GENERAL, METHODS, Adapter, settings_from
 
+HOW = ("checkpoint_every", "gradient_checkpointing", "evaluate_every", "report_to", "launcher")  # read by train steps
 LEARNING_RATES = {("sft", False): 2e-5, ("dpo", False): 1e-6, ("sft", True): 2e-4, ("dpo", True): 1e-5}
 # These were in every identity before any key could be left out.
 ALWAYS = (
@@ -41,9 +45,11 @@ def training_step(
         other = next(method for method in METHODS if method != training.method)
         raise RecipeError(f"'{key}' means nothing to method: {training.method}", where=where, do=f"set method: {other}")
     try:
+        check_extra(training.method, training.extra)
         what = training_what(training, seed)
     except UserError as error:
-        raise RecipeError(error.what, where=where, do=error.do) from error
+        place = where if error.where in (None, GENERAL) else f"{where}: {error.where}"
+        raise RecipeError(error.what, where=place, do=error.do) from error
     if training.learning_rate is None and (training.method != "sft" or training.adapter is not None):
         adapter = "" if training.adapter is None else f" with {training.adapter.type}"
         rate = what["learning_rate"]
@@ -84,18 +90,39 @@ def training_what(training: Training, seed: int) -> dict[str, Any]:
     Raises:
         UserError: values that do not go together.
     """
-    given = training.model_dump() | {"seed": seed}
+    given = training.model_dump() | ({"seed": seed} if training.seed is None else {})
     if training.learning_rate is None:
         given["learning_rate"] = LEARNING_RATES[training.method, training.adapter is not None]
     if training.adapter is not None:
-        usual = {field.name: field.default for field in fields(Adapter)}
+        plain = asdict(Adapter())
         own = training.adapter.model_dump()
-        given["adapter"] = {key: value for key, value in own.items() if key == "type" or value != usual[key]}
-    defaults = {field.name: field.default for field in fields(METHODS[training.method])}
-    named = {key: value for key, value in given.items() if key in defaults and value != defaults[key]}
+        given["adapter"] = {key: value for key, value in own.items() if key == "type" or value != plain[key]}
+    usual = METHODS[training.method]()
+    defaults = {field.name: getattr(usual, field.name) for field in fields(usual)}
+    named = {key: value for key, value in given.items() if key in defaults and _plain(value) != defaults[key]}
     what = {key: given[key] for key in ALWAYS} | named
     settings_from(what)
     return what
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_loggers(names: Sequence[str], where: str) -> None:
+    """Refuse a logger whose package is not installed, or that does not know where to write.
+
+    Raises:
+        RecipeError: says what to install or to set.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise RecipeError(
+                f"the package '{name}' is not installed", where=where, do=f"install it: pip install {name}"
+            )
+        if name == "tensorboard" and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
+            what = "tensorboard does not know where to write"
+            raise RecipeError(what, where=where, do="set the environment variable TENSORBOARD_LOGGING_DIR to a folder")
 
 
 def check_pairs(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:

@@ -241,6 +241,28 @@ class Training(Section):
     weight_decay: Share = Field(0.0, description="Decoupled weight decay.")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="Arithmetic; weights and updates are always fp32.")
     max_repeats: Count = Field(4, description="How often a row may be drawn to fill the budget.")
+    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="Seed of this training; default: the recipe's.")
+    gradient_accumulation: Count = Field(
+        1, description="Parts that a batch is computed in, one after another: less memory, the same rows per step."
+    )
+    optimizer: Literal["adamw", "adafactor", "sgd", "rmsprop", "adagrad"] = Field("adamw", description="Optimiser.")
+    adam_betas: list[Fraction] = Field([0.9, 0.999], description="Decay of AdamW's two means.")
+    adam_epsilon: Positive = Field(1e-8, description="AdamW's epsilon.")
+    max_grad_norm: Share = Field(1.0, description="A gradient with a larger norm is scaled down to it; 0: never.")
+    neftune_alpha: Positive | None = Field(None, description="Noise on the embeddings while training (NEFTune).")
+    train_on: Literal["last", "all"] = Field(
+        "last", description="sft: learn the last answer of a conversation, or all turns of the assistant."
+    )
+    padding_free: bool = Field(
+        False,
+        description="sft: rows of a batch one after another, not padded to the longest; quick with flash attention.",
+    )
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the mixture's rows never trained on: their loss, by language, shows the learning."
+    )
+    extra: dict[str, Any] = Field(
+        {}, description="Other options of TRL's SFTConfig or DPOConfig, by their own names; see TRL's documentation."
+    )
     beta: Positive = Field(0.1, description="dpo: how strongly the start holds back; larger stays nearer to it.")
     loss: Loss = Field("sigmoid", description="dpo: the loss, one of TRL's; sigmoid is that of the DPO paper.")
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
@@ -407,6 +429,13 @@ class How(Section):
     checkpoint_every: Count = Field(25, description="Training steps between checkpoints.")
     launcher: str = Field(
         "", description="engine: command: what {launcher} stands for, e.g. torchrun --nproc-per-node 8."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute the forward pass twice to keep less of it in memory; the weights are the same."
+    )
+    evaluate_every: Count | None = Field(None, description="Training steps between readings of the held-out rows.")
+    report_to: list[Literal["trackio", "wandb", "mlflow", "tensorboard"]] = Field(
+        [], description="Also send a training's metrics to these; nothing is sent unless asked."
     )
 
 

@@ -205,6 +205,9 @@ def train(context: StepContext) -> Measurements:
         work=context.work,
         threads=context.threads,
         checkpoint_every=context.how["checkpoint_every"],
+        gradient_checkpointing=context.how.get("gradient_checkpointing", False),
+        evaluate_every=context.how.get("evaluate_every"),
+        report_to=context.how.get("report_to", ()),
         device=context.how["device"],
         progress=context.progress,
     )

@@ -8,7 +8,7 @@ and a training that carries on asks for them no more. Light to import; torch com
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,13 +29,16 @@ def train_dpo(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     checkpoint_every: int = 25,
     progress: Callable[[int, int], None] | None = None,
+    gradient_checkpointing: bool = False,
+    evaluate_every: int | None = None,
+    report_to: Sequence[str] = (),
 ) -> Measured:
     """Train `model` on the pairs in `mixture`, whose rows have `rejected`; the contract is that of `train_sft`.
 
     metrics.jsonl also has the rewards of a step (beta times the log-ratios, in nats): rewards/chosen, rewards/rejected,
     their difference rewards/margins, and rewards/accuracies, the share of pairs whose chosen answer has the larger one.
     `tokens` counts both sides of a pair, `truncated_rows` pairs of which a side was cut, `dropped_rows` those whose prompt
-    fills max_length or whose sides are equal once cut. `first_margin` and `last_margin` are means over a fifth of the steps.
+    fills max_length or whose sides are equal once cut. Held-out pairs give loss, margin and accuracy. `first_margin` and `last_margin` are means over a fifth of the steps.
 
     Raises:
         UserError, ModelError, DataError, StepError: as `train_sft`; DataError also for a row without `rejected`.
@@ -47,5 +50,5 @@ def train_dpo(
 
         return tokenise_pairs, build_trainer
 
-    place = Place(work, threads, device, checkpoint_every, progress)
+    place = Place(work, threads, device, checkpoint_every, progress, gradient_checkpointing, evaluate_every, report_to)
     return fit(model, mixture, out, settings, prepare, place, pairs=True, columns=REWARDS)

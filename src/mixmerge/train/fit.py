@@ -15,10 +15,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mixmerge.errors import DataError, ModelError, UserError
+from mixmerge.train.extra import check_extra
+from mixmerge.train.heldout import by_language, held_out_rows, nested
 from mixmerge.train.settings import TrainSettings
 
 KEPT_FILES = (
@@ -38,13 +41,19 @@ Measured = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where and how fast to train: nothing here changes a weight. `checkpoint_every` in steps."""
+    """Where and how fast to train, and who is told: nothing here changes a weight.
+
+    `checkpoint_every` and `evaluate_every` in steps; held-out rows are always read before the first step and after the last.
+    """
 
     work: Path
     threads: int | None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: int = 25
     progress: Callable[[int, int], None] | None = None
+    gradient_checkpointing: bool = False
+    evaluate_every: int | None = None
+    report_to: Sequence[str] = ()
 
 
 def fit(
@@ -63,6 +72,7 @@ def fit(
     `prepare` imports and gives what turns rows into tokens and what builds the trainer; `columns` of the log go into
     metrics.jsonl beside step, loss, lr and the counts of tokens.
     """
+    check_extra(settings.method, settings.extra)
     rows, digest = read_mixture(mixture, pairs=pairs)
     import torch
 
@@ -79,7 +89,9 @@ def fit(
     if settings.adapter is not None:
         require_library(settings.adapter)
     tokenizer = load_tokenizer(model)
-    tokens = tokenise(rows, tokenizer, settings.max_length)
+    held = held_out_rows(rows, settings.held_out, settings.seed)
+    tokens = tokenise([row for place, row in enumerate(rows) if place not in held], tokenizer, settings.max_length)
+    shown = {lang: tokenise(own, tokenizer, settings.max_length) for lang, own in by_language(rows, held).items()}
     if not tokens.kept:
         raise DataError(
             f"none of {len(rows)} rows has room for an answer within max_length {settings.max_length}",
@@ -96,9 +108,13 @@ def fit(
         network = _load(model, settings)
         configs = _keep_configs(network)
         with named_targets(settings.adapter, network):
-            trainer = build_trainer(network, tokenizer, tokens, order, settings, place=place, training=training)
+            build = partial(build_trainer, place=place, training=training)
+            trainer = build(
+                network, tokenizer, tokens, order, settings, held={k: v for k, v in shown.items() if v.kept}
+            )
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        trainer.log_held_out()
+        history = trainer.state.log_history
         out.mkdir(parents=True, exist_ok=True)
         if settings.adapter is None:
             _save(network, configs, getattr(torch, dtype), out)
@@ -106,7 +122,8 @@ def fit(
             save_folded(trainer.model, model, dtype, out, place.work, place.threads)
         _keep_files(model, out)
     _write_metrics(history, (*COUNTS, *columns), out / "metrics.jsonl")
-    return _summary(history, tokens, len(rows))
+    steps = [entry for entry in history if "loss" in entry]
+    return _summary(steps, tokens, len(rows)) | _learning(history, len(held))
 
 
 def stored_dtype(model: Path) -> str:
@@ -212,8 +229,20 @@ def _keep_files(base: Path, out: Path) -> None:
 def _write_metrics(history: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
         for entry in history:
-            line = {"step": entry["step"], "loss": entry["loss"], "lr": entry["learning_rate"]}
-            stream.write(json.dumps(line | {column: entry[column] for column in columns}) + "\n")
+            if "loss" in entry:
+                line = {"step": entry["step"], "loss": entry["loss"], "lr": entry["learning_rate"]}
+                line |= {column: entry[column] for column in columns}
+            elif shown := nested(entry):
+                line = {"step": entry["step"], "held_out": shown}
+            else:
+                continue
+            stream.write(json.dumps(line) + "\n")
+
+
+def _learning(history: Sequence[Mapping[str, Any]], held: int) -> Measured:
+    """What held-out rows said before the first step and after the last, if there are any."""
+    shown = [found for entry in history if (found := nested(entry))]
+    return {"held_out": {"rows": held, "before": shown[0], "after": shown[-1]}} if shown else {}
 
 
 def _summary(history: Sequence[Mapping[str, Any]], tokens: Any, rows: int) -> Measured:

@@ -6,7 +6,7 @@ written beside the checkpoints; so one model is in memory, and carrying on asks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from mixmerge.train.adapter import adapter_config
 from mixmerge.train.fit import Place
 from mixmerge.train.settings import DpoSettings
 from mixmerge.train.tokens import TokenisedPairs
-from mixmerge.train.trainer import Watched, callbacks, padding, trainer_arguments, watch
+from mixmerge.train.trainer import Watched, by_length, callbacks, padding, trainer_arguments, watch
 
 REFERENCE = "reference.npz"
+TRAINED = "the pairs trained on"  # no language is called so
+HELD = {"loss": "", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}  # measure -> TRL's name
 
 
 def build_trainer(
@@ -35,8 +37,9 @@ def build_trainer(
     *,
     place: Place,
     training: str,
+    held: Mapping[str, TokenisedPairs] | None = None,
 ) -> PairTrainer:
-    """A trainer over tokenised pairs in their training order; `training` is its identity."""
+    """A trainer over tokenised pairs in their training order; `training` is its identity, `held` its held-out pairs."""
     own = {
         "beta": settings.beta,
         "loss_type": [settings.loss],
@@ -51,31 +54,43 @@ def build_trainer(
         data_collator=DataCollatorForPreference(pad_token_id=padding(tokenizer)),
         callbacks=callbacks(place),
         peft_config=None if settings.adapter is None else adapter_config(settings.adapter),
-        reference=Reference(tokens, order, place.work / REFERENCE, training),
+        reference=Reference({TRAINED: tokens, **(held or {})}, order, place.work / REFERENCE, training),
     )
-    return watch(trainer, training)
+    return watch(trainer, training, held, place)
 
 
 class Reference:
-    """The start's log-probabilities of every pair's two answers: float32 (pairs, 2), from the file if it is there."""
+    """The start's log-probabilities of the two answers of every pair: float32 (pairs, 2) for those trained on and for each
+    language's held-out ones; from the file if they are there.
+    """
 
-    def __init__(self, tokens: TokenisedPairs, order: Sequence[int], file: Path, training: str) -> None:
-        self.tokens, self.order, self.file, self.training = tokens, order, file, training
+    def __init__(self, pairs: Mapping[str, TokenisedPairs], order: Sequence[int], file: Path, training: str) -> None:
+        self.pairs, self.order, self.file, self.training = pairs, order, file, training
+        self.logps = self._read()
 
-    def read(self) -> Any | None:
+    def fill(self, ask: Callable[[TokenisedPairs], Any]) -> None:
+        """Ask for what the file did not have, and keep it there; the file appears whole."""
+        if self.logps is not None:
+            return
+        self.logps = {name: ask(pairs) for name, pairs in self.pairs.items()}
+        partial = self.file.with_name(f"{REFERENCE}.part")
+        with partial.open("wb") as stream:
+            np.savez(stream, training=np.array(self.training), **{f"of {k}": v for k, v in self.logps.items()})
+        partial.replace(self.file)
+
+    def dataset(self, name: str, order: Sequence[int]) -> Any:
+        """The pairs of this name in this order, with their reference."""
+        return self.pairs[name].dataset(order, (self.logps or {})[name])
+
+    def _read(self) -> dict[str, Any] | None:
         """What an earlier call of this very training wrote, or None."""
         try:
             with np.load(BytesIO(self.file.read_bytes()), allow_pickle=False) as held:
-                return held["logps"] if str(held["training"]) == self.training else None
+                if str(held["training"]) == self.training:
+                    return {name: held[f"of {name}"] for name in self.pairs}
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            return None
-
-    def write(self, logps: Any) -> None:
-        """Keep them for the next call; the file appears whole."""
-        partial = self.file.with_name(f"{REFERENCE}.part")
-        with partial.open("wb") as stream:
-            np.savez(stream, logps=logps, training=np.array(self.training))
-        partial.replace(self.file)
+            pass
+        return None
 
 
 class PairTrainer(Watched, DPOTrainer):  # type: ignore[misc]
@@ -99,23 +114,29 @@ class PairTrainer(Watched, DPOTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
+    def measure(self, lang: str, rows: TokenisedPairs) -> dict[str, float]:
+        """Means over the pairs: the loss, the margin of the rewards, and the share whose chosen answer has the larger one."""
+        sums, pairs = dict.fromkeys(HELD, 0.0), 0
+        for count, batch in self.batches(self.reference.dataset(lang, by_length(rows))):
+            loss = float(self.compute_loss(self.model, batch))
+            told = {name: self._metrics["eval"][source][-1] for name, source in HELD.items() if source}
+            for name, value in ({"loss": loss} | told).items():
+                sums[name] += count * value
+            pairs += count
+        return {name: total / pairs for name, total in sums.items()}
+
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The dataset with `ref_chosen_logps` and `ref_rejected_logps`."""
-        logps = self.reference.read()
-        if logps is None:
-            logps = self.reference_logps(self.reference.tokens, batch_size)
-            self.reference.write(logps)
-        return self.reference.tokens.dataset(self.reference.order, logps)
+        self.reference.fill(self._ask)
+        return self.reference.dataset(TRAINED, self.reference.order)
 
-    def reference_logps(self, tokens: TokenisedPairs, batch_size: int) -> Any:
+    def _ask(self, pairs: TokenisedPairs) -> Any:
         """Log-probabilities under the start of the chosen and the rejected answers: float32 (pairs, 2)."""
-        lengths = tokens.lengths
-        ranked = sorted(range(len(lengths)), key=lambda row: lengths[row])  # like lengths share a batch
-        pairs, found = tokens.dataset(ranked), np.empty((len(ranked), 2), np.float32)
+        ranked, found = by_length(pairs), []
         self.model.eval()
-        for begin in range(0, len(ranked), batch_size):
-            rows = ranked[begin : begin + batch_size]
-            batch = self.data_collator([pairs[at] for at in range(begin, begin + len(rows))])
-            sides = self.compute_ref_log_probs(self.model, self._prepare_inputs(batch))
-            found[rows] = torch.stack(sides, dim=1).float().cpu().numpy()
-        return found
+        for _, batch in self.batches(pairs.dataset(ranked)):
+            sides = self.compute_ref_log_probs(self.model, batch)
+            found.append(torch.stack(sides, dim=1).float().cpu().numpy())
+        logps = np.empty((len(ranked), 2), np.float32)
+        logps[ranked] = np.concatenate(found)
+        return logps

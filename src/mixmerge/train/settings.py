@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from mixmerge.errors import UserError
 
+GENERAL = "training settings"  # where an error stands that a recipe can place better
 DTYPES = ("bfloat16", "float16", "float32")
 LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
     *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm"),
 )
+OPTIMIZERS = {  # ours -> TRL's
+    "adamw": "adamw_torch_fused",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+    "rmsprop": "rmsprop",
+    "adagrad": "adagrad",
+}
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # TRL's other losses do not read label_smoothing
 
 
@@ -51,6 +59,11 @@ class Adapter:
 class TrainSettings:
     """What every training has. `max_length` in tokens; `save_dtype` None keeps the dtype of the base.
 
+    `batch_size` rows make an optimiser step, computed in `gradient_accumulation` equal parts. A gradient whose norm is above
+    `max_grad_norm` is scaled down to it (0: never). `neftune_alpha` adds noise to the embeddings (Jain et al. 2023).
+    `held_out` is the share of the rows that are never trained on and show the learning.
+    `extra` holds other fields of TRL's SFTConfig or DPOConfig.
+
     Raises:
         UserError: a value out of range, named with its key.
     """
@@ -68,6 +81,14 @@ class TrainSettings:
     seed: int = 0
     save_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     adapter: Adapter | None = None
+    gradient_accumulation: int = 1
+    optimizer: str = "adamw"
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    neftune_alpha: float | None = None
+    held_out: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _refuse((name for name, holds in self._limits() if not holds), self)
@@ -84,13 +105,31 @@ class TrainSettings:
         yield "precision", self.precision in ("bf16", "fp32")
         yield "seed", 0 <= self.seed < 2**32
         yield "save_dtype", self.save_dtype in (None, *DTYPES)
+        parts = self.gradient_accumulation
+        yield "gradient_accumulation", parts >= 1 and self.batch_size % parts == 0
+        yield "optimizer", self.optimizer in OPTIMIZERS
+        yield "adam_betas", len(self.adam_betas) == 2 and all(0 <= beta < 1 for beta in self.adam_betas)
+        yield "adam_epsilon", 0 < self.adam_epsilon < 1
+        yield "max_grad_norm", 0 <= self.max_grad_norm < math.inf
+        yield "held_out", 0 <= self.held_out < 1
+        yield "neftune_alpha", self.neftune_alpha is None or 0 < self.neftune_alpha < math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class SftSettings(TrainSettings):
-    """Supervised fine-tuning on answers."""
+    """Supervised fine-tuning on answers: the last of a conversation, or `train_on` all of them.
+
+    `padding_free` puts the rows of a batch one after another in place of padding them to the longest.
+    """
 
     method: ClassVar[str] = "sft"
+
+    train_on: Literal["last", "all"] = "last"
+    padding_free: bool = False
+
+    def _limits(self) -> Iterator[tuple[str, bool]]:
+        yield from TrainSettings._limits(self)
+        yield "train_on", self.train_on in ("last", "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +159,7 @@ class DpoSettings(TrainSettings):
         if self.adapter is not None and self.adapter.dropout > 0:
             raise UserError(
                 "adapter.dropout has no effect with method: dpo, which compares log-probabilities without dropout",
-                where="training settings",
+                where=GENERAL,
                 do="set it to 0",
             )
 
@@ -131,6 +170,8 @@ METHODS: Mapping[str, type[SftSettings | DpoSettings]] = {"sft": SftSettings, "d
 def settings_from(what: Mapping[str, Any]) -> SftSettings | DpoSettings:
     """The settings that a train step's `what` stands for; keys that it leaves out have their defaults."""
     values = {key: value for key, value in what.items() if key != "method"}
+    if "adam_betas" in values:
+        values["adam_betas"] = tuple(values["adam_betas"])
     if values.get("adapter") is not None:
         told = dict(values["adapter"])
         if not isinstance(told.get("targets", ""), str):
@@ -141,4 +182,4 @@ def settings_from(what: Mapping[str, Any]) -> SftSettings | DpoSettings:
 
 def _refuse(wrong: Iterator[str], settings: Any, within: str = "") -> None:
     for name in wrong:
-        raise UserError(f"{within}{name} cannot be {getattr(settings, name)!r}", where="training settings")
+        raise UserError(f"{within}{name} cannot be {getattr(settings, name)!r}", where=GENERAL)

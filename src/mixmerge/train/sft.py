@@ -5,7 +5,8 @@ One idea: the call is its own resumption (see fit.py). Light to import; torch co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,14 +25,19 @@ def train_sft(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     checkpoint_every: int = 25,
     progress: Callable[[int, int], None] | None = None,
+    gradient_checkpointing: bool = False,
+    evaluate_every: int | None = None,
+    report_to: Sequence[str] = (),
 ) -> Measured:
     """Train `model` on the answers in `mixture` (a folder with rows.jsonl); write a model folder into `out`.
 
     `out` gets weights, configuration, tokenizer and metrics.jsonl (step, loss, lr, tokens, completion_tokens). `work`
     holds the last checkpoint, written every `checkpoint_every` steps. `threads` None leaves torch's own choice; `device`
-    auto is CUDA where there is one, else the CPU. Counted: `tokens` and `completion_tokens` that were read, `truncated_rows`
+    auto is CUDA where there is one, else the CPU; `gradient_checkpointing` computes the forward pass twice to keep less of
+    it in memory, and changes no weight. Counted: `tokens` and `completion_tokens` that were read, `truncated_rows`
     cut at max_length, `dropped_rows` whose prompt fills it, `diverging_rows` whose template renders the prompt
-    differently before an answer. `first_loss` and `last_loss` are means over a fifth of the steps: one batch's says little.
+    differently before an answer. Rows held out are read before, after and every `evaluate_every` steps: lines of metrics.jsonl
+    with `held_out`, per language the loss in nats a token. `report_to` names loggers of transformers. `first_loss` and `last_loss` are means over a fifth of the steps: one batch's says little.
 
     Raises:
         UserError: `device` cuda where there is none.
@@ -44,7 +50,7 @@ def train_sft(
         from mixmerge.train.tokens import tokenise
         from mixmerge.train.trainer import build_trainer
 
-        return tokenise, build_trainer
+        return partial(tokenise, all_turns=settings.train_on == "all"), build_trainer
 
-    place = Place(work, threads, device, checkpoint_every, progress)
+    place = Place(work, threads, device, checkpoint_every, progress, gradient_checkpointing, evaluate_every, report_to)
     return fit(model, mixture, out, settings, prepare, place)

@@ -120,9 +120,12 @@ def token_counter(model: Path, *, pairs: bool = False) -> Callable[[Row], int]:
     return count
 
 
-def tokenise(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int) -> Tokenised:
+def tokenise(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int, *, all_turns: bool = False
+) -> Tokenised:
     """Tokenise rows of rows.jsonl (`prompt` and `completion` messages), at most `max_length` tokens each.
 
+    With `all_turns` the assistant's earlier turns in the prompt are learnt as well as the answer.
     `diverging` counts rows whose template renders the prompt differently once an answer follows: these learn their
     answer after a prompt that inference never sees.
     """
@@ -139,6 +142,8 @@ def tokenise(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int)
         kept = np.asarray(ids[:max_length], dtype=np.int32)
         labels = kept.copy()
         labels[:start] = IGNORED
+        for first, end in _earlier_turns(rows[index], ids, tokenizer) if all_turns else ():
+            labels[first:end] = kept[first:end]
         out.ids.append(kept)
         out.labels.append(labels)
         out.kept.append(index)
@@ -166,6 +171,18 @@ def tokenise_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length
             column.append(np.asarray(ids, dtype=np.int32))
         out.kept.append(index)
     return out
+
+
+def _earlier_turns(row: Mapping[str, Any], ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int]]:
+    """Where the assistant's turns of the prompt begin and end in the ids of the whole conversation."""
+    for at, turn in enumerate(row["prompt"]):
+        if turn["role"] == "assistant":
+            texts = [
+                _render(tokenizer, row["prompt"][:at], answer=False),
+                _render(tokenizer, row["prompt"][: at + 1], answer=True),
+            ]
+            before, after = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            yield _common(before, ids), _common(after, ids)
 
 
 def _common(one: Sequence[int], two: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +26,11 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from mixmerge.errors import StepError
 from mixmerge.train.adapter import adapter_config
 from mixmerge.train.checkpoints import PREFIX, mark_whole
+from mixmerge.train.extra import with_extra
 from mixmerge.train.fit import Place
-from mixmerge.train.settings import SftSettings, TrainSettings
-from mixmerge.train.tokens import IGNORED
+from mixmerge.train.heldout import PREFIX as HELD_OUT
+from mixmerge.train.settings import OPTIMIZERS, SftSettings, TrainSettings
+from mixmerge.train.tokens import IGNORED, Tokenised
 
 T = TypeVar("T", bound="Watched")
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -43,47 +45,57 @@ def build_trainer(
     *,
     place: Place,
     training: str,
+    held: Mapping[str, Tokenised] | None = None,
 ) -> CompletionTrainer:
-    """A trainer over `Tokenised` rows in their training order; `training` is its identity."""
-    own = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    """A trainer over `Tokenised` rows in their training order; `training` is its identity, `held` its held-out rows."""
+    own = {"dataset_kwargs": {"skip_prepare_dataset": True}, "padding_free": settings.padding_free}
     trainer = CompletionTrainer(
         model=model,
         args=trainer_arguments(SFTConfig, settings, len(order), place, own),
         train_dataset=tokens.dataset(order),
         processing_class=tokenizer,
         # Given here, or TRL writes its own pad token into the model's configuration.
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=padding(tokenizer)),
+        data_collator=None if settings.padding_free else DataCollatorForLanguageModeling(padding(tokenizer)),
         callbacks=callbacks(place),
         peft_config=None if settings.adapter is None else adapter_config(settings.adapter),
     )
-    return watch(trainer, training)
+    return watch(trainer, training, held, place)
 
 
 def trainer_arguments(
     kind: Callable[..., Any], settings: TrainSettings, rows: int, place: Place, own: Mapping[str, Any]
 ) -> Any:
     """The TRL arguments of a training over `rows` rows; `kind` is SFTConfig or DPOConfig, `own` what it adds."""
-    arguments = kind(
+    arguments = with_extra(
+        kind,
+        settings.extra,
         output_dir=str(place.work),
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // settings.gradient_accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation,
         num_train_epochs=1,  # the dataset holds all epochs, in order
         learning_rate=settings.learning_rate,
         lr_scheduler_type=SCHEDULES[settings.scheduler],
         warmup_steps=math.ceil(settings.warmup_ratio * math.ceil(rows / settings.batch_size)),
         weight_decay=settings.weight_decay,
-        optim="adamw_torch_fused",
+        optim=OPTIMIZERS[settings.optimizer],
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
+        adam_epsilon=settings.adam_epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        neftune_noise_alpha=settings.neftune_alpha,
         bf16=settings.precision == "bf16",
         use_cpu=place.device == "cpu" or not torch.cuda.is_available(),
         seed=settings.seed,
         max_length=None,
-        gradient_checkpointing=False,
+        gradient_checkpointing=place.gradient_checkpointing,
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would replace a NaN loss by the mean of the losses before it
         save_strategy="steps",
         save_steps=place.checkpoint_every,
         save_total_limit=None,  # `mark_whole` removes the older ones, after the newer is safe
         dataloader_num_workers=0,
-        report_to="none",
+        report_to=list(place.report_to) or "none",
+        run_name=place.work.parent.name,
         disable_tqdm=True,
         push_to_hub=False,
         **own,
@@ -104,9 +116,11 @@ def callbacks(place: Place) -> list[Any]:
     return [_NoLastCheckpoint(), *([_Progress(place.progress)] if place.progress is not None else [])]
 
 
-def watch(trainer: T, training: str) -> T:
-    """Name a new trainer's training, and keep it from printing every step to stdout."""
+def watch(trainer: T, training: str, held: Mapping[str, Any] | None, place: Place) -> T:
+    """Name a new trainer's training and its held-out rows, and keep it from printing every step to stdout."""
     trainer.training = training
+    trainer.held = held or {}
+    trainer.add_callback(_HeldOut(trainer, place.evaluate_every))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -118,6 +132,10 @@ class Watched:
     args: Any
     state: Any
     train_dataset: Any
+    held: Mapping[str, Any]
+    model: Any
+    data_collator: Callable[[Any], Any]
+    add_callback: Callable[[Any], None]
     remove_callback: Callable[[Any], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -128,6 +146,32 @@ class Watched:
     def count(self, inputs: Any) -> Mapping[str, int]:
         """The `tokens` and `completion_tokens` of a batch."""
         raise TypeError(f"{type(self).__name__} does not say what it counts")
+
+    def measure(self, lang: str, rows: Any) -> dict[str, float]:
+        """What held-out rows of a language say of the model now, by measure."""
+        raise TypeError(f"{type(self).__name__} does not say what it measures")
+
+    def log_held_out(self) -> None:
+        """Log what the held-out rows say, language by language, as `held_out/<language>/<measure>`."""
+        if not self.held:
+            return
+        began, training = time.perf_counter(), self.model.training
+        self.model.eval()
+        found: dict[str, float] = {}
+        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            for lang, rows in self.held.items():
+                found |= {f"{HELD_OUT}{lang}/{name}": value for name, value in self.measure(lang, rows).items()}
+        self._metrics["eval"].clear()  # type: ignore[attr-defined]  # TRL's own, over all languages
+        self.log(found)
+        self.model.train(training)
+        self._since += time.perf_counter() - began
+
+    def batches(self, dataset: Any) -> Iterator[tuple[int, Any]]:
+        """The rows of a dataset, batch after batch on the training's device, with how many there are in each."""
+        size = self.args.per_device_train_batch_size
+        for begin in range(0, len(dataset), size):
+            rows = [dataset[at] for at in range(begin, min(begin + size, len(dataset)))]
+            yield len(rows), self._prepare_inputs(self.data_collator(rows))  # type: ignore[attr-defined]
 
     def _send_telemetry(self) -> None:
         """Send nothing, whatever the environment says."""
@@ -169,10 +213,19 @@ class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` over rows that are tokenised, labelled and ordered already."""
 
     def count(self, inputs: Any) -> Mapping[str, int]:
+        mask = inputs.get("attention_mask")
         return {
-            "tokens": int(inputs["attention_mask"].sum()),
+            "tokens": inputs["input_ids"].numel() if mask is None else int(mask.sum()),
             "completion_tokens": int((inputs["labels"] != IGNORED).sum()),
         }
+
+    def measure(self, lang: str, rows: Tokenised) -> dict[str, float]:
+        """Mean negative log-likelihood of an answer's token, in nats, over all tokens of the rows."""
+        total = tokens = 0.0
+        for _, batch in self.batches(rows.dataset(by_length(rows))):
+            total += float(self.compute_loss(self.model, batch, num_items_in_batch=torch.tensor(1)))
+            tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
+        return {"loss": total / max(tokens, 1)}
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -184,17 +237,37 @@ class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
         answers = inputs["labels"][:, 1:]
         learned = answers != IGNORED
         # The model's own forward with a narrower head keeps every architecture's scaling and soft-capping of logits.
+        layout = {key: inputs[key] for key in ("attention_mask", "position_ids") if key in inputs}
         head = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, args: (args[0][:, :-1][learned],))
         try:
-            logits = model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).logits
+            logits = model(input_ids=inputs["input_ids"], **layout, use_cache=False).logits
         finally:
             hook.remove()
         total = torch.nn.functional.cross_entropy(logits.float(), answers[learned], reduction="sum")
         mean: torch.Tensor = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
         return mean
+
+
+def by_length(rows: Any) -> list[int]:
+    """The rows with like lengths beside each other."""
+    lengths = rows.lengths
+    return sorted(range(len(lengths)), key=lambda row: lengths[row])
+
+
+class _HeldOut(TrainerCallback):  # type: ignore[misc]
+    """Reads the held-out rows before the first step and between; a training that carries on has done so before."""
+
+    def __init__(self, trainer: Watched, every: int | None) -> None:
+        self.trainer, self.every = trainer, every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.trainer.log_held_out()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.every is not None and state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            self.trainer.log_held_out()
 
 
 class _NoLastCheckpoint(TrainerCallback):  # type: ignore[misc]
