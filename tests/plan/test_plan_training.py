@@ -195,3 +195,12 @@ def test_readings_of_held_out_rows_are_how_and_the_rows_are_what(planned):
     often = planned("training.held_out=0.1", "how.evaluate_every=2").find("train/mix")
     assert plain.what["held_out"] == 0.1
     assert (often.id, often.how["evaluate_every"]) == (plain.id, 2)
+
+
+def test_qlora_without_its_package_is_refused_before_anything_starts(planned):
+    if find_spec("bitsandbytes") is not None:
+        pytest.skip("bitsandbytes is installed here")
+    with pytest.raises(
+        RecipeError, match=r"qlora needs the package bitsandbytes .*; install it, or set adapter\.type: lora"
+    ):
+        planned("experts.general={mixture: general, training: {adapter: {type: qlora}}}")

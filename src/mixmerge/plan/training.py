@@ -34,7 +34,8 @@ def training_step(
     """The `what` of the train step of `name`; `own` are its own keys, `training` those with the recipe's below them.
 
     Raises:
-        RecipeError: a key of its own that its method does not read, or values that do not go together.
+        RecipeError: a key of its own that its method does not read, values that do not go together, or qlora without its
+            package.
     """
     if training.engine == "command":
         return _command_what(own, training, seed, where)
@@ -44,6 +45,9 @@ def training_step(
     for key in sorted(own.model_fields_set - read):
         other = next(method for method in METHODS if method != training.method)
         raise RecipeError(f"'{key}' means nothing to method: {training.method}", where=where, do=f"set method: {other}")
+    if training.adapter is not None and training.adapter.type == "qlora" and find_spec("bitsandbytes") is None:
+        lacks = "qlora needs the package bitsandbytes (and a CUDA device), which is not installed"
+        raise RecipeError(lacks, where=where, do="install it, or set adapter.type: lora")
     try:
         check_extra(training.method, training.extra)
         what = training_what(training, seed)
