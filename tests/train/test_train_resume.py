@@ -13,7 +13,8 @@ from tiny_training import metrics_of, run_child, same, train, weights
 KINDS = {
     "sft": {},
     "dpo": {"method": "dpo"},
-    "sft in bf16": {"precision": "bf16"},
+    "sft in bf16 and in parts": {"precision": "bf16", "gradient_accumulation": 2},
+    "dpo in parts": {"method": "dpo", "gradient_accumulation": 4},
     "sft by lora with dropout": {"adapter": {"type": "lora", "r": 4, "dropout": 0.2}, "save_dtype": "float32"},
     "dpo by lora": {"method": "dpo", "adapter": {"type": "lora", "r": 4}, "save_dtype": "float32"},
 }
