@@ -86,3 +86,13 @@ def test_a_checkpoint_that_is_cut_is_dropped_and_the_training_starts_from_the_on
     (half / largest).write_bytes((half / largest).read_bytes()[:-100])
     train(llama, mixture, tmp_path, None, 4, epochs=3, **KINDS[kind])
     assert same(weights(tmp_path), weights(unbroken(kind)))
+
+
+@pytest.mark.parametrize("kind", ["sft by lora with dropout", "dpo by lora"])
+def test_a_training_is_the_same_in_a_process_that_trained_before(kind, llama, facts, choices, request, tmp_path):
+    mixture = mixture_of(kind, request)
+    assert run_child(llama, mixture, tmp_path / "fresh", -1, **KINDS[kind]).returncode == 0
+    train(llama, choices, tmp_path / "other", None, 4, method="dpo", seed=9)
+    train(llama, facts, tmp_path / "another", None, 4, seed=8)
+    train(llama, mixture, tmp_path / "after", None, 4, **KINDS[kind])
+    assert same(weights(tmp_path / "fresh"), weights(tmp_path / "after"))

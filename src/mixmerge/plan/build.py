@@ -284,6 +284,7 @@ class PlanBuilder:
             settings,
             inputs={"model": self.models[entry.start], "mixture": mixture},
             how=self._how("threads", "device", *TRAINING_HOW),
+            group=f"train {name}",  # where one runs at a time, they share a process and load the libraries once
         )
 
     def _capped(self, group: str, name: str, entry: Trained, shares: dict[Cell, float]) -> dict[Cell, float]:

@@ -7,6 +7,7 @@ pure bf16 an update of 1e-5 rounds away) and stored in the base's dtype. Light t
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
@@ -104,6 +105,7 @@ def fit(
     training = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     place.work.mkdir(parents=True, exist_ok=True)
     checkpoint = last_whole(place.work, training)
+    gc.collect()  # what an earlier training of this process left in cycles
     with _no_bars():
         network = _load(model, settings)
         configs = _keep_configs(network)
