@@ -242,7 +242,8 @@ REFUSED = {
     "missing t": (SLERP.replace("parameters:\n  t: 0.5", ""), "merge.yml:1", "slerp needs 't'"),
     "missing base": (TIES.replace("base_model: base\n", ""), "merge.yml:1", "ties needs a 'base_model'"),
     "weights that sum to 0": (
-        TIES.replace("weight: 1\n  -", "weight: -1\n  -"),
+        TIES.replace("weight: 1\n  -", "weight: -1\n  -").replace("ties", "task_arithmetic")
+        + "parameters: {normalize: true}\n",
         "merge.yml:3: models",
         "the weights sum to 0 everywhere, so they cannot be normalised",
     ),

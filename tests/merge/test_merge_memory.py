@@ -5,7 +5,7 @@ import pytest
 import torch
 from model_folders import EXAMPLE, example, read_model, same_bits, write_model
 
-from mixmerge.errors import ModelError, RecipeError
+from mixmerge.errors import ModelError, RecipeError, UserError
 from mixmerge.merge import METHODS, merge, merge_state_dicts
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -169,7 +169,9 @@ def test_tensors_that_only_one_model_ties_are_two():
     found = merge_state_dicts({"a": a, "b": b}, HALVES)
     assert found["embed.weight"][0, 0] == 0.5
     assert found["lm_head.weight"][0, 0] == 1.5
-    with pytest.raises(ModelError, match=r"'embed.weight' and 'lm_head.weight' to merge into share their memory"):
+    with pytest.raises(
+        ModelError, match=r"'embed.weight' and 'lm_head.weight' to merge into lie in each other's memory"
+    ):
         merge_state_dicts({"a": a, "b": b}, HALVES, into=tied(7))
     merge_state_dicts({"a": a, "b": b}, HALVES, into=b)
     assert b["lm_head.weight"][0, 0] == 1.5
@@ -193,7 +195,7 @@ def test_a_target_in_the_memory_of_another_input_is_refused():
             ModelError, match=r"to merge into lies in the memory of '[pq]' of 'a', which is read for another"
         ):
             merge_state_dicts({"a": a, "b": b}, HALVES, into=into)
-    with pytest.raises(ModelError, match="'q' to merge into is expanded"):
+    with pytest.raises(ModelError, match="the elements of tensor 'q' to merge into share their memory"):
         merge_state_dicts({"a": a, "b": b}, HALVES, into={"p": torch.zeros(4), "q": torch.zeros(1).expand(4)})
     assert torch.equal(memory, torch.arange(8.0))
     merge_state_dicts({"a": a, "b": b}, HALVES, into=a)
@@ -208,6 +210,7 @@ def test_a_target_in_the_memory_of_another_input_is_refused():
         ({"w": None}, "'w' is a NoneType"),
         ({3: torch.zeros(3)}, "3 is a Tensor, not a torch tensor under its name"),
         ({"w": torch.zeros(3).to_sparse()}, "tensor 'w' is stored as torch.sparse_coo"),
+        ({"w": torch.nested.nested_tensor([torch.zeros(3)])}, "tensor 'w' is a nested tensor"),
         ({"w": torch.zeros(3, device="meta")}, "tensor 'w' is on the meta device"),
     ],
 )
@@ -225,3 +228,27 @@ def test_a_view_that_negates_is_read_as_it_looks():
     assert negated.is_neg()
     found = merge_state_dicts({"a": {"w": negated}, "b": {"w": torch.zeros(2)}}, HALVES)
     assert found["w"].tolist() == [-0.5, -1]
+
+
+def test_targets_that_overlap_in_any_way_are_refused():
+    target = tied(7)
+    memory = torch.zeros(40)
+    target["norm.weight"], target["lm_head.weight"] = memory[:2], memory[1:9].view(4, 2)
+    with pytest.raises(ModelError, match=r"'norm.weight' and 'lm_head.weight' to merge into lie in each other's memory"):
+        merge_state_dicts({"a": tied(0), "b": tied(1)}, HALVES, into=target)
+    models = {name: {"w": torch.ones(4, 4)} for name in "ab"}
+    with pytest.raises(ModelError, match="the elements of tensor 'w' to merge into share their memory"):
+        merge_state_dicts(models, HALVES, into={"w": torch.zeros(20).as_strided((4, 4), (2, 1))})
+    spread = {"w": torch.zeros(40).as_strided((4, 4), (9, 2))}
+    merge_state_dicts(models, HALVES, into=spread)
+    assert torch.equal(spread["w"], models["a"]["w"])
+    negated = {"w": torch.tensor([[1 + 2j]]).conj().imag}
+    merge_state_dicts({name: {"w": torch.ones(1, 1)} for name in "ab"}, HALVES, into=negated)
+    assert negated["w"].tolist() == [[1]]
+
+
+def test_threads_have_to_be_some():
+    models = {name: drawn(seed) for seed, name in enumerate("ab")}
+    for threads in (0, -1):
+        with pytest.raises(UserError, match=f"threads must be at least 1, got {threads}"):
+            merge_state_dicts(models, config_of("linear"), threads=threads)

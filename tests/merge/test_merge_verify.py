@@ -165,7 +165,13 @@ def loadable(models):
         (lambda out: (out / "mergekit_config.yml").write_text("a: b"), "mergekit_config.yml"),
         (
             lambda out: (out / "pytorch_model.bin").write_bytes(b""),
-            r"pytorch_model.bin \(weights that it did not write\)",
+            r"pytorch_model.bin \(added\)",
+        ),
+        (lambda out: (out / "chat_template.jinja").write_text("x"), r"chat_template.jinja \(added\)"),
+        (lambda out: (out / "adapter_config.json").write_text("{}"), r"adapter_config.json \(added\)"),
+        (
+            lambda out: write_model(out / "sub", {"w": torch.zeros(1)}),
+            r"sub/config.json \(added\), sub/model.safetensors",
         ),
     ],
 )
@@ -174,6 +180,7 @@ def test_another_file_beside_the_weights_is_named(change, named, models, tmp_pat
     merge(loadable(models), out)
     assert verify(out)["tensors"] == 3
     (out / "README.md").write_text("a card is for people to edit")
+    (out / "LICENSE.txt").write_text("and so is what no loader reads")
     verify(out)
     change(out)
     with pytest.raises(CheckpointError, match=f"the tensors are those of its record, and these files are not: {named}"):

@@ -89,6 +89,12 @@ DETERMINISTIC = {
         for alpha in (0.2, 5.0)
     },
     "ramplus_tl by default": config("ramplus_tl", "abc"),
+    **{
+        f"{method} with one task taken away": config(
+            method, "ab", each={"a": {"weight": 0.5}, "b": {"weight": -0.5}}, density=0.6, normalize=True
+        )
+        for method in ("ties", "breadcrumbs_ties")
+    },
     "passthrough": config("passthrough", "a", base=False),
     "passthrough with a scale": config("passthrough", "a", base=False, each={"a": {"scale": 0.37}}),
 }

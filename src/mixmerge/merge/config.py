@@ -406,6 +406,8 @@ class _Parser:
                     do = f"set parameters.{parameter} there or at the top level"
                     self.refuse(f"{name} needs '{parameter}' for model '{entry.model}'", *_place(part, entry), do=do)
         normalize = part.method.parameters.get("normalize")
+        if part.method.elects:
+            return
         if normalize is not None and (part.level_with("normalize") or {}).get("normalize", normalize.default) is True:
             weights = [(part.level_with("weight", entry) or {}).get("weight", 0) for entry in part.inputs]
             constant = [weight for weight in weights if not isinstance(weight, tuple)]

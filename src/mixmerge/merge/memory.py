@@ -84,15 +84,21 @@ def merge_state_dicts(
     together = without_twins(opened)
     job = Job(config, together, plan_targets(config, together.models))
     order = [name for name in opened[config.donor].tensors if name in job.outputs]
+    beside: dict[str, torch.Tensor] = {}
     if into is None:
         results = {name: _empty(tensor) for name, tensor in job.outputs.items()}
     else:
         results = _targets(job.outputs, into, twins)
-        _require_apart(results, opened)
+        beside = {
+            name: into[name].detach()
+            for name, first in twins.items()
+            if first in results and name in into and not _is_one(into[name], results[first])
+        }
+        _require_apart(results | beside, opened)
     with staff(job, threads, device) as crew:
         for name in order:
             target = results[name]
-            direct = target.device.type == "cpu" and target.is_contiguous()
+            direct = target.device.type == "cpu" and target.is_contiguous() and not target.is_neg()
             filled = target if direct else _empty(job.outputs[name])
             data, item = _bytes(filled), ITEM_BYTES[job.outputs[name].dtype]
 
@@ -104,9 +110,7 @@ def merge_state_dicts(
                 target.copy_(filled)
     for name, first in twins.items():
         if first in results:
-            results[name] = results[first]
-            if into is not None and name in into and not _is_one(into[name], results[first]):
-                results[name] = into[name].detach().copy_(results[first])
+            results[name] = beside[name].copy_(results[first]) if name in beside else results[first]
     return {name: results[name] for name in models[config.donor] if name in results}
 
 
@@ -120,8 +124,9 @@ def _require_tensors(name: str, tensors: Any) -> None:
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
             what = f"{key!r} is a {type(tensor).__name__}, not a torch tensor under its name"
             raise ModelError(what, where=name, do="of numpy arrays make tensors with torch.from_numpy")
-        if tensor.layout != torch.strided or tensor.device.type == "meta":
-            kind = "on the meta device" if tensor.device.type == "meta" else f"stored as {tensor.layout}"
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type == "meta":
+            layout = "a nested tensor" if tensor.is_nested else f"stored as {tensor.layout}"
+            kind = "on the meta device" if tensor.device.type == "meta" else layout
             raise ModelError(f"tensor '{key}' is {kind}", where=name, do="give dense tensors that hold their elements")
 
 
@@ -162,9 +167,11 @@ def _require_apart(targets: Mapping[str, torch.Tensor], models: Mapping[str, Mod
     do = "give tensors that have memory of their own, or merge into none and copy the result"
     spans: list[tuple[str, int, int, str, str | None]] = []
     for name, tensor in targets.items():
-        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-            raise ModelError(f"tensor '{name}' to merge into is expanded: its elements share their memory", do=do)
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        last = 0
+        for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+            if size > 1 and stride <= last:
+                raise ModelError(f"the elements of tensor '{name}' to merge into share their memory", do=do)
+            last += (size - 1) * stride
         if tensor.numel():
             begin = tensor.data_ptr()
             spans.append((str(tensor.device), begin, begin + (last + 1) * tensor.element_size(), name, None))
@@ -181,7 +188,7 @@ def _require_apart(targets: Mapping[str, torch.Tensor], models: Mapping[str, Mod
             if target[4] is not None or (input_[4] is not None and input_[1:4] == target[1:4]):
                 continue
             if input_[4] is None:
-                what = f"tensors '{other[3]}' and '{span[3]}' to merge into share their memory, and the result has two"
+                what = f"tensors '{other[3]}' and '{span[3]}' to merge into lie in each other's memory, and the result has two"
                 raise ModelError(what, do=do)
             what = f"tensor '{target[3]}' to merge into lies in the memory of '{input_[3]}' of '{input_[4]}'"
             raise ModelError(f"{what}, which is read for another", do=do)

@@ -42,7 +42,8 @@ class Method:
 
     `base`: "required" or "optional" (it stands apart: task vectors are taken from it), "none" (an input like the others).
     `inputs`: fewest and most models besides the base. `share`: the name of the measured share it reports.
-    `rows`: blocks must hold whole rows of a matrix. `source`: the paper.
+    `rows`: blocks must hold whole rows of a matrix. `elects`: a sign is elected per element, and normalising divides by the
+    weights that agree with it. `source`: the paper.
     """
 
     summary: str
@@ -53,6 +54,7 @@ class Method:
     measure: Callable[[Over, At], Measured] | None = None
     share: str | None = None
     rows: bool = False
+    elects: bool = False
     source: str = ""
 
 
@@ -145,6 +147,7 @@ METHODS: dict[str, Method] = {
         inputs=(1, None),
         parameters=_sparse(normalize=True, rescale=False),
         combine=sparsify.combine(elect=True),
+        elects=True,
         measure=sparsify.trim,
         share="kept_share",
         source="https://arxiv.org/abs/2306.01708",
@@ -155,6 +158,7 @@ METHODS: dict[str, Method] = {
         inputs=(1, None),
         parameters=_sparse(normalize=False, rescale=True),
         combine=sparsify.combine(elect=True),
+        elects=True,
         measure=sparsify.drop_at_random,
         share="kept_share",
         source="https://arxiv.org/abs/2311.03099",
@@ -185,6 +189,7 @@ METHODS: dict[str, Method] = {
         inputs=(1, None),
         parameters=_sparse(normalize=False, rescale=False, gamma=_GAMMA),
         combine=sparsify.combine(elect=True),
+        elects=True,
         measure=sparsify.trim_both_ends,
         share="kept_share",
         source="https://arxiv.org/abs/2312.06795",
@@ -195,6 +200,7 @@ METHODS: dict[str, Method] = {
         inputs=(1, None),
         parameters=_sparse(normalize=True, rescale=True, epsilon=_EPSILON),
         combine=sparsify.combine(elect=True),
+        elects=True,
         measure=sparsify.drop_by_rank,
         share="kept_share",
         rows=True,

@@ -239,7 +239,7 @@ class Combination:
         has_base = self.base is not None
         at = At(tensor, shape, self.config.seed, shared, tuple(per_input), has_base=has_base)
         # all weights 0 with a base apart is a wish that has a meaning: this tensor stays the base's
-        normalizes = shared.get("normalize") or shared.get("normalize_weights")
+        normalizes = (shared.get("normalize") and not self.method.elects) or shared.get("normalize_weights")
         if normalizes and sum_to_zero(at.each("weight")) and (not has_base or any(at.each("weight"))):
             raise self.zero_weights(f"at tensor '{tensor}'")
         for entry, values in zip(self.inputs, per_input, strict=True):

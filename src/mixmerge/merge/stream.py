@@ -272,6 +272,8 @@ class Job:
 
 def staff(job: Job, threads: int | None, device: str = "cpu") -> Crew:
     """Threads with memory for the widest of a job's tensors."""
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
     widest = max((target.at.row for target in job.targets if target.method.rows), default=0)
     most = max((len(target.sources) for target in job.targets), default=0)
     works = engine(device)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from mixmerge.errors import CheckpointError, RecipeError
-from mixmerge.merge.checkpoint import ITEM_BYTES, Checkpoint, open_checkpoint
+from mixmerge.merge.checkpoint import INDEX, ITEM_BYTES, Checkpoint, open_checkpoint
 from mixmerge.merge.config import parse_config
-from mixmerge.merge.record import read_record
+from mixmerge.merge.record import RECORD, read_record
 from mixmerge.merge.settings import MergeConfig
 from mixmerge.merge.sources import Files, Raw, stored
 from mixmerge.merge.stream import Job, companions, foreseen_jobs, prepare, run, staff
@@ -28,6 +28,7 @@ from mixmerge.yaml import Marks
 
 SAMPLE = 1 << 23  # elements that a rehearsal merges to learn the speed
 NAMED = 5  # differing tensors that a message names
+READ = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".jinja", ".py", ".model"}  # what loaders may take up
 
 
 def verify(
@@ -104,7 +105,7 @@ def verify(
 
 
 def _other_files(model: Path, made: Checkpoint, job: Job) -> list[str]:
-    """What lies beside the weights and is not what the merge writes, or is more weights."""
+    """What lies beside the weights and is not what the merge writes, or is more that loaders read."""
     found = []
     for name, content in sorted(companions(job).items()):
         wanted, path = content if isinstance(content, bytes) else content.read_bytes(), model / name
@@ -112,10 +113,10 @@ def _other_files(model: Path, made: Checkpoint, job: Job) -> list[str]:
             found.append(f"{name} (gone)")
         elif path.read_bytes() != wanted:
             found.append(name)
-    known = {tensor.file.name for tensor in made.tensors.values()}
-    kinds = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-    more = (path.name for path in sorted(model.iterdir()) if path.suffix in kinds and path.name not in known)
-    return found + [f"{name} (weights that it did not write)" for name in more]
+    known = {*companions(job), "README.md", RECORD, INDEX, *(tensor.file.name for tensor in made.tensors.values())}
+    others = (path.relative_to(model) for path in sorted(model.rglob("*")) if path.is_file())
+    strange = (path for path in others if path.suffix in READ or path.name in ("merges.txt", "vocab.txt"))
+    return found + [f"{path} (added)" for path in strange if str(path) not in known]
 
 
 def _require_inputs(job: Job, record: Mapping[str, Any]) -> None:
