@@ -68,6 +68,14 @@ def test_the_report_reads_what_each_merge_measured(planned):
     assert merged == {"merge/ties": plan.models["ties"]}
 
 
+def test_the_report_reads_what_each_training_logged(planned):
+    plan = planned()
+    report = plan.steps[-1]
+    trained = {role: step for role, step in report.inputs.items() if role.startswith("train/")}
+    assert trained == {f"train/{name}": plan.models[name] for name in ("general", "mix")}
+    assert all(plan.by_id[step].kind == "train" for step in trained.values())
+
+
 def test_the_base_is_not_compared_with_itself(planned):
     assert "judge/base.general.quality" not in titles(planned())
 

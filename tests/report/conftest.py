@@ -62,6 +62,63 @@ TRUST = {
 }  # fmt: skip
 
 
+def logged(
+    name: str, *, steps: int = 120, method: str = "sft", languages: list[str] = LANGUAGES, every: int = 40
+) -> dict[str, Any]:
+    """What a training measured and logged, as `mixmerge.train` does; held-out losses fall, but rise in Arabic."""
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]))
+    first, last = (0.693, 0.45) if method == "dpo" else (3.1, 1.9)
+
+    def loss(step: int) -> float:
+        return last + (first - last) * float(np.exp(-3 * step / steps))
+
+    def margin(step: int) -> float:
+        return 1.4 * (1 - float(np.exp(-3 * step / steps)))
+
+    metrics: list[dict[str, Any]] = []
+    for step in range(steps + 1):
+        if step:
+            line = {"step": step, "loss": loss(step) * float(rng.lognormal(0, 0.08)), "lr": 1e-5, "tokens": 900}
+            if method == "dpo":
+                noisy = margin(step) + float(rng.normal(0, 0.15))
+                line |= {"rewards/margins": noisy, "rewards/accuracies": 0.75}
+            metrics.append(line)
+        if languages and (step % every == 0 or step == steps):
+            held: dict[str, dict[str, float]] = {}
+            for place, code in enumerate(languages):
+                worse = 1 + 0.04 * step / steps if code == "ar" else loss(step) / first
+                held[code] = {"loss": (first + 0.1 * place) * worse}
+                if method == "dpo":
+                    held[code] |= {"margin": margin(step) * (1 - 0.1 * place), "accuracy": 0.7}
+            metrics.append({"step": step, "held_out": held})
+    measured = {
+        "steps": steps,
+        "rows": 8 * steps,
+        "tokens": 900 * steps,
+        "truncated_rows": 3,
+        "dropped_rows": 1,
+        "seconds": 2.5 * steps,
+        "tokens_per_second": 360.0,
+    }
+    return {"measurements": measured, "metrics": metrics}
+
+
+def trained_without_metrics() -> dict[str, Any]:
+    """What a training by a command of the user's measured."""
+    measured = {"rows": 960, "tokens": None, "adapter": False, "command": "train.sh"}
+    return {"measurements": measured, "metrics": []}
+
+
+def simulated_trainings() -> dict[str, dict[str, Any]]:
+    """An SFT, a DPO, an SFT of other length, and one by a command that logged nothing."""
+    return {
+        "general": logged("general"),
+        "safety": logged("safety", method="dpo", steps=60, every=20),
+        "mix-15": logged("mix-15", steps=200),
+        "mix-50": trained_without_metrics(),
+    }
+
+
 @dataclass
 class Study:
     """Everything that `write_report` takes, and what it was scored from."""
@@ -74,6 +131,8 @@ class Study:
     trust: dict[str, dict[str, Any]] = field(default_factory=lambda: TRUST)
     merges: dict[str, dict[str, Any]] = field(default_factory=lambda: {"slerp": {"parallel_share": 0.25}})
 
+    trainings: dict[str, dict[str, Any]] = field(default_factory=simulated_trainings)
+
     def report_arguments(self) -> dict[str, Any]:
         return {
             "study": "six-languages",
@@ -82,6 +141,7 @@ class Study:
             "responses": self.responses,
             "trust": self.trust,
             "merges": self.merges,
+            "trainings": self.trainings,
         }
 
 
@@ -173,3 +233,9 @@ def report(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def simulated() -> Callable[..., Study]:
     return simulate
+
+
+@pytest.fixture(scope="session")
+def log_of() -> Callable[..., dict[str, Any]]:
+    """Makes what a training of a name measured and logged."""
+    return logged

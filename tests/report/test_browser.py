@@ -308,3 +308,36 @@ def test_names_in_the_chart_can_be_read_and_do_not_cover_each_other(
         assert right <= width
         for _, left2, top2, right2, bottom2 in labels[:i]:
             assert min(right, right2) - max(left, left2) < 2 or min(bottom, bottom2) - max(top, top2) < 5
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_the_numbers_of_training_charts_can_be_read_and_do_not_cover_each_other(
+    report: Path, open_page: Callable[..., Opened], width: int
+) -> None:
+    page = open_page(report / "report.html", viewport={"width": width, "height": 900}).page
+    charts = page.eval_on_selector_all(
+        "#trainings .chart svg",
+        "s => s.map(e => [...e.querySelectorAll('text')].map(t => { const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; }))",
+    )
+    assert len(charts) == 4
+    for texts in charts:
+        assert len(texts) >= 6
+        for i, (left, top, right, bottom) in enumerate(texts):
+            assert bottom - top >= 12
+            assert left >= 0
+            assert right <= width
+            for left2, top2, right2, bottom2 in texts[:i]:
+                assert min(right, right2) <= max(left, left2) or min(bottom, bottom2) <= max(top, top2)
+
+
+def test_training_charts_of_one_row_stand_beside_each_other_and_line_up(
+    report: Path, open_page: Callable[..., Opened]
+) -> None:
+    page = open_page(report / "report.html", viewport={"width": 1280, "height": 900}).page
+    boxes = page.eval_on_selector_all(
+        "#trainings .training .chart:first-of-type svg",
+        "s => s.map(e => { const b = e.getBoundingClientRect(); return [b.top, b.width, b.height]; })",
+    )
+    assert len(boxes) == 3
+    for box in boxes[1:]:
+        assert box == pytest.approx(boxes[0], abs=1)

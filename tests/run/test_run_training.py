@@ -45,6 +45,11 @@ def test_sft_then_dpo_and_sft_then_merge_then_dpo_run(study):
     assert record["measurements"]["first_margin"] == 0 != record["measurements"]["last_margin"]
     manifest = json.loads(next(study.store.glob("mixture/aligned--*/manifest.json")).read_text())
     assert record["measurements"]["tokens"] == manifest["tokens"], "both sides of a pair are counted alike"
+    page = (study.out / "runs" / "tiny" / "report.html").read_text(encoding="utf-8")
+    for said in ("Loss of general", "Loss of aligned", "Reward margin of aligned", "Reward margin of after"):
+        assert f'aria-label="{said} over its steps"' in page
+    assert "DPO from both, " in page
+    assert (models / "aligned" / "metrics.jsonl").is_file(), "the page says that the metrics lie there"
     rows = rows_of(study, "aligned")
     assert all(row["rejected"][0]["role"] == "assistant" for row in rows)
     assert not any("rejected" in row for row in rows_of(study, "general"))
@@ -90,6 +95,7 @@ def test_a_command_of_the_users_own_trains_is_logged_and_carries_on(study):
     before, after = (load_file(models / name / "model.safetensors") for name in ("base", "own"))
     name = "model.layers.0.self_attn.q_proj.weight"
     assert after[name].equal(before[name] + 0.5 * 8)
+    assert "No metrics of: own." in (study.out / "runs" / "tiny" / "report.html").read_text(encoding="utf-8")
     record = json.loads(next(study.store.glob("train/own--*/record.json")).read_text())
     assert record["measurements"]["rows"] == 8
     assert record["measurements"]["command"].startswith(f"{sys.executable} -u '{script}' ")

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mixmerge.report.trainings import from_to
+
 
 @pytest.fixture
 def copy(finished, tmp_path):
@@ -61,6 +63,10 @@ def test_a_study_ends_with_a_table_an_answer_and_a_report(finished):
     assert "<html" in page.lower()
     assert scores["answer"]["sentence"].partition(":")[0] in page
     assert "Trust, " not in page, "what a judge measured is shown once, not again key by key"
+    assert page.count("over its steps") == 2, "a chart of the loss of each of two trainings"
+    for name in ("general", "mix"):
+        measured = json.loads(next(study.store.glob(f"train/{name}--*/record.json")).read_text())["measurements"]
+        assert from_to((measured["first_loss"], measured["last_loss"])) in page, "page and record agree"
     # the page says that its numbers are beside it, wherever a person opens it
     assert "beside this page" in page
     assert (report.parent / "scores.csv").read_text(encoding="utf-8").startswith("candidate,kind,split,metric")

@@ -503,7 +503,8 @@ class PlanBuilder:
         answers = {f"responses/{candidate}/{name}": step for (candidate, name), step in responses.items()}
         how = {"recipe": str(self.loaded.path), "sets": {name: self._prompts_how(name) for name in prompts}}
         merges = {f"merge/{name}": self.models[name] for name in recipe.merges}
-        inputs = {"score": score} | answers | judged | merges
+        trained = {f"train/{name}": self.models[name] for name in recipe.experts | recipe.baselines}
+        inputs = {"score": score} | answers | judged | merges | trained
         self._add("report", recipe.name, {"study": recipe.name}, inputs=inputs, how=how)
 
     def _budget_rule(self, name: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from mixmerge.report import findings, tables, words
 from mixmerge.report.browse import browser_data, embedded
 from mixmerge.report.document import environment, policy, source
+from mixmerge.report.trainings import section
 from mixmerge.report.trust import judge_blocks, verdict_counts
 
 WIDE, NARROW = 1080, 330
@@ -28,19 +29,27 @@ def write_report(
     responses: Sequence[Mapping[str, Any]],
     trust: Mapping[str, Mapping[str, Any]],
     merges: Mapping[str, Mapping[str, Any]],
+    trainings: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Write report.html and scores.csv into the folder `out`; returns bytes (of the page), candidates, responses.
 
     scores: from `score_study`; prompts: {"set", "prompt": Prompt}; responses: response rows with "candidate" and, where
     they are to be shown, "verdicts" {judge: verdict}; trust: judge -> what it measured of itself; merges: candidate -> what
-    its merge measured.
+    its merge measured; trainings: candidate -> {"measurements", "metrics"} of its training, of `read_metrics`.
 
     Raises:
         DataError: a response to a prompt, or of a candidate, that is not in the study.
     """
-    page = render(study=study, scores=scores, prompts=prompts, responses=responses, trust=trust, merges=merges).encode(
-        "utf-8"
+    text = render(
+        study=study,
+        scores=scores,
+        prompts=prompts,
+        responses=responses,
+        trust=trust,
+        merges=merges,
+        trainings=trainings,
     )
+    page = text.encode("utf-8")
     (out / "report.html").write_bytes(page)
     with (out / "scores.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -57,6 +66,7 @@ def render(
     responses: Sequence[Mapping[str, Any]],
     trust: Mapping[str, Mapping[str, Any]],
     merges: Mapping[str, Mapping[str, Any]],
+    trainings: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """The page as text."""
     from markupsafe import Markup
@@ -94,6 +104,7 @@ def render(
             best_set_words=findings.best_set_words(scores) if scores["best_set"] else [],
             front_words=findings.front_words(scores) if scores["pareto"]["front"] else [],
             parallel=findings.parallel(merges),
+            trainings=section(scores, trainings),
             judges=judge_blocks(scores, trust),
             counts=counts,
             counts_first=_starts([len(names) for _, names in counts.groups]),

@@ -331,12 +331,14 @@ def report(context: StepContext) -> Measurements:
     """Write the page, and the tables beside it."""
     from mixmerge.evaluate.generate import read_responses
     from mixmerge.report.page import write_report
+    from mixmerge.report.trainings import read_metrics
 
     scores = read_json(context.input("score") / "scores.json")
     prompts, responses = [], []
     verdicts: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     judges: dict[str, dict[str, Any]] = {}
     merges: dict[str, dict[str, Any]] = {}
+    trainings: dict[str, dict[str, Any]] = {}
     for name, how in context.how["sets"].items():
         prompts += [{"set": name, "prompt": prompt} for prompt in _prompts(how, how["fingerprint"])]
     for role in context.step.inputs:
@@ -347,6 +349,10 @@ def report(context: StepContext) -> Measurements:
             responses += [row | {"candidate": candidate, "set": prompt_set} for row in rows]
         elif kind == "merge":
             merges[rest] = read_record(context.input(role))["measurements"]
+        elif kind == "train":
+            folder = context.input(role)
+            measured, metrics = read_record(folder)["measurements"], read_metrics(folder / "metrics.jsonl")
+            trainings[rest] = {"measurements": measured, "metrics": metrics}
         elif kind == "verdicts":
             candidate, _, judge_name = rest.split("/")
             judges[judge_name] = read_json(context.input(role) / JUDGE_FILE)
@@ -363,6 +369,7 @@ def report(context: StepContext) -> Measurements:
         responses=responses,
         trust=trust,
         merges=merges,
+        trainings=trainings,
     )
 
 
