@@ -73,12 +73,11 @@ class Panel:
         return [code for code, points in self.held_out.items() if sign * (points[-1][1] - points[0][1]) > 0]
 
     def lines(self) -> list[Line]:
-        """What the panel draws, the strongest last."""
+        """What the panel draws, from the back to the front."""
         found = [Line(self.trained, "var(--accent)", faint=True), Line(smoothed(self.trained), "var(--accent)")]
-        if self.worst is not None:
+        found.append(Line(self.mean, "var(--ink)", dots=True))
+        if self.worst is not None:  # last: where it is close to the mean, both are seen between its dashes
             found.append(Line(self.held_out[self.worst], "var(--caution)", dashed=True, dots=True))
-        if self.mean:
-            found.append(Line(self.mean, "var(--ink)", dots=True))
         return [line for line in found if line.points]
 
 
