@@ -126,6 +126,9 @@ def test_held_out_rows_are_read_between_as_often_as_asked_and_no_weight_changes(
     read = [line["step"] for line in metrics_of(tmp_path / "often") if "held_out" in line]
     assert read == steps
     assert same(weights(tmp_path / "often"), weights(tmp_path / "seldom"))
+    losses = [[line for line in metrics_of(tmp_path / name) if "loss" in line] for name in ("often", "seldom")]
+    assert [line["step"] for line in losses[0]] == [1, 2, 3, 4, 5], "no step's own line is lost"
+    assert losses[0] == losses[1]
 
 
 def test_the_loss_of_a_language_is_that_of_its_held_out_answers(llama, facts, tmp_path):

@@ -268,6 +268,7 @@ class _HeldOut(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.every is not None and state.global_step % self.every == 0 and state.global_step < state.max_steps:
             self.trainer.log_held_out()
+            control.should_log = True  # that log took the place of the step's own
 
 
 class _NoLastCheckpoint(TrainerCallback):  # type: ignore[misc]
