@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixmerge.plan.memory import Shape, lora_weights, memory_lines, plan_memory, shape_of, training_memory
+from mixmerge.plan.memory import memory_lines, plan_memory
+from mixmerge.train.memory import Shape, lora_weights, shape_of, training_memory
 
 SMALL = Shape(parameters=1000, layers=4, hidden=8, inner=32, vocabulary=100)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,7 @@ from mixmerge.plan.graph import Plan, Step
 from mixmerge.recipe.load import load_recipe
 from mixmerge.run.local import usable_threads, worker_environment
 from mixmerge.run.progress import Progress
-from mixmerge.run.runner import Outcome, Study, run_plan
+from mixmerge.run.runner import Outcome, Study, run_plan, was_there_memory
 from mixmerge.run.store import Store, write_json
 
 RUNNER = """
@@ -235,6 +236,21 @@ def test_a_killed_worker_is_named_and_its_step_fails(chain, tmp_path, start, hel
     assert "merge/one: another runner is at it, waiting" in err
     assert "merge/one  FAILED: its process was ended by signal 9" in err
     assert names(chain, carry_out(chain, tmp_path / "out").done) == {"one", "both", "three"}
+
+
+def test_a_killed_training_is_told_what_would_need_less_memory(base_step, tiny_base, tmp_path):
+    carry_out(Plan("base", (base_step,), {}), tmp_path)
+    what = {"method": "sft", "learning_rate": 1e-3, "epochs": 1.0, "batch_size": 4, "max_length": 64}
+    what |= {"warmup_ratio": 0.1, "scheduler": "cosine", "weight_decay": 0.0, "precision": "fp32", "seed": 0}
+    step = Step(
+        "train", "mix", what, {"model": base_step.id, "mixture": "0" * 12}, how={"gradient_checkpointing": True}
+    )
+    said = was_there_memory(step, Store(tmp_path))
+    assert said.startswith("was there memory enough? it needs about 0.")
+    assert "training.gradient_accumulation: 4" in said
+    assert "gradient_checkpointing" not in said
+    for other in (replace(step, inputs={"model": "f" * 12}), replace(step, what={"engine": "command"}), base_step):
+        assert was_there_memory(other, Store(tmp_path)) == "was there memory enough?"
 
 
 def test_of_a_killed_group_only_the_first_unfinished_step_fails(base_step, helpers, tmp_path, start):

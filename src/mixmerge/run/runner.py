@@ -22,6 +22,8 @@ from mixmerge.plan.graph import KINDS, Plan, Step
 from mixmerge.run.local import Event, Worker, log_file, usable_threads
 from mixmerge.run.progress import Progress
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
+from mixmerge.train.memory import memory_advice
+from mixmerge.train.settings import settings_from
 
 # Seconds of work that show whether base and recipe are sound: nothing else is started before they are done.
 FIRST = ("base", "mixture")
@@ -132,7 +134,7 @@ def run_plan(plan: Plan, root: Path, *, jobs: int, threads: int | None, progress
             event: Event | None = queue.get()
             if event is not None and event["event"] == "exit":
                 workers.remove(event["worker"])
-                event = _silent_end(event["worker"], event["code"], running, ended=outcome.ended)
+                event = _silent_end(event["worker"], event["code"], running, store, ended=outcome.ended)
             if event is not None:
                 _note(study.events, event)
                 _take(event, plan, todo, running, outcome, progress)
@@ -185,7 +187,7 @@ def _fail(step: Step, error: str, todo: dict[str, Step], outcome: Outcome) -> No
     todo.pop(step.id, None)
 
 
-def _silent_end(worker: Worker, code: int, running: set[str], *, ended: bool) -> Event | None:
+def _silent_end(worker: Worker, code: int, running: set[str], store: Store, *, ended: bool) -> Event | None:
     """A process that ended without a word for some of its steps (killed, out of memory) failed the first of them.
 
     Where the run has ended, they were given up.
@@ -195,8 +197,18 @@ def _silent_end(worker: Worker, code: int, running: set[str], *, ended: bool) ->
     if not silent or ended:
         return None
     reason = f"its process was ended by signal {-code}" if code < 0 else f"its process exited with {code}"
-    error = StepError(reason, do="was there memory enough?" if code == -signal.SIGKILL else None)
+    error = StepError(reason, do=was_there_memory(silent[0], store) if code == -signal.SIGKILL else None)
     return {"event": "failed", "step": silent[0].id, "error": str(error), "bug": code > 0}
+
+
+def was_there_memory(step: Step, store: Store) -> str:
+    """What to ask of a process that was killed: Linux does so to the one that holds most when memory runs out."""
+    question = "was there memory enough?"
+    model = store.find(step.inputs["model"]) if step.kind == "train" else None
+    if model is None or step.what.get("engine") == "command":
+        return question
+    asked = bool(step.how.get("gradient_checkpointing"))
+    return f"{question} {memory_advice(model, settings_from(step.what), checkpointing=asked)}"
 
 
 @contextmanager

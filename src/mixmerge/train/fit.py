@@ -23,6 +23,7 @@ from typing import Any, Literal
 from mixmerge.errors import DataError, ModelError, UserError
 from mixmerge.train.extra import check_extra
 from mixmerge.train.heldout import by_language, held_out_rows, nested
+from mixmerge.train.memory import naming_lack_of_memory
 from mixmerge.train.settings import TrainSettings
 
 KEPT_FILES = (
@@ -75,6 +76,21 @@ def fit(
     """
     check_extra(settings.method, settings.extra)
     rows, digest = read_mixture(mixture, pairs=pairs)
+    with naming_lack_of_memory(model, settings, checkpointing=place.gradient_checkpointing):
+        return _fit(model, mixture, out, settings, prepare, place, rows, digest, columns)
+
+
+def _fit(
+    model: Path,
+    mixture: Path,
+    out: Path,
+    settings: TrainSettings,
+    prepare: Callable[[], tuple[Callable[..., Any], Callable[..., Any]]],
+    place: Place,
+    rows: Sequence[Mapping[str, Any]],
+    digest: str,
+    columns: Sequence[str],
+) -> Measured:
     import torch
 
     from mixmerge.train.adapter import named_targets, require_library, save_folded

@@ -43,7 +43,7 @@ def train_sft(
         UserError: `device` cuda where there is none.
         ModelError: a model folder that cannot be loaded or has no chat template.
         DataError: a mixture that is missing, broken, or of which no row fits.
-        StepError: loss or gradient is not finite, or `work` belongs to another training.
+        StepError: loss or gradient is not finite, memory ran out, or `work` belongs to another training.
     """
 
     def prepare() -> tuple[Callable[..., object], Callable[..., object]]:
