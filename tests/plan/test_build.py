@@ -257,7 +257,13 @@ def test_changing_a_key_that_matters_changes_its_step_and_what_follows(planned, 
 @pytest.mark.parametrize("key", How.model_fields)
 def test_changing_anything_under_how_changes_no_id(planned, key):
     values = {"threads": 3, "device": "cpu", "jobs": 2, "generate_batch_size": 7, "checkpoint_every": 9}
-    values |= {"gradient_checkpointing": "true", "evaluate_every": 2, "report_to": "[]", "launcher": "x"}
+    values |= {
+        "gradient_checkpointing": "true",
+        "evaluate_every": 2,
+        "report_to": "[]",
+        "launcher": "x",
+        "processes": 2,
+    }
     before, after = planned(), planned(f"how.{key}={values[key]}")
     assert titles(after) == titles(before)
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from mixmerge.errors import RecipeError
+from mixmerge.plan.memory import plan_memory
 from mixmerge.plan.training import training_what
 from mixmerge.recipe.schema import Training
 from mixmerge.train.settings import METHODS, settings_from
@@ -204,3 +205,31 @@ def test_qlora_without_its_package_is_refused_before_anything_starts(planned):
         RecipeError, match=r"qlora needs the package bitsandbytes .*; install it, or set adapter\.type: lora"
     ):
         planned("experts.general={mixture: general, training: {adapter: {type: qlora}}}")
+
+
+def test_processes_are_how_and_share_the_rows_of_a_step(planned):
+    plain, shared = planned(), planned("how.processes=2")
+    assert shared.find("train/mix").id == plain.find("train/mix").id
+    assert shared.find("train/mix").how["processes"] == 2
+    one, two = (plan_memory(plan, lambda _: None)[plan.models["mix"]] for plan in (plain, shared))
+    assert two.activations * 2 == one.activations
+    assert two.weights == one.weights
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.batch_size=5", "batch_size 5 does not divide among 2 processes"),
+        ("experts.general={mixture: safety, training: {method: dpo, loss: aot}}", "loss aot compares all pairs"),
+    ],
+)
+def test_a_training_that_processes_cannot_share_is_refused_where_it_stands(planned, override, said):
+    with pytest.raises(RecipeError) as caught:
+        planned("how.processes=2", override)
+    assert "experts.general: " + said in str(caught.value)
+    assert str(caught.value).endswith("; change it, or how.processes")
+
+
+def test_a_command_starts_its_own_processes(planned):
+    command = "experts.general.training={engine: command, command: 'x {model} {mixture} {out}'}"
+    assert planned(command, "how.processes=2").find("train/general").what["engine"] == "command"

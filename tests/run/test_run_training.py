@@ -99,3 +99,19 @@ def test_a_command_of_the_users_own_trains_is_logged_and_carries_on(study):
     record = json.loads(next(study.store.glob("train/own--*/record.json")).read_text())
     assert record["measurements"]["rows"] == 8
     assert record["measurements"]["command"].startswith(f"{sys.executable} -u '{script}' ")
+
+
+def test_a_study_trains_in_two_processes_and_what_was_trained_is_found_by_one(study):
+    text = study.recipe.read_text()
+    study.recipe.write_text(text[: text.index("experts:")] + "experts: {general: {mixture: general}}\n" + ONE_SET)
+    ran = study.call("run", "--set", "how.processes=2")
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads(next(study.store.glob("train/general--*/record.json")).read_text())
+    assert record["how"]["processes"] == 2
+    events = (study.out / "runs" / "tiny" / "events.jsonl").read_text()
+    assert '"event": "failed"' not in events
+    assert {"config.json", "metrics.jsonl", "model.safetensors", "tokenizer.json"} <= set(record["files"])
+    again = study.call("plan")
+    assert again.returncode == 0
+    assert "train/general" in again.stdout
+    assert all("done" in line for line in again.stdout.splitlines() if "train/general" in line)

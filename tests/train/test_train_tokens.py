@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 from tiny_training import CHATML, tiny_model, tiny_tokenizer
 
 from mixmerge.data.formats import Row
 from mixmerge.errors import ModelError
-from mixmerge.train.tokens import IGNORED, load_tokenizer, token_counter, tokenise
+from mixmerge.train.tokens import BLANK, IGNORED, load_tokenizer, token_counter, tokenise, tokenise_pairs
 
 
 def row(prompt, answer, **extra):
@@ -110,3 +111,16 @@ def test_a_tokenizer_without_chat_template_is_refused_with_advice(tmp_path):
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(ModelError, match="cannot load the tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_the_place_after_the_last_row_is_a_blank_that_teaches_nothing(tokenizer):
+    made = tokenise([row("sky", "blue"), row("sea", "blue")], tokenizer, 40)
+    first, blank = made.dataset([0, 2])
+    assert first["input_ids"] == made.ids[0].tolist()
+    assert (blank["input_ids"], blank["labels"]) == ([0] * BLANK, [IGNORED] * BLANK)
+    pair = row("sky", "blue") | {"rejected": row("sky", "red")["completion"]}
+    pairs = tokenise_pairs([pair], tokenizer, 40)
+    first, blank = pairs.dataset([0, 1], np.array([[-1.5, -2.5]], np.float32))
+    assert (first["ref_chosen_logps"], first["ref_rejected_logps"]) == (-1.5, -2.5)
+    bare = {"prompt_ids": [0] * BLANK, "chosen_ids": [], "rejected_ids": []}
+    assert blank == bare | {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}

@@ -28,7 +28,8 @@ def plan_memory(plan: Plan, find: Callable[[str], Path | None]) -> dict[str, Mem
 
 def _of_step(step: Step, shape: Shape) -> Memory:
     checkpointing = bool(step.how.get("gradient_checkpointing"))
-    return settings_memory(shape, settings_from(step.what), checkpointing=checkpointing)
+    processes = step.how.get("processes", 1)
+    return settings_memory(shape, settings_from(step.what), checkpointing=checkpointing, processes=processes)
 
 
 def memory_lines(plan: Plan, found: Mapping[str, Memory]) -> Iterator[str]:

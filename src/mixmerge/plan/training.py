@@ -18,8 +18,10 @@ from mixmerge.recipe.schema import Training
 from mixmerge.train.command import command_fields
 from mixmerge.train.extra import check_extra
 from mixmerge.train.settings import GENERAL, METHODS, Adapter, settings_from
+from mixmerge.train.together import shares_refused
 
-HOW = ("checkpoint_every", "gradient_checkpointing", "evaluate_every", "report_to", "launcher")  # read by train steps
+# Read by train steps.
+HOW = ("checkpoint_every", "gradient_checkpointing", "processes", "evaluate_every", "report_to", "launcher")
 LEARNING_RATES = {("sft", False): 2e-5, ("dpo", False): 1e-6, ("sft", True): 2e-4, ("dpo", True): 1e-5}
 # These were in every identity before any key could be left out.
 ALWAYS = (
@@ -127,6 +129,18 @@ def check_loggers(names: Sequence[str], where: str) -> None:
         if name == "tensorboard" and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
             what = "tensorboard does not know where to write"
             raise RecipeError(what, where=where, do="set the environment variable TENSORBOARD_LOGGING_DIR to a folder")
+
+
+def check_processes(what: Mapping[str, Any], processes: int, where: str) -> None:
+    """Refuse a training that so many processes cannot share; a command starts its own.
+
+    Raises:
+        RecipeError: says why.
+    """
+    if processes == 1 or what.get("engine") == "command":
+        return
+    if (refused := shares_refused(what, processes)) is not None:
+        raise RecipeError(refused, where=where, do="change it, or how.processes")
 
 
 def check_pairs(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:

@@ -433,6 +433,9 @@ class How(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute the forward pass twice to keep less of it in memory; the weights are the same."
     )
+    processes: Count = Field(
+        1, description="Processes that share each step of a training, a CUDA device each where there are any."
+    )
     evaluate_every: Count | None = Field(None, description="Training steps between readings of the held-out rows.")
     report_to: list[Literal["trackio", "wandb", "mlflow", "tensorboard"]] = Field(
         [], description="Also send a training's metrics to these; nothing is sent unless asked."

@@ -207,8 +207,8 @@ def was_there_memory(step: Step, store: Store) -> str:
     model = store.find(step.inputs["model"]) if step.kind == "train" else None
     if model is None or step.what.get("engine") == "command":
         return question
-    asked = bool(step.how.get("gradient_checkpointing"))
-    return f"{question} {memory_advice(model, settings_from(step.what), checkpointing=asked)}"
+    asked, processes = bool(step.how.get("gradient_checkpointing")), step.how.get("processes", 1)
+    return f"{question} {memory_advice(model, settings_from(step.what), checkpointing=asked, processes=processes)}"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,9 +195,12 @@ def train(context: StepContext) -> Measurements:
     from mixmerge.train.dpo import train_dpo
     from mixmerge.train.settings import DpoSettings, settings_from
     from mixmerge.train.sft import train_sft
+    from mixmerge.train.together import train_together
 
-    settings = settings_from(context.what)
+    settings: Any = settings_from(context.what)
     train_by: Callable[..., Measurements] = train_dpo if isinstance(settings, DpoSettings) else train_sft
+    if (processes := context.how.get("processes", 1)) > 1:
+        train_by, settings = partial(train_together, processes), context.what
     return train_by(
         context.input("model"),
         context.input("mixture"),

@@ -108,7 +108,7 @@ def _run(words: Sequence[str], threads: int) -> int:
     """The exit status of the program; it is ended with this process."""
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     try:
-        process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
     except OSError as error:
         what = f"the command cannot be started: {(error.strerror or str(error)).lower()}"
         raise StepError(what, where=words[0], do="install the program, or give its path") from error
@@ -120,7 +120,7 @@ def _run(words: Sequence[str], threads: int) -> int:
         raise
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have Linux send SIGTERM when the process that started this one is gone."""
     if sys.platform == "linux":
         import ctypes

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixmerge.errors import DataError, ModelError, UserError
+from mixmerge.train import group
 from mixmerge.train.extra import check_extra
 from mixmerge.train.heldout import by_language, held_out_rows, nested
 from mixmerge.train.memory import naming_lack_of_memory
@@ -76,7 +77,8 @@ def fit(
     """
     check_extra(settings.method, settings.extra)
     rows, digest = read_mixture(mixture, pairs=pairs)
-    with naming_lack_of_memory(model, settings, checkpointing=place.gradient_checkpointing):
+    asked = place.gradient_checkpointing
+    with naming_lack_of_memory(model, settings, checkpointing=asked, processes=group.size()):
         return _fit(model, mixture, out, settings, prepare, place, rows, digest, columns)
 
 
@@ -120,7 +122,8 @@ def _fit(
     told = [settings.method, digest, asdict(settings), _weights_digest(model)]
     training = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     place.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = last_whole(place.work, training)
+    with group.first_before_others():
+        checkpoint = last_whole(place.work, training)
     gc.collect()  # what an earlier training of this process left in cycles
     with _no_bars():
         network = _load(model, settings)
@@ -130,9 +133,13 @@ def _fit(
             trainer = build(
                 network, tokenizer, tokens, order, settings, held={k: v for k, v in shown.items() if v.kept}
             )
+        if group.size() > 1:
+            torch.manual_seed(settings.seed + group.rank())  # or dropout would draw the same in each
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.log_held_out()
         history = trainer.state.log_history
+        if not group.first():
+            return {}
         out.mkdir(parents=True, exist_ok=True)
         if settings.adapter is None:
             _save(network, configs, getattr(torch, dtype), out)

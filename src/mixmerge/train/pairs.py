@@ -17,14 +17,16 @@ import torch
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from mixmerge.train import group
 from mixmerge.train.adapter import adapter_config
 from mixmerge.train.fit import Place
 from mixmerge.train.settings import DpoSettings
-from mixmerge.train.tokens import TokenisedPairs
-from mixmerge.train.trainer import Watched, by_length, callbacks, padding, trainer_arguments, watch
+from mixmerge.train.tokens import BLANK, TokenisedPairs
+from mixmerge.train.trainer import Watched, blanks_of, by_length, callbacks, padding, trainer_arguments, watch
 
 REFERENCE = "reference.npz"
 TRAINED = "the pairs trained on"  # no language is called so
+MEANS = ("rewards/", "logps/")  # what TRL's names of means over the pairs of a step begin with
 HELD = {"loss": "", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}  # measure -> TRL's name
 
 
@@ -46,17 +48,19 @@ def build_trainer(
         "label_smoothing": settings.label_smoothing,
         "precompute_ref_log_probs": True,
     }
+    blanks = blanks_of(order, settings)
+    rows = [*order, *[len(tokens.kept)] * blanks]
     trainer = PairTrainer(
         model=model,
         args=trainer_arguments(DPOConfig, settings, len(order), place, own),
-        train_dataset=tokens.dataset(order),
+        train_dataset=tokens.dataset(rows),
         processing_class=tokenizer,
         data_collator=DataCollatorForPreference(pad_token_id=padding(tokenizer)),
         callbacks=callbacks(place),
         peft_config=None if settings.adapter is None else adapter_config(settings.adapter),
-        reference=Reference({TRAINED: tokens, **(held or {})}, order, place.work / REFERENCE, training),
+        reference=Reference({TRAINED: tokens, **(held or {})}, rows, place.work / REFERENCE, training),
     )
-    return watch(trainer, training, held, place)
+    return watch(trainer, training, held, place, blanks)
 
 
 class Reference:
@@ -73,6 +77,8 @@ class Reference:
         if self.logps is not None:
             return
         self.logps = {name: ask(pairs) for name, pairs in self.pairs.items()}
+        if not group.first():
+            return
         partial = self.file.with_name(f"{REFERENCE}.part")
         with partial.open("wb") as stream:
             np.savez(stream, training=np.array(self.training), **{f"of {k}": v for k, v in self.logps.items()})
@@ -95,6 +101,8 @@ class Reference:
 
 class PairTrainer(Watched, DPOTrainer):  # type: ignore[misc]
     """`DPOTrainer` over pairs that are tokenised and ordered already, with their reference kept."""
+
+    blank_tokens = 2 * BLANK
 
     def __init__(self, *args: Any, reference: Reference, **kwargs: Any) -> None:
         self.reference = reference
@@ -124,6 +132,36 @@ class PairTrainer(Watched, DPOTrainer):  # type: ignore[misc]
                 sums[name] += count * value
             pairs += count
         return {name: total / pairs for name, total in sums.items()}
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Mean loss of the pairs; over processes, of those of all of them."""
+        loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        last = self.blanks > 0 and self.model.training and self.state.global_step == self.state.max_steps - 1
+        return self._without_blanks(loss, inputs) if last else loss
+
+    def _without_blanks(self, loss: torch.Tensor, inputs: Any) -> torch.Tensor:
+        """The loss and the means of a part of a batch as they are over its true pairs alone, in all processes.
+
+        A blank pair has log-ratios of 0: no gradient, no reward, and a loss that is the same for all.
+        """
+        pairs = inputs["completion_mask"].shape[0] // 2
+        true = int(inputs["completion_mask"][:pairs].any(dim=1).sum())
+        everywhere, at_all = group.total([true, pairs])
+        if everywhere == at_all:
+            return loss
+        for name, values in self._metrics["train"].items():
+            if name.startswith(MEANS):
+                values[-1] *= at_all / everywhere
+        self.model.eval()
+        blank = self.reference.dataset(TRAINED, self.reference.order[-1:])[0]
+        with torch.no_grad():
+            empty = super().compute_loss(self.model, self._prepare_inputs(self.data_collator([blank])))
+        self.model.train()
+        self._metrics["eval"].clear()
+        mean: torch.Tensor = (loss - empty * (pairs - true) / pairs) * (at_all / everywhere)
+        return mean
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The dataset with `ref_chosen_logps` and `ref_rejected_logps`."""

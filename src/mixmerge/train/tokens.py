@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token that is read but not learned, in torch and transformers alike
 BATCH = 256
+BLANK = 2  # tokens of a blank row: the fewest of which a model predicts one
 
 
 @dataclass(slots=True)
@@ -42,8 +43,12 @@ class Tokenised:
         return [len(ids) for ids in self.ids]
 
     def dataset(self, order: Sequence[int]) -> Any:
-        """A `datasets.Dataset` with `input_ids` and `labels` (int32), in the given order of rows."""
-        return _dataset({"input_ids": self.ids, "labels": self.labels}, order)
+        """A `datasets.Dataset` with `input_ids` and `labels` (int32), in the given order of rows.
+
+        In the place after the last is a blank row: BLANK tokens of which none is learnt.
+        """
+        blank, silent = [0] * BLANK, [IGNORED] * BLANK
+        return _dataset({"input_ids": [*self.ids, blank], "labels": [*self.labels, silent]}, order)
 
 
 @dataclass(slots=True)
@@ -68,26 +73,29 @@ class TokenisedPairs:
     def dataset(self, order: Sequence[int], reference: Any = None) -> Any:
         """A `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (int32), in the given order of rows.
 
-        `reference` adds `ref_chosen_logps` and `ref_rejected_logps`: float32 (rows, 2).
+        `reference` adds `ref_chosen_logps` and `ref_rejected_logps`: float32 (rows, 2). In the place after the last is a
+        blank pair: a prompt of BLANK tokens without answers.
         """
-        columns = {"prompt_ids": self.prompts, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+        parts = {"prompt_ids": self.prompts, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+        columns = {name: [*ids, [0] * BLANK if name == "prompt_ids" else []] for name, ids in parts.items()}
         logps = (
-            {} if reference is None else {"ref_chosen_logps": reference[:, 0], "ref_rejected_logps": reference[:, 1]}
+            {}
+            if reference is None
+            else {f"ref_{side}_logps": [*reference[:, at], 0.0] for at, side in enumerate(("chosen", "rejected"))}
         )
         return _dataset(columns, order, logps)
 
 
 def _dataset(
-    columns: Mapping[str, Sequence[Any]], order: Sequence[int], numbers: Mapping[str, Any] | None = None
+    columns: Mapping[str, Sequence[Any]], order: Sequence[int], numbers: Mapping[str, Sequence[float]] | None = None
 ) -> Any:
     import pyarrow as arrow
     from datasets import Dataset
 
     kind = arrow.list_(arrow.int32())
     arrays = {name: arrow.array(values, type=kind) for name, values in columns.items()}
-    return Dataset(
-        arrow.table(arrays | {name: arrow.array(values) for name, values in (numbers or {}).items()})
-    ).select(order)
+    single = {name: arrow.array(values, type=arrow.float32()) for name, values in (numbers or {}).items()}
+    return Dataset(arrow.table(arrays | single)).select(order)
 
 
 def load_tokenizer(model: Path) -> Any:

@@ -24,13 +24,14 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from mixmerge.errors import StepError
+from mixmerge.train import group
 from mixmerge.train.adapter import adapter_config
 from mixmerge.train.checkpoints import PREFIX, mark_whole
 from mixmerge.train.extra import with_extra
 from mixmerge.train.fit import Place
 from mixmerge.train.heldout import PREFIX as HELD_OUT
 from mixmerge.train.settings import OPTIMIZERS, SftSettings, TrainSettings
-from mixmerge.train.tokens import IGNORED, Tokenised
+from mixmerge.train.tokens import BLANK, IGNORED, Tokenised
 
 T = TypeVar("T", bound="Watched")
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -52,14 +53,14 @@ def build_trainer(
     trainer = CompletionTrainer(
         model=model,
         args=trainer_arguments(SFTConfig, settings, len(order), place, own),
-        train_dataset=tokens.dataset(order),
+        train_dataset=tokens.dataset([*order, *[len(tokens.kept)] * blanks_of(order, settings)]),
         processing_class=tokenizer,
         # Given here, or TRL writes its own pad token into the model's configuration.
         data_collator=None if settings.padding_free else DataCollatorForLanguageModeling(padding(tokenizer)),
         callbacks=callbacks(place),
         peft_config=None if settings.adapter is None else adapter_config(settings.adapter),
     )
-    return watch(trainer, training, held, place)
+    return watch(trainer, training, held, place, blanks_of(order, settings))
 
 
 def trainer_arguments(
@@ -70,7 +71,7 @@ def trainer_arguments(
         kind,
         settings.extra,
         output_dir=str(place.work),
-        per_device_train_batch_size=settings.batch_size // settings.gradient_accumulation,
+        per_device_train_batch_size=settings.batch_size // settings.gradient_accumulation // group.size(),
         gradient_accumulation_steps=settings.gradient_accumulation,
         num_train_epochs=1,  # the dataset holds all epochs, in order
         learning_rate=settings.learning_rate,
@@ -105,6 +106,15 @@ def trainer_arguments(
     return arguments
 
 
+def blanks_of(order: Sequence[int], settings: TrainSettings) -> int:
+    """How many blank rows fill up the last part of a batch, so that processes have equal shares of it.
+
+    accelerate would fill it up with the first rows, and the model would learn these again.
+    """
+    part = settings.batch_size // settings.gradient_accumulation
+    return -len(order) % part if group.size() > 1 else 0
+
+
 def padding(tokenizer: Any) -> int:
     """The token that batches are filled up with; it is never read."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -116,9 +126,10 @@ def callbacks(place: Place) -> list[Any]:
     return [_NoLastCheckpoint(), *([_Progress(place.progress)] if place.progress is not None else [])]
 
 
-def watch(trainer: T, training: str, held: Mapping[str, Any] | None, place: Place) -> T:
-    """Name a new trainer's training and its held-out rows, and keep it from printing every step to stdout."""
+def watch(trainer: T, training: str, held: Mapping[str, Any] | None, place: Place, blanks: int) -> T:
+    """Name a new trainer's training, its held-out and its blank rows, and keep it from printing every step to stdout."""
     trainer.training = training
+    trainer.blanks = blanks
     trainer.held = held or {}
     trainer.add_callback(_HeldOut(trainer, place.evaluate_every))
     trainer.remove_callback(PrinterCallback)
@@ -129,6 +140,8 @@ class Watched:
     """Put before a TRL trainer: rows are tokenised and ordered already, checkpoints whole, losses finite."""
 
     training = ""
+    blanks = 0
+    blank_tokens = BLANK
     args: Any
     state: Any
     train_dataset: Any
@@ -192,14 +205,19 @@ class Watched:
         if "loss" in logs:
             self._refuse_nonfinite("gradient norm", float(logs.get("grad_norm", 0.0)), self.state.global_step)
             now = time.perf_counter()
-            logs.update(self._counts, seconds=now - self._since)
+            logs.update(zip(self._counts, group.total(list(self._counts.values())), strict=True))
+            if self.state.global_step == self.state.max_steps:
+                logs["tokens"] -= self.blanks * self.blank_tokens
+            logs["seconds"] = now - self._since
             self._since = now
             self._counts.clear()
         super().log(logs, start_time)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        mark_whole(Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}", self.training)
+        group.total([0])  # every process has written its own random state there
+        if group.first():
+            mark_whole(Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}", self.training)
 
     def _refuse_nonfinite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -223,7 +241,8 @@ class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
         """Mean negative log-likelihood of an answer's token, in nats, over all tokens of the rows."""
         total = tokens = 0.0
         for _, batch in self.batches(rows.dataset(by_length(rows))):
-            total += float(self.compute_loss(self.model, batch, num_items_in_batch=torch.tensor(1)))
+            # As if each process had rows of its own, the loss is given times their number.
+            total += float(self.compute_loss(self.model, batch, num_items_in_batch=torch.tensor(1))) / group.size()
             tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
         return {"loss": total / max(tokens, 1)}
 
@@ -245,7 +264,9 @@ class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
         finally:
             hook.remove()
         total = torch.nn.functional.cross_entropy(logits.float(), answers[learned], reduction="sum")
-        mean: torch.Tensor = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        # What is given counts the tokens of all processes, whose gradients DDP averages.
+        tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch / group.size()
+        mean: torch.Tensor = total / tokens
         return mean
 
 

@@ -1,0 +1,81 @@
+"""One of the processes that train a model together: `python -m mixmerge.train.rank SPEC RANK`.
+
+It calls the very training that a process alone calls. What the process that started it needs to know goes to standard output
+as JSON lines: progress and result from the first, and from any how it failed; all else that is printed goes to the log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import MixmergeError, reason
+from mixmerge.train import group
+from mixmerge.train.settings import DpoSettings, settings_from
+
+# What a process says when another one of its group is gone: never the cause.
+LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
+
+
+def main(argv: list[str]) -> int:
+    """Train as the file SPEC says, as process RANK of its group."""
+    spec, rank = json.loads(Path(argv[0]).read_text(encoding="utf-8")), int(argv[1])
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def emit(event: str, **told: Any) -> None:
+        events.write(json.dumps({"event": event, **told}, ensure_ascii=False) + "\n")
+        events.flush()
+
+    try:
+        measured = _train(spec, rank, emit)
+    except Exception as error:
+        traceback.print_exc()
+        known = isinstance(error, MixmergeError)
+        told = {part: getattr(error, part) for part in ("what", "where", "do")} if known else {"what": reason(error)}
+        lost = not known and any(word in str(error).lower() for word in LOST)
+        emit("failed", kind=type(error).__name__ if known else None, lost=lost, **told)
+        # Without the others, taking the group apart in good order would wait for them.
+        sys.stderr.flush()
+        os._exit(1)
+    emit("done", measured=measured if rank == 0 else None)
+    return 0
+
+
+def _train(spec: dict[str, Any], rank: int, emit: Callable[..., None]) -> dict[str, Any]:
+    import torch
+
+    cpu = spec["device"] == "cpu" or not torch.cuda.is_available()
+    if not cpu and torch.cuda.device_count() < spec["processes"]:
+        from mixmerge.errors import UserError
+
+        what = f"{spec['processes']} processes, and {torch.cuda.device_count()} CUDA device(s) here"
+        raise UserError(what, where="how.processes", do="a process needs a device of its own")
+    group.join(rank, spec["processes"], Path(spec["meeting"]), cpu=cpu)
+    from mixmerge.train.dpo import train_dpo
+    from mixmerge.train.sft import train_sft
+
+    settings = settings_from(spec["what"])
+    train: Callable[..., dict[str, Any]] = train_dpo if isinstance(settings, DpoSettings) else train_sft
+    measured = train(
+        Path(spec["model"]),
+        Path(spec["mixture"]),
+        Path(spec["out"]),
+        settings,
+        work=Path(spec["work"]),
+        device=spec["device"],
+        threads=spec["threads"],
+        progress=(lambda done, total: emit("progress", done=done, total=total)) if rank == 0 else None,
+        **spec["place"],
+    )
+    group.leave()
+    return measured
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
