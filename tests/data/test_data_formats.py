@@ -210,3 +210,17 @@ def test_texts_beside_a_prompt_are_answers_even_where_they_begin_like_a_dialogue
 )
 def test_an_hh_row_that_cannot_be_used_is_refused_with_its_reason(chosen, rejected, expected):
     assert expected in refusal({"chosen": chosen, "rejected": rejected})
+
+
+@pytest.mark.parametrize("answer", ["\u200b\u200d\ufeff", "\x00", "\u00a0\u2028 "])
+def test_an_answer_that_nobody_can_see_is_empty(answer):
+    with pytest.raises(DataError, match="'completion' is empty"):
+        to_row({"prompt": "q", "completion": answer}, where="f:1", lang="en", columns={})
+
+
+def test_a_turn_that_calls_tools_is_no_row_of_text():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]}]
+    with pytest.raises(DataError, match="turn 2 of 'messages' calls tools"):
+        to_row({"messages": turns}, where="f:1", lang="en", columns={})
+    turns[1]["tool_calls"] = None
+    assert to_row({"messages": turns}, where="f:1", lang="en", columns={}).completion == "a"

@@ -212,3 +212,14 @@ def test_a_hub_branch_is_fingerprinted_by_the_commit_that_the_hub_names(tmp_path
     assert any("/api/datasets/a/b" in path for path in asked)
     pinned = DataSource(hub="a/b", split="train", revision="b" * 40)
     assert second == fingerprint(pinned, ["en"], tmp_path)
+
+
+def test_parquet_text_that_is_not_utf8_is_named(tmp_path):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    offsets, bad = arrow.py_buffer(b"\x00\x00\x00\x00\x02\x00\x00\x00"), arrow.py_buffer(b"\xff\xfe")
+    column = arrow.Array.from_buffers(arrow.string(), 1, [None, offsets, bad])
+    parquet.write_table(arrow.table({"prompt": column}), tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=r"bad.parquet:1: broken Parquet: text that is not UTF-8"):
+        list(read_records(DataSource(path="bad.parquet"), "en", tmp_path))

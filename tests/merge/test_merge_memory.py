@@ -234,7 +234,9 @@ def test_targets_that_overlap_in_any_way_are_refused():
     target = tied(7)
     memory = torch.zeros(40)
     target["norm.weight"], target["lm_head.weight"] = memory[:2], memory[1:9].view(4, 2)
-    with pytest.raises(ModelError, match=r"'norm.weight' and 'lm_head.weight' to merge into lie in each other's memory"):
+    with pytest.raises(
+        ModelError, match=r"'norm.weight' and 'lm_head.weight' to merge into lie in each other's memory"
+    ):
         merge_state_dicts({"a": tied(0), "b": tied(1)}, HALVES, into=target)
     models = {name: {"w": torch.ones(4, 4)} for name in "ab"}
     with pytest.raises(ModelError, match="the elements of tensor 'w' to merge into share their memory"):

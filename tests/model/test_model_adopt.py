@@ -110,3 +110,9 @@ def test_a_folder_that_is_neither_model_nor_adapter_is_refused(tmp_path, adapter
         check_adopted(adapter)
     with pytest.raises(ModelError, match="are the same model"):
         check_adopted(tiny_base, tiny_base)
+
+
+def test_the_record_of_another_study_stays_behind(expert, tiny_base, tmp_path):
+    (expert / "record.json").write_text("{}")
+    adopt(expert, tiny_base, tmp_path / "out")
+    assert not (tmp_path / "out" / "record.json").exists()

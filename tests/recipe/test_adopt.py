@@ -119,3 +119,30 @@ def test_a_recipe_that_waits_for_two_models_takes_them_one_after_the_other(study
         adopt_into(study.recipe, "second", "org/second", start="nobody")
     assert adopt_into(study.recipe, "second", "org/second")[1] is None
     assert load_recipe(study.recipe).recipe.needs()["ties"] == ["general", "first", "second"]
+
+
+@pytest.mark.parametrize("end", ["adopted:", "adopted: # ours", "adopted:\n  # from Anna"])
+def test_a_section_that_is_empty_or_ends_the_file_is_filled(study, end):
+    study.recipe.write_text(study.recipe.read_text() + end)
+    assert adopt_into(study.recipe, "far", "org/name")[1] is None
+    assert adopted(study)["far"].hub == "org/name"
+
+
+def test_a_recipe_behind_a_link_and_its_line_ends_stay_what_they_were(study):
+    text = study.recipe.read_bytes().replace(b"\n", b"\r\n")
+    real = study.folder / "real.yaml"
+    real.write_bytes(text)
+    study.recipe.unlink()
+    study.recipe.symlink_to("real.yaml")
+    adopt_into(study.recipe, "far", "org/name")
+    assert study.recipe.is_symlink()
+    assert adopted(study)["far"].hub == "org/name"
+    assert real.read_bytes().count(b"\n") == real.read_bytes().count(b"\r\n")
+
+
+def test_a_recipe_whose_text_would_break_is_left_alone(study):
+    study.recipe.write_text(study.recipe.read_text() + "...\n")
+    before = study.recipe.read_bytes()
+    with pytest.raises(UserError):
+        adopt_into(study.recipe, "far", "org/name")
+    assert study.recipe.read_bytes() == before

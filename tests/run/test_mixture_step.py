@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mixmerge.errors import DataError
 from mixmerge.plan.build import build_plan
 from mixmerge.plan.graph import Plan
 from mixmerge.recipe.load import load_recipe
@@ -171,3 +172,30 @@ def test_progress_says_how_many_rows_of_the_data_were_left_out(study, planned, o
         progress.take(plan.by_id[event["step"]], event)
     progress.stop()
     assert "tokens, 1 bad row of its data left out)" in capsys.readouterr().err
+
+
+LONG = {"id": "long", "prompt": "word " * 400, "completion": "short"}
+
+
+def test_a_prompt_that_fills_the_length_is_refused_or_dropped_and_counted(study, planned):
+    with (study.folder / "data/general.en.jsonl").open("a") as file:
+        file.write(json.dumps(LONG) + "\n")
+    with pytest.raises(
+        DataError, match=r"1 prompt\(s\) of the data set 'general' fill max_length 256, first row 'en/long'"
+    ):
+        make(planned(), study.out, "mixture/general")
+    general = 'data.general={objective: general, path: "data/general.{lang}.jsonl", bad_rows: drop}'
+    folder = make(planned(general), study.out, "mixture/general")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["data"]["general"]["long_prompts"] == {"rows": 1, "first": "en/long"}
+    assert "long" not in (folder / "rows.jsonl").read_text()
+
+
+def test_a_budget_in_tokens_counts_what_training_reads_of_a_row(study, planned):
+    for code in ("en", "fr"):
+        file = study.folder / f"data/general.{code}.jsonl"
+        rows = [json.loads(line) | {"completion": "a long answer " * 100} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = make(planned("budget={tokens: 512}", "training.max_length=64"), study.out, "mixture/general")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["rows"], manifest["tokens"]) == (8, 512)

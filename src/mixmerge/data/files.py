@@ -22,6 +22,7 @@ from mixmerge.data.account import RowError
 from mixmerge.errors import DataError, reason
 
 Record = dict[str, Any]
+BATCH = 1024  # rows of a Parquet file that are decoded at once
 LONGEST_CELL = (1 << 31) - 1  # bytes; Python's own limit of 128 KiB is less than a long document
 Numbered = Iterator[tuple[int, Any]]  # row, and a record or a RowError
 
@@ -171,10 +172,13 @@ def _read_parquet(file: Path) -> Numbered:
     row = 0
     try:
         with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
+            for batch in table.iter_batches(batch_size=BATCH):
                 for record in batch.to_pylist():
                     row += 1
                     yield row, record
+    except UnicodeDecodeError as error:
+        what = f"broken Parquet: text that is not UTF-8 in this row or the {BATCH - 1} after it"
+        raise DataError(what, where=f"{file}:{row + 1}", do="store it as UTF-8") from error
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"broken Parquet: {error}", where=f"{file}:{row + 1}") from error
 

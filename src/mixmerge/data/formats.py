@@ -9,6 +9,7 @@ a `RowError` naming file, row and kind of fault.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -157,6 +158,7 @@ FORMATS: dict[tuple[str, ...], Callable[[Record, str, Mapping[str, str]], Parts]
     ("prompt", "response"): _answered("response"),
     ("instruction", "output"): _alpaca,
 }
+INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # categories of what nobody sees
 COLUMNS = sorted({name for needs in FORMATS for name in needs} | {"id", "input"})
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -203,7 +205,7 @@ def _text(record: Record, name: str, where: str, columns: Mapping[str, str]) -> 
 def _checked(value: Any, label: str, where: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"{label} is {type(value).__name__}, expected text", kind="not text", where=where)
-    if not value.strip():
+    if all(unicodedata.category(char) in INVISIBLE for char in value):
         raise RowError(f"{label} is empty", kind=EMPTY, where=where)
     try:
         value.encode("utf-8")
@@ -231,6 +233,8 @@ def _messages(value: Any, where: str, label: str) -> list[Message]:
         if role_key not in turn or text_key not in turn:
             what = f"turn {number} of '{label}' has no {role_key} or no {text_key}"
             raise RowError(what, kind="not messages", where=where)
+        if turn.get("tool_calls"):
+            raise RowError(f"turn {number} of '{label}' calls tools", kind="tool calls", where=where)
         role = SHAREGPT_ROLES.get(str(turn[role_key]))
         if role is None:
             raise RowError(

@@ -25,6 +25,7 @@ INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Other weight formats would repeat the weights (and disagree with them after a change); code is never carried.
 LEFT_BEHIND = (*PICKLES, ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".py", ".pyc", ".so", ".safetensors")
+RECORDS = ("record.json",)  # what a step of a study says of the folder that it made: no part of the model
 
 
 @contextmanager
@@ -93,7 +94,8 @@ def copy_model(model: Path, out: Path, *, weights: bool = True) -> None:
     """
     files = weight_files(model)
     for file in sorted(model.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.suffix not in LEFT_BEHIND:
+        ours = file.name in RECORDS
+        if file.is_file() and not ours and not file.name.startswith(".") and file.suffix not in LEFT_BEHIND:
             shutil.copyfile(file, out / file.name)
     for name in ("config.json", "tokenizer_config.json"):
         if (out / name).is_file() and "auto_map" in (settings := read_json(out / name)):

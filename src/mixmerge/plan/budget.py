@@ -57,6 +57,13 @@ def token_bounds(folder: Path | None, jinja: str | None, *, trimmed: bool) -> Bo
     return cache_by_id(bounds)
 
 
+def cut_at(longest: int | None, bounds: Bounds) -> Bounds:
+    """The bounds of what training reads of a row, which is cut at that many tokens."""
+    if longest is None:
+        return bounds
+    return lambda row: (min(bounds(row)[0], longest), min(bounds(row)[1], longest))
+
+
 def both_sides(bounds: Bounds) -> Bounds:
     """The bounds of a row of which DPO reads the prompt with either answer."""
 

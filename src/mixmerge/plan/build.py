@@ -25,12 +25,12 @@ from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
 from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
 from mixmerge.model.words import check_languages
-from mixmerge.plan.budget import Bounds, both_sides, token_bounds
+from mixmerge.plan.budget import Bounds, both_sides, cut_at, token_bounds
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.models import adopted_source, base_source, base_template
 from mixmerge.plan.training import HOW as TRAINING_HOW
-from mixmerge.plan.training import check_loggers, check_pairs, check_processes, training_step
+from mixmerge.plan.training import check_loggers, check_pairs, check_processes, longest_row, training_step
 from mixmerge.recipe.budgets import Grant, budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
@@ -243,8 +243,8 @@ class PlanBuilder:
         settings = training_step(name, entry.training, training, recipe.seed, where, self.notes)
         check_processes(settings, recipe.how.processes, where)
         check_pairs(name, {data: rows[data] for data in sorted(used)}, training, where, self.notes)
-        pairs = training.method == "dpo"
-        self._check_budget(name, shares, rows, budget, training.max_repeats, repeats, pairs=pairs)
+        pairs, longest = training.method == "dpo", longest_row(training)
+        self._check_budget(name, shares, rows, budget, training.max_repeats, repeats, pairs=pairs, longest=longest)
         what = {
             "cells": [{"objective": o, "lang": c, "share": share} for (o, c), share in sorted(shares.items())],
             "data": {data: self._data_identity(data, self._covered(data, codes)) for data in sorted(used)},
@@ -255,6 +255,8 @@ class PlanBuilder:
         }
         if pairs:
             what["pairs"] = True
+        if longest is not None:
+            what["max_length"] = longest
         if shares != asked:
             what["capped"] = {
                 f"{o}/{c}": {"asked": asked[o, c], "share": shares[o, c]}
@@ -315,6 +317,7 @@ class PlanBuilder:
         repeats: Mapping[Cell, int],
         *,
         pairs: bool,
+        longest: int | None,
     ) -> None:
         """Refuse a budget that the data cannot fill."""
         cells = {
@@ -324,7 +327,8 @@ class PlanBuilder:
         group = "experts" if name in self.recipe.experts else "baselines"
         try:
             if budget.unit == "tokens":
-                bounds = both_sides(self._token_bounds) if pairs else self._token_bounds
+                bounds = cut_at(longest, self._token_bounds)
+                bounds = both_sides(bounds) if pairs else bounds
                 check_tokens(
                     cells, shares, budget=budget.amount, max_repeats=max_repeats, repeats=repeats, bounds=bounds
                 )

@@ -111,6 +111,12 @@ def training_what(training: Training, seed: int) -> dict[str, Any]:
     return what
 
 
+def longest_row(training: Training) -> int | None:
+    """The tokens that a row is cut at; None where a command decides that by itself."""
+    told = training.engine == "trl" or "{max_length}" in (training.command or "")
+    return training.max_length if told else None
+
+
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 

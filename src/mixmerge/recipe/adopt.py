@@ -36,15 +36,18 @@ def adopt_into(
     line = f"{name}: {{{', '.join(f'{key}: {_quoted(value)}' for key, value in told.items())}}}"
     written = _insert(recipe, line)
     left = _mistake(recipe)
-    growing = recipe.with_name(f".{recipe.name}.{os.getpid()}.tmp")
+    file = recipe.resolve()  # of a link, what it stands for is written
+    growing = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        growing.write_text(written, encoding="utf-8")
+        growing.write_bytes(written.encode())
+        if name not in (read_yaml(growing)[0].get("adopted") or {}):
+            raise RecipeError("no place for 'adopted' was found", where=str(recipe), do=f"write there: {line}")
         found = _mistake(growing)
         if found is not None:
             found = found.again(where=(found.where or "").replace(str(growing), str(recipe)))
             if left is None or f": adopted.{name}" in (found.where or ""):
                 raise found
-        growing.replace(recipe)
+        growing.replace(file)
     finally:
         growing.unlink(missing_ok=True)
     return line, found
@@ -61,17 +64,18 @@ def _mistake(recipe: Path) -> RecipeError | None:
 def _insert(recipe: Path, line: str) -> str:
     """The recipe's text with the line under `adopted`, which is made where it is not there."""
     raw, marks = read_yaml(recipe)
-    text = recipe.read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
+    text = recipe.read_bytes().decode()
+    lines = [part if part.endswith("\n") else f"{part}\n" for part in text.splitlines(keepends=True)]
+    end = "\r\n" if "\r\n" in text else "\n"
     if "adopted" not in raw:
-        return f"{text.rstrip()}\n\nadopted:                         # trained elsewhere\n  {line}\n"
+        return f"{text.rstrip()}{end}{end}adopted:                         # trained elsewhere{end}  {line}{end}"
     at = int(marks.lines[("adopted",)])
     entries = [int(place) for path, place in marks.lines.items() if path[:1] == ("adopted",) and len(path) == 2]
     if re.search(r"adopted\s*:\s*[{\w]", lines[at - 1]) or at in entries:
         raise RecipeError("'adopted' is written in one line", where=marks.where(("adopted",)), do=f"add to it: {line}")
     first = lines[min(entries) - 1] if entries else "  "
     indent = first[: len(first) - len(first.lstrip())]
-    return "".join([*lines[:at], f"{indent}{line}\n", *lines[at:]])
+    return "".join([*lines[:at], f"{indent}{line}{end}", *lines[at:]])
 
 
 def _from(folder: Path, model: Path) -> str:

@@ -144,7 +144,7 @@ def make_mixture(context: StepContext) -> Measurements:
     from mixmerge.data.mixture import draw_mixture, write_mixture
     from mixmerge.data.sources import DataSource
     from mixmerge.data.sources import fingerprint as data_fingerprint
-    from mixmerge.train.tokens import token_counter
+    from mixmerge.train.tokens import long_prompts, token_counter
 
     what, how = context.what, context.how
     folder = Path(how["folder"])
@@ -160,10 +160,19 @@ def make_mixture(context: StepContext) -> Measurements:
         objective, gone = what["data"][name]["objective"], set(how.get("dropped", {}).get(name, ()))
         loaded = load_rows(source, languages, folder, sample=SAMPLE)
         accounts[name] = loaded.account.to_json()
-        for row in loaded.rows:
-            if (objective, row.lang) in cells and row.id not in gone:
-                cells[objective, row.lang].append(row)
-                origin[id(row)] = name
+        rows = [row for row in loaded.rows if (objective, row.lang) in cells and row.id not in gone]
+        if (longest := what.get("max_length")) and (long := long_prompts(rows, context.input("tokenizer"), longest)):
+            if source.bad_rows == "refuse":
+                raise DataError(
+                    f"{len(long)} prompt(s) of the data set '{name}' fill max_length {longest}, first row '{long[0].id}'",
+                    do="raise max_length, or set bad_rows: drop for the data set",
+                )
+            accounts[name]["long_prompts"] = {"rows": len(long), "first": long[0].id}
+            left_out = {id(row) for row in long}
+            rows = [row for row in rows if id(row) not in left_out]
+        for row in rows:
+            cells[objective, row.lang].append(row)
+            origin[id(row)] = name
     shares = {(cell["objective"], cell["lang"]): cell["share"] for cell in what["cells"]}
     mixture = draw_mixture(
         cells,
@@ -172,7 +181,9 @@ def make_mixture(context: StepContext) -> Measurements:
         unit=what["unit"],
         max_repeats=what["max_repeats"],
         seed=what["seed"],
-        count_tokens=token_counter(context.input("tokenizer"), pairs=what.get("pairs", False)),
+        count_tokens=token_counter(
+            context.input("tokenizer"), pairs=what.get("pairs", False), max_length=what.get("max_length")
+        ),
         repeats={cell: most for cell in cells if (most := what.get("repeats", {}).get("/".join(cell)))},
     )
     told = ("objective", "languages", "fingerprint")

@@ -7,7 +7,7 @@ where the tokens of the whole conversation leave those of the generation prompt 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -110,8 +110,8 @@ def load_tokenizer(model: Path) -> Any:
     return tokenizer
 
 
-def token_counter(model: Path, *, pairs: bool = False) -> Callable[[Row], int]:
-    """A function that counts the tokens of a row as training sees it: chat template, prompt and answer.
+def token_counter(model: Path, *, pairs: bool = False, max_length: int | None = None) -> Callable[[Row], int]:
+    """A function that counts the tokens of a row as training sees it: chat template, prompt and answer, up to `max_length`.
 
     With `pairs` the prompt with the rejected answer is counted too: DPO reads both sides.
     """
@@ -123,9 +123,25 @@ def token_counter(model: Path, *, pairs: bool = False) -> Callable[[Row], int]:
             _render(tokenizer, [*row.prompt, {"role": "assistant", "content": answer}], answer=True)
             for answer in answers
         ]
-        return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+        lengths = (len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+        return sum(length if max_length is None else min(length, max_length) for length in lengths)
 
     return count
+
+
+def long_prompts(rows: Iterable[Row], model: Path, max_length: int) -> list[Row]:
+    """The rows whose prompt alone fills `max_length` tokens: training has no room for their answer."""
+    tokenizer = load_tokenizer(model)
+    # a token is at least a byte: few rows have to be looked at
+    perhaps = (
+        row for row in rows if sum(len(turn["content"].encode()) + 64 for turn in row.prompt) + 256 >= max_length
+    )
+    return [
+        row
+        for row in perhaps
+        if len(tokenizer(_render(tokenizer, row.prompt, answer=False), add_special_tokens=False)["input_ids"])
+        >= max_length
+    ]
 
 
 def tokenise(
