@@ -18,6 +18,7 @@ KINDS = {
     "sft by lora with dropout": {"adapter": {"type": "lora", "r": 4, "dropout": 0.2}, "save_dtype": "float32"},
     "dpo by lora": {"method": "dpo", "adapter": {"type": "lora", "r": 4}, "save_dtype": "float32"},
 }
+HARDER = [kind for kind in KINDS if kind not in ("sft", "dpo")]  # the plain ones are killed in their own files
 STEPS = 18  # 24 rows, 4 a step, 3 epochs; a checkpoint every 4 steps
 
 
@@ -40,7 +41,7 @@ def unbroken(llama, request, tmp_path_factory):
     return unbroken
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HARDER)
 def test_a_training_killed_in_its_middle_ends_as_if_it_had_not_been(kind, llama, unbroken, request, tmp_path):
     mixture = mixture_of(kind, request)
     killed = run_child(llama, mixture, tmp_path, 10, epochs=3, **KINDS[kind])
@@ -56,10 +57,10 @@ class KilledError(BaseException):
     """Ends a training as a kill does: no code of ours catches it."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HARDER)
 def test_a_training_stopped_again_and_again_ends_as_if_it_had_not_been(kind, llama, unbroken, request, tmp_path):
     mixture = mixture_of(kind, request)
-    for stop in (1, 2, 7, 12, STEPS):
+    for stop in (1, 7, STEPS):
 
         def progress(done, _, stop=stop):
             if done == stop:
@@ -72,7 +73,7 @@ def test_a_training_stopped_again_and_again_ends_as_if_it_had_not_been(kind, lla
     assert same(weights(tmp_path), weights(unbroken(kind)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sft", "dpo by lora"])
 def test_a_checkpoint_that_is_cut_is_dropped_and_the_training_starts_from_the_one_before(
     kind, llama, unbroken, request, tmp_path
 ):
@@ -88,7 +89,7 @@ def test_a_checkpoint_that_is_cut_is_dropped_and_the_training_starts_from_the_on
     assert same(weights(tmp_path), weights(unbroken(kind)))
 
 
-@pytest.mark.parametrize("kind", ["sft by lora with dropout", "dpo by lora"])
+@pytest.mark.parametrize("kind", ["sft by lora with dropout"])
 def test_a_training_is_the_same_in_a_process_that_trained_before(kind, llama, facts, choices, request, tmp_path):
     mixture = mixture_of(kind, request)
     assert run_child(llama, mixture, tmp_path / "fresh", -1, **KINDS[kind]).returncode == 0
