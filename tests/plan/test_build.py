@@ -442,3 +442,9 @@ def test_a_budget_by_rule_is_the_same_training_as_its_number_and_the_scores_say_
     assert "budget_rule" not in by_rule.find("mixture/general").how
     told = {entry["name"]: entry.get("budget_rule") for entry in by_rule.find("score/tiny").what["candidates"]}
     assert told == {"base": None, "safety": None, "general": None, "mix": "sum of all experts", "ties": None}
+
+
+def test_trainings_of_adapters_share_a_process_and_those_of_all_weights_do_not(planned):
+    plan = planned("experts.general.training={adapter: {r: 2}}")
+    assert plan.by_id[plan.models["general"]].group == "train general"
+    assert plan.by_id[plan.models["mix"]].group == ""

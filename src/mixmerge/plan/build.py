@@ -287,7 +287,8 @@ class PlanBuilder:
             settings,
             inputs={"model": self.models[entry.start], "mixture": mixture},
             how=self._how("threads", "device", *TRAINING_HOW),
-            group=f"train {name}",  # where one runs at a time, they share a process and load the libraries once
+            # Adapters are small, so several share a process, which loads the libraries once; of all weights, each would add to it.
+            group=f"train {name}" if training.adapter is not None else "",
         )
 
     def _capped(self, group: str, name: str, entry: Trained, shares: dict[Cell, float]) -> dict[Cell, float]:
