@@ -128,7 +128,7 @@ def test_counts_are_by_kind_and_language_and_read_as_a_sentence():
 
 
 def test_questions_of_the_data_pack_that_name_another_language_are_near_their_prompts():
-    pack = Path("/work/shared/data")
+    pack = Path(__file__).parents[3] / "shared" / "data"
     if not (pack / "general/sft_train.jsonl").is_file():
         pytest.skip("the data pack in ../shared/data is not there")
     with (pack / "general/sft_train.jsonl").open(encoding="utf-8") as file:

@@ -17,7 +17,6 @@ from mixmerge.train.settings import settings_from
 from mixmerge.train.sft import train_sft
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "general"
-REAL = REAL if REAL.is_dir() else Path("/work/shared/data/general")
 
 ROWS = st.lists(
     st.builds(
