@@ -79,3 +79,13 @@ def test_a_command_for_the_whole_recipe_takes_its_keys_from_there(study, planned
     study.edit(", batch_size: 2}", "}")
     plan = planned()
     assert {plan.by_id[plan.models[name]].what["engine"] for name in ("general", "mix")} == {"command"}
+
+
+def test_a_training_of_its_own_seed_hands_that_to_its_command(planned):
+    text = COMMAND + " {seed}"
+    for own, seed in (({}, 0), ({"seed": 5}, 5)):
+        plan = planned(training(command=text, **own))
+        what = plan.by_id[plan.models["general"]].what
+        assert (what["seed"], what["settings"].keys()) == (seed, {"learning_rate"})
+    with pytest.raises(RecipeError, match="'seed' does nothing: the command does not use it"):
+        planned(training(seed=5))

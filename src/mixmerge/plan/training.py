@@ -80,13 +80,13 @@ def _command_what(own: Training, training: Training, seed: int, where: str) -> d
     given = training.model_dump()
     if training.learning_rate is None:
         given["learning_rate"] = LEARNING_RATES[training.method, False]
-    settings = {key: given[key] for key in sorted(used.intersection(known))}
+    settings = {key: given[key] for key in sorted(used.intersection(known)) if key != "seed"}
     return {
         "engine": "command",
         "method": training.method,
         "command": training.command,
         "settings": settings,
-        "seed": seed,
+        "seed": seed if training.seed is None else training.seed,
     }
 
 
