@@ -14,6 +14,7 @@ import torch
 
 from mixmerge.errors import CheckpointError, ModelError, UserError
 from mixmerge.model.folder import (
+    copy_files,
     copy_model,
     link_or_copy,
     read_json,
@@ -193,3 +194,18 @@ def _model(folder: Path, **config: object) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     save_tensors({"a": torch.zeros(2)}, folder / "model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_files_of_a_name_are_copied_over_others_or_beside_them(over, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "out"
+    (model / "tokenizer.d").mkdir(parents=True)
+    out.mkdir()
+    for name in ("tokenizer.json", "vocab.txt", "config.json"):
+        (model / name).write_text("the model's")
+    (out / "vocab.txt").write_text("its own")
+    copy_files(model, out, ("tokenizer", "vocab"), over=over)
+    assert {file.name: file.read_text() for file in out.iterdir()} == {
+        "tokenizer.json": "the model's",
+        "vocab.txt": "the model's" if over else "its own",
+    }

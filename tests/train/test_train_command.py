@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mixmerge.errors import ModelError, StepError, UserError
-from mixmerge.train.command import command_fields, train_by_command
+from mixmerge.train.command import command_fields, how_it_ended, train_by_command
 
 # a whole trainer of the user's own, on plain transformers
 TRAINER = """
@@ -221,3 +221,12 @@ def test_a_killed_step_takes_its_command_with_it(script, tiny_base, mixture, tmp
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert psutil.wait_procs([child], timeout=30)[1] == []
+
+
+def test_an_exit_status_is_told_in_words():
+    assert [how_it_ended(status) for status in (0, 3, -9, -15)] == [
+        "ended with status 0",
+        "ended with status 3",
+        "was ended by SIGKILL",
+        "was ended by SIGTERM",
+    ]

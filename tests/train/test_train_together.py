@@ -44,7 +44,7 @@ def together(model, mixture, folder, progress=None, processes=2, checkpoint_ever
     """Train in two processes, as `tiny_training.train` does in one."""
     place = {"work": folder / "work", "threads": processes, "device": "cpu", "checkpoint_every": checkpoint_every}
     what = what_of(**settings)
-    return train_together(processes, model, mixture, folder / "out", what, progress=progress, **place)
+    return train_together(processes, what, model, mixture, folder / "out", progress=progress, **place)
 
 
 def near(one, two) -> bool:

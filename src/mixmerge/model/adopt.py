@@ -17,7 +17,7 @@ from mixmerge.merge import MergeConfig, parse_config
 from mixmerge.merge import merge as merge_models
 from mixmerge.merge.sources import Files
 from mixmerge.merge.stream import prepare
-from mixmerge.model.chat import own_chat_template, set_chat_template
+from mixmerge.model.chat import own_chat_template, put_chat_template
 from mixmerge.model.check import check_model
 from mixmerge.model.folder import copy_model, whole_folder
 from mixmerge.yaml import Marks
@@ -47,7 +47,7 @@ def check_adopted(source: Path, start: Path | None = None) -> None:
     else:
         check_model(source)
     if start is not None:
-        with _together(source, start) as config, closing(Files()) as files:
+        with put_together(source, start) as config, closing(Files()) as files:
             prepare(config, files)
 
 
@@ -68,22 +68,19 @@ def adopt(
     """
     check_adopted(source, start)
     if is_adapter(source):
-        with _together(source, start) as config:
+        with put_together(source, start) as config:
             merge_models(config, out, threads=threads, progress=progress)
         return True
     with whole_folder(out) as partial:
         copy_model(source, partial)
         own = own_chat_template(start)
         if own_chat_template(source) is None and own is not None:
-            with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
-                template = Path(work, "chat_template.jinja")
-                template.write_text(own[0], encoding="utf-8")
-                set_chat_template(partial, str(template))
+            put_chat_template(partial, own[0], str(own[1]))
     return False
 
 
 @contextmanager
-def _together(source: Path, start: Path) -> Iterator[MergeConfig]:
+def put_together(source: Path, start: Path) -> Iterator[MergeConfig]:
     """The merge that has to be possible: of `start` and `source`, or of `start` with the adapter on it alone."""
     with TemporaryDirectory() as work:
         # under names that hold no plus, which parts a model from its adapter

@@ -96,7 +96,11 @@ def set_chat_template(model: Path, template: str) -> str:
     `template` is a name of `CHAT_TEMPLATES` or the path of a Jinja file. Gives the end-of-turn token; raises as
     `check_chat_template`, and a UserError where there is no such template.
     """
-    jinja = template_text(template)
+    return put_chat_template(model, template_text(template), template)
+
+
+def put_chat_template(model: Path, jinja: str, template: str) -> str:
+    """As `set_chat_template`, of the template's text; `template` is what the user calls it."""
     end = check_chat_template(model, jinja, template)
     settings = read_json(model / "tokenizer_config.json")
     generation = _stopping_at(_added_tokens(model)[end], model)

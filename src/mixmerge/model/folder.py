@@ -25,6 +25,8 @@ INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Other weight formats would repeat the weights (and disagree with them after a change); code is never carried.
 LEFT_BEHIND = (*PICKLES, ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".py", ".pyc", ".so", ".safetensors")
+# what the names of a tokenizer's files begin with
+TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece")
 RECORDS = ("record.json",)  # what a step of a study says of the folder that it made: no part of the model
 
 
@@ -82,6 +84,13 @@ def weight_files(model: Path) -> list[Path]:
         raise ModelError("no safetensors weights", where=where, do="convert the model to safetensors first")
     _refuse_remote_code(model)
     return files
+
+
+def copy_files(model: Path, out: Path, names: tuple[str, ...], *, over: bool) -> None:
+    """Copy the files of `model` whose names begin so, byte for byte; `over` those that `out` has, or beside them."""
+    for file in model.iterdir():
+        if file.is_file() and file.name.startswith(names) and (over or not (out / file.name).exists()):
+            shutil.copyfile(file, out / file.name)
 
 
 def copy_model(model: Path, out: Path, *, weights: bool = True) -> None:

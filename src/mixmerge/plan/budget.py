@@ -61,7 +61,13 @@ def cut_at(longest: int | None, bounds: Bounds) -> Bounds:
     """The bounds of what training reads of a row, which is cut at that many tokens."""
     if longest is None:
         return bounds
-    return lambda row: (min(bounds(row)[0], longest), min(bounds(row)[1], longest))
+    most = longest
+
+    def cut(row: Row) -> tuple[int, int]:
+        least, greatest = bounds(row)
+        return min(least, most), min(greatest, most)
+
+    return cut
 
 
 def both_sides(bounds: Bounds) -> Bounds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from mixmerge.events import read_events
 from mixmerge.plan.graph import Step
 
 Event = Mapping[str, Any]
@@ -48,9 +48,8 @@ class Worker:
     def _read(self) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.endswith("\n"):  # a process that is killed may leave half a line
-                self._events.put(json.loads(line))
+        for event in read_events(self.process.stdout):
+            self._events.put(event)
         code = self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()

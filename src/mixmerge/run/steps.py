@@ -69,7 +69,6 @@ class StepContext:
 
 def make_base(context: StepContext) -> Measurements:
     """Bring the base into the store: unpacked, downloaded or linked; vocabulary trimmed, chat template set."""
-    from mixmerge.merge.checkpoint import open_checkpoint
     from mixmerge.model.prepare import prepare_base
 
     place, what = context.how, context.what
@@ -91,13 +90,11 @@ def make_base(context: StepContext) -> Measurements:
             chat_template=None if template is None else str(template),
             progress=context.progress,
         )
-    parameters = sum(tensor.size for tensor in open_checkpoint(context.out).tensors.values())
-    return {"parameters": parameters} | ({} if trimmed is None else {"trimmed": asdict(trimmed)})
+    return {"parameters": _parameters(context.out)} | ({} if trimmed is None else {"trimmed": asdict(trimmed)})
 
 
 def adopt(context: StepContext) -> Measurements:
     """Bring a model or an adapter from outside into the store."""
-    from mixmerge.merge.checkpoint import open_checkpoint
     from mixmerge.model.adopt import adopt as adopt_model
 
     place = context.how
@@ -106,8 +103,14 @@ def adopt(context: StepContext) -> Measurements:
     adapter = adopt_model(
         source, context.input("start"), context.out, threads=context.threads, progress=context.progress
     )
-    parameters = sum(tensor.size for tensor in open_checkpoint(context.out).tensors.values())
-    return {"parameters": parameters, "adapter": adapter, "tokens": None}  # what it was trained on is not known
+    # tokens: what it was trained on is not known
+    return {"parameters": _parameters(context.out), "adapter": adapter, "tokens": None}
+
+
+def _parameters(model: Path) -> int:
+    from mixmerge.merge.checkpoint import open_checkpoint
+
+    return sum(tensor.size for tensor in open_checkpoint(model).tensors.values())
 
 
 def _downloaded(place: Mapping[str, Any]) -> Path:
@@ -203,20 +206,16 @@ def train(context: StepContext) -> Measurements:
     """Fine-tune the start on the mixture."""
     if context.what.get("engine") == "command":
         return _train_by_command(context)
-    from mixmerge.train.dpo import train_dpo
-    from mixmerge.train.settings import DpoSettings, settings_from
-    from mixmerge.train.sft import train_sft
+    from mixmerge.train.methods import train_by
     from mixmerge.train.together import train_together
 
-    settings: Any = settings_from(context.what)
-    train_by: Callable[..., Measurements] = train_dpo if isinstance(settings, DpoSettings) else train_sft
-    if (processes := context.how.get("processes", 1)) > 1:
-        train_by, settings = partial(train_together, processes), context.what
-    return train_by(
+    processes = context.how.get("processes", 1)
+    train_here: Callable[..., Measurements] = partial(train_together, processes) if processes > 1 else train_by
+    return train_here(
+        context.what,
         context.input("model"),
         context.input("mixture"),
         context.out,
-        settings,
         work=context.work,
         threads=context.threads,
         checkpoint_every=context.how["checkpoint_every"],

@@ -17,13 +17,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import CheckpointError, FullDiskError, MixmergeError, UserError
+from mixmerge.events import Emit, take_stdout
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
 from mixmerge.run.steps import CARRY_OUT, StepContext
@@ -33,13 +33,11 @@ WAIT_S = 1.0
 FULL_BYTES = 1 << 20
 VERSIONS = ("mixmerge", "torch", "transformers", "trl", "tokenizers", "safetensors", "numpy")
 
-Emit = Callable[..., None]
-
 
 def main(argv: list[str]) -> int:
     """Carry out the steps named by id; the exit status says whether all are there."""
     root, plan_file, *ids = argv
-    emit = _take_stdout()
+    emit = take_stdout()
     threading.Thread(target=_follow_runner, daemon=True).start()
     plan = Plan.from_json(json.loads(Path(plan_file).read_text(encoding="utf-8")))
     store, shared = Store(Path(root)), dict[Any, Any]()
@@ -169,20 +167,6 @@ def _provenance(seconds: float, began: float) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def _take_stdout() -> Emit:
-    """Keep the real standard output for events, and send everything else that is printed to the log."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    lock = threading.Lock()
-
-    def emit(event: str, **data: Any) -> None:
-        with lock:
-            events.write(json.dumps({"event": event, **data}, ensure_ascii=False) + "\n")
-            events.flush()
-
-    return emit
 
 
 def _log_to(path: Path) -> None:

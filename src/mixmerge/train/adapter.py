@@ -81,7 +81,8 @@ def named_targets(adapter: Adapter | None, network: Any) -> Iterator[None]:
 
 def save_folded(network: Any, base: Path, dtype: str, out: Path, work: Path, threads: int | None) -> None:
     """Write the trained adapter into `out/adapter` and the base with the adapter folded in, in `dtype`, into `out`."""
-    from mixmerge.merge import merge, parse_config
+    from mixmerge.merge import merge
+    from mixmerge.model.adopt import put_together
 
     kept = out / FOLDER
     shutil.rmtree(kept, ignore_errors=True)
@@ -90,18 +91,14 @@ def save_folded(network: Any, base: Path, dtype: str, out: Path, work: Path, thr
     _tidy(kept / "adapter_config.json")
     place = work / "fold"
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    # Names of ours: the folders' own may hold a plus, which stands between model and adapter.
-    (place / "base").symlink_to(base.absolute(), target_is_directory=True)
-    (place / FOLDER).symlink_to(kept.absolute(), target_is_directory=True)
-    whole = {"merge_method": "linear", "models": [{"model": f"base+{FOLDER}", "parameters": {"weight": 1.0}}]}
-    merge(replace(parse_config(whole | {"dtype": dtype}), relative_to=place), place / "out", threads=threads)
-    for file in sorted((place / "out").iterdir()):
+    with put_together(kept, base) as config:
+        merge(replace(config, dtype=dtype), place, threads=threads)
+    for file in sorted(place.iterdir()):
         if file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json"):
             file.replace(out / file.name)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    said = "torch_dtype" if "torch_dtype" in config else "dtype"
-    text = json.dumps(config | {said: dtype}, indent=2, ensure_ascii=False) + "\n"
+    told = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    said = "torch_dtype" if "torch_dtype" in told else "dtype"
+    text = json.dumps(told | {said: dtype}, indent=2, ensure_ascii=False) + "\n"
     (out / "config.json").write_text(text, encoding="utf-8")
     shutil.rmtree(place)
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import StepError, UserError, did_you_mean
+from mixmerge.model.folder import TOKENIZER_FILES, copy_files
 
 FOLDERS = ("model", "mixture", "out", "work")
 GIVEN = (*FOLDERS, "seed", "threads", "launcher")
-TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "spiece")
 
 
 def command_fields(command: str, known: Sequence[str]) -> set[str]:
@@ -94,8 +94,9 @@ def train_by_command(
         words += shlex.split(launcher) if word == "{launcher}" else [word.format_map(values | {"launcher": launcher})]
     status = _run(words, threads)
     if status != 0:
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        raise StepError(f"the command {how}", where=words[0], do="see the log; run it again to carry on")
+        raise StepError(
+            f"the command {how_it_ended(status)}", where=words[0], do="see the log; run it again to carry on"
+        )
     _complete(made, model)
     manifest = json.loads((mixture / "manifest.json").read_text(encoding="utf-8"))
     adapter = adopt(made, model, out, threads=threads)
@@ -120,6 +121,15 @@ def _run(words: Sequence[str], threads: int) -> int:
         raise
 
 
+def how_it_ended(status: int) -> str:
+    """What the exit status of a process says.
+
+    >>> how_it_ended(3), how_it_ended(-9)
+    ('ended with status 3', 'was ended by SIGKILL')
+    """
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
 def end_with_parent() -> None:
     """Have Linux send SIGTERM when the process that started this one is gone."""
     if sys.platform == "linux":
@@ -131,6 +141,4 @@ def end_with_parent() -> None:
 def _complete(made: Path, start: Path) -> None:
     """Give a whole model without a tokenizer that of its start: many trainers leave it out."""
     if (made / "config.json").is_file() and not (made / "tokenizer.json").is_file():
-        for file in start.iterdir():
-            if file.is_file() and file.name.startswith(TOKENIZER) and not (made / file.name).exists():
-                shutil.copyfile(file, made / file.name)
+        copy_files(start, made, TOKENIZER_FILES, over=False)

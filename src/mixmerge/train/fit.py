@@ -11,32 +11,23 @@ import gc
 import hashlib
 import json
 import math
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mixmerge.errors import DataError, ModelError, UserError
+from mixmerge.model.folder import TOKENIZER_FILES, copy_files
 from mixmerge.train import group
 from mixmerge.train.extra import check_extra
 from mixmerge.train.heldout import by_language, held_out_rows, nested
 from mixmerge.train.memory import naming_lack_of_memory
 from mixmerge.train.settings import TrainSettings
 
-KEPT_FILES = (
-    "tokenizer",
-    "special_tokens",
-    "added_tokens",
-    "chat_template",
-    "vocab",
-    "merges",
-    "spiece",
-    "generation_config",
-)
+# of the base, that training leaves alone
+KEPT_FILES = (*TOKENIZER_FILES, "chat_template", "generation_config")
 COUNTS = ("tokens", "completion_tokens")
 
 Measured = dict[str, Any]
@@ -111,6 +102,7 @@ def _fit(
     held = held_out_rows(rows, settings.held_out, settings.seed)
     tokens = tokenise([row for place, row in enumerate(rows) if place not in held], tokenizer, settings.max_length)
     shown = {lang: tokenise(own, tokenizer, settings.max_length) for lang, own in by_language(rows, held).items()}
+    held_out = {lang: tokenised for lang, tokenised in shown.items() if tokenised.kept}
     if not tokens.kept:
         raise DataError(
             f"none of {len(rows)} rows has room for an answer within max_length {settings.max_length}",
@@ -129,9 +121,8 @@ def _fit(
         network = _load(model, settings)
         configs = _keep_configs(network)
         with named_targets(settings.adapter, network):
-            build = partial(build_trainer, place=place, training=training)
-            trainer = build(
-                network, tokenizer, tokens, order, settings, held={k: v for k, v in shown.items() if v.kept}
+            trainer = build_trainer(
+                network, tokenizer, tokens, order, settings, place=place, training=training, held=held_out
             )
         if group.size() > 1:
             torch.manual_seed(settings.seed + group.rank())  # or dropout would draw the same in each
@@ -145,7 +136,7 @@ def _fit(
             _save(network, configs, getattr(torch, dtype), out)
         else:
             save_folded(trainer.model, model, dtype, out, place.work, place.threads)
-        _keep_files(model, out)
+        copy_files(model, out, KEPT_FILES, over=True)
     _write_metrics(history, (*COUNTS, *columns), out / "metrics.jsonl")
     steps = [entry for entry in history if "loss" in entry]
     return _summary(steps, tokens, len(rows)) | _learning(history, len(held))
@@ -242,13 +233,6 @@ def _save(network: Any, configs: tuple[Any, Any], dtype: Any, out: Path) -> None
     # The trainer aligns special tokens in both configurations with the tokenizer; a trained model must not differ.
     network.config, network.generation_config = configs
     network.to(device="cpu", dtype=dtype).save_pretrained(out)
-
-
-def _keep_files(base: Path, out: Path) -> None:
-    """Copy the files of the base that training leaves alone: those of its tokenizer, byte for byte."""
-    for file in base.iterdir():
-        if file.is_file() and file.name.startswith(KEPT_FILES):
-            shutil.copyfile(file, out / file.name)
 
 
 def _write_metrics(history: Sequence[Mapping[str, Any]], columns: Sequence[str], file: Path) -> None:

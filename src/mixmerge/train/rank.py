@@ -10,13 +10,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import MixmergeError, reason
+from mixmerge.events import Emit, take_stdout
 from mixmerge.train import group
-from mixmerge.train.settings import DpoSettings, settings_from
+from mixmerge.train.methods import train_by
 
 # What a process says when another one of its group is gone: never the cause.
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
@@ -25,13 +25,7 @@ LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", 
 def main(argv: list[str]) -> int:
     """Train as the file SPEC says, as process RANK of its group."""
     spec, rank = json.loads(Path(argv[0]).read_text(encoding="utf-8")), int(argv[1])
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def emit(event: str, **told: Any) -> None:
-        events.write(json.dumps({"event": event, **told}, ensure_ascii=False) + "\n")
-        events.flush()
-
+    emit = take_stdout()
     try:
         measured = _train(spec, rank, emit)
     except Exception as error:
@@ -47,7 +41,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _train(spec: dict[str, Any], rank: int, emit: Callable[..., None]) -> dict[str, Any]:
+def _train(spec: dict[str, Any], rank: int, emit: Emit) -> dict[str, Any]:
     import torch
 
     cpu = spec["device"] == "cpu" or not torch.cuda.is_available()
@@ -57,16 +51,11 @@ def _train(spec: dict[str, Any], rank: int, emit: Callable[..., None]) -> dict[s
         what = f"{spec['processes']} processes, and {torch.cuda.device_count()} CUDA device(s) here"
         raise UserError(what, where="how.processes", do="a process needs a device of its own")
     group.join(rank, spec["processes"], Path(spec["meeting"]), cpu=cpu)
-    from mixmerge.train.dpo import train_dpo
-    from mixmerge.train.sft import train_sft
-
-    settings = settings_from(spec["what"])
-    train: Callable[..., dict[str, Any]] = train_dpo if isinstance(settings, DpoSettings) else train_sft
-    measured = train(
+    measured = train_by(
+        spec["what"],
         Path(spec["model"]),
         Path(spec["mixture"]),
         Path(spec["out"]),
-        settings,
         work=Path(spec["work"]),
         device=spec["device"],
         threads=spec["threads"],

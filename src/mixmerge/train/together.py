@@ -21,7 +21,8 @@ from typing import Any
 
 from mixmerge import errors
 from mixmerge.errors import MixmergeError, StepError
-from mixmerge.train.command import end_with_parent
+from mixmerge.events import read_events
+from mixmerge.train.command import end_with_parent, how_it_ended
 from mixmerge.train.memory import memory_advice
 from mixmerge.train.settings import settings_from
 
@@ -45,10 +46,10 @@ def shares_refused(what: Mapping[str, Any], processes: int) -> str | None:
 
 def train_together(
     processes: int,
+    what: Mapping[str, Any],
     model: Path,
     mixture: Path,
     out: Path,
-    what: Mapping[str, Any],
     *,
     work: Path,
     threads: int,
@@ -115,9 +116,8 @@ class _Process:
 
     def _read(self, queue: Queue[tuple[int, dict[str, Any]]]) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.endswith("\n"):  # a process that is killed may leave half a line
-                queue.put((self.rank, json.loads(line)))
+        for event in read_events(self.process.stdout):
+            queue.put((self.rank, event))
         queue.put((self.rank, {"event": "exit", "status": self.process.wait()}))
 
     def stop(self) -> None:
@@ -182,5 +182,4 @@ def _named(
     if status == -signal.SIGKILL:
         advice = memory_advice(model, settings_from(what), checkpointing=checkpointing, processes=processes)
         return StepError("it was ended by SIGKILL", where=where, do=f"was there memory enough? {advice}")
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    return StepError(f"it {how} without a word", where=where, do="see the log")
+    return StepError(f"it {how_it_ended(status)} without a word", where=where, do="see the log")

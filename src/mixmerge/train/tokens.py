@@ -131,17 +131,15 @@ def token_counter(model: Path, *, pairs: bool = False, max_length: int | None = 
 
 def long_prompts(rows: Iterable[Row], model: Path, max_length: int) -> list[Row]:
     """The rows whose prompt alone fills `max_length` tokens: training has no room for their answer."""
-    tokenizer = load_tokenizer(model)
-    # a token is at least a byte: few rows have to be looked at
-    perhaps = (
+    # a token is at least a byte: few rows have to be looked at, and mostly none
+    perhaps = [
         row for row in rows if sum(len(turn["content"].encode()) + 64 for turn in row.prompt) + 256 >= max_length
-    )
-    return [
-        row
-        for row in perhaps
-        if len(tokenizer(_render(tokenizer, row.prompt, answer=False), add_special_tokens=False)["input_ids"])
-        >= max_length
     ]
+    if not perhaps:
+        return []
+    tokenizer = load_tokenizer(model)
+    prompts = tokenizer([_render(tokenizer, row.prompt, answer=False) for row in perhaps], add_special_tokens=False)
+    return [row for row, ids in zip(perhaps, prompts["input_ids"], strict=True) if len(ids) >= max_length]
 
 
 def tokenise(

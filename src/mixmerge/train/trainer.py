@@ -50,17 +50,18 @@ def build_trainer(
 ) -> CompletionTrainer:
     """A trainer over `Tokenised` rows in their training order; `training` is its identity, `held` its held-out rows."""
     own = {"dataset_kwargs": {"skip_prepare_dataset": True}, "padding_free": settings.padding_free}
+    blanks = blanks_of(order, settings)
     trainer = CompletionTrainer(
         model=model,
         args=trainer_arguments(SFTConfig, settings, len(order), place, own),
-        train_dataset=tokens.dataset([*order, *[len(tokens.kept)] * blanks_of(order, settings)]),
+        train_dataset=tokens.dataset([*order, *[len(tokens.kept)] * blanks]),
         processing_class=tokenizer,
         # Given here, or TRL writes its own pad token into the model's configuration.
         data_collator=None if settings.padding_free else DataCollatorForLanguageModeling(padding(tokenizer)),
         callbacks=callbacks(place),
         peft_config=None if settings.adapter is None else adapter_config(settings.adapter),
     )
-    return watch(trainer, training, held, place, blanks_of(order, settings))
+    return watch(trainer, training, held, place, blanks)
 
 
 def trainer_arguments(
