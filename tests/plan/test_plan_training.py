@@ -214,6 +214,25 @@ def test_processes_are_how_and_share_the_rows_of_a_step(planned):
     one, two = (plan_memory(plan, lambda _: None)[plan.models["mix"]] for plan in (plain, shared))
     assert two.activations * 2 == one.activations
     assert two.weights == one.weights
+    machines = planned("how.nodes=2", "how.launcher=srun -N2", "how.fsdp=true")
+    assert machines.find("train/mix").id == plain.find("train/mix").id
+    assert plan_memory(machines, lambda _: None)[machines.models["mix"]].total == one.total // 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "how.nodes=2",
+            ": how.nodes: 2 machines, and no 'launcher'; give what runs a command on each, e.g. launcher: srun",
+        ),
+        ("how.fsdp=true", ": how.fsdp: one process shares its weights with none; set how.processes"),
+    ],
+)
+def test_devices_that_nothing_would_use_are_refused(planned, override, said):
+    with pytest.raises(RecipeError) as caught:
+        planned(override)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +243,9 @@ def test_processes_are_how_and_share_the_rows_of_a_step(planned):
     ],
 )
 def test_a_training_that_processes_cannot_share_is_refused_where_it_stands(planned, override, said):
+    with pytest.raises(RecipeError) as caught:
+        planned("how.processes=1", "how.nodes=2", "how.launcher=srun", override)
+    assert str(caught.value).endswith("; change it, or how.nodes and processes")
     with pytest.raises(RecipeError) as caught:
         planned("how.processes=2", override)
     assert "experts.general: " + said in str(caught.value)

@@ -15,7 +15,7 @@ from tiny_training import QUICK, tiny_model
 
 from mixmerge.errors import ModelError, StepError
 from mixmerge.train.memory import Shape, memory_advice, naming_lack_of_memory, settings_memory, shape_of
-from mixmerge.train.settings import Adapter, DpoSettings, SftSettings
+from mixmerge.train.settings import Adapter, Devices, DpoSettings, SftSettings
 
 SMALL = Shape(parameters=1000, layers=4, hidden=8, inner=32, vocabulary=100)
 PLAIN = SftSettings(batch_size=8, max_length=64)
@@ -30,12 +30,21 @@ def test_settings_make_the_estimate_that_the_rows_and_weights_make():
     whole = settings_memory(SMALL, PLAIN)
     parts = settings_memory(SMALL, replace(PLAIN, gradient_accumulation=4))
     assert whole.activations == 4 * parts.activations
-    assert settings_memory(SMALL, replace(PLAIN, gradient_accumulation=2), processes=2) == parts
+    assert settings_memory(SMALL, replace(PLAIN, gradient_accumulation=2), devices=Devices(2)) == parts
     pairs = settings_memory(SMALL, DpoSettings(batch_size=8, max_length=64))
     assert (pairs.activations, pairs.weights) == (2 * whole.activations, whole.weights)
     adapted = settings_memory(SMALL, replace(PLAIN, adapter=Adapter(r=1)))
     assert adapted.optimiser < whole.optimiser
     assert settings_memory(SMALL, PLAIN, checkpointing=True).activations < whole.activations
+
+
+def test_processes_share_rows_and_with_fsdp_all_else_that_they_hold():
+    alone, four = settings_memory(SMALL, PLAIN), Devices(processes=2, nodes=2)
+    rows = settings_memory(SMALL, PLAIN, devices=four)
+    assert (rows.activations * 4, rows.logits * 4) == (alone.activations, alone.logits)
+    assert (rows.weights, rows.gradients, rows.optimiser) == (alone.weights, alone.gradients, alone.optimiser)
+    all_of_it = settings_memory(SMALL, PLAIN, devices=replace(four, fsdp=True))
+    assert all_of_it.total * 4 == alone.total
 
 
 def test_advice_begins_with_what_saves_most_and_says_how_much(llama):
@@ -55,7 +64,9 @@ def test_advice_leaves_out_what_is_set_already(llama):
     assert needs(memory_advice(llama, done, checkpointing=True)) == ["training.max_length"]
     assert needs(memory_advice(llama, replace(done, max_length=2), checkpointing=True)) == [""]
     among = replace(PLAIN, gradient_accumulation=4)
-    assert "gradient_accumulation" not in memory_advice(llama, among, processes=2)
+    assert "how.fsdp" in needs(memory_advice(llama, among, devices=Devices(2)))
+    assert "fsdp" not in memory_advice(llama, among, devices=Devices(2, fsdp=True))
+    assert "gradient_accumulation" not in memory_advice(llama, among, devices=Devices(2))
 
 
 def test_advice_without_a_shape_has_no_figures(tmp_path):

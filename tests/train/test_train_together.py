@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from tiny_training import QUICK, metrics_of, same, tiny_model, train, weights
 
 from mixmerge.errors import ModelError, StepError, UserError
+from mixmerge.train.settings import Devices
 from mixmerge.train.together import shares_refused, train_together
 
 # 24 rows, 2 epochs: 48 rows, or 46 where one is held out. A last part of a batch that is not full is where the rows of
@@ -26,6 +28,8 @@ KINDS = {
     "dpo in parts with odd pairs": {"method": "dpo", "loss": "ipo", "beta": 0.5, "held_out": 0.05, **IN_PARTS},
     "sft by lora": {"adapter": {"type": "lora", "r": 4}},
 }
+TWO = Devices(2)
+SHARED = Devices(2, fsdp=True)
 EXACT = ("step", "lr", "tokens", "completion_tokens")
 
 
@@ -40,11 +44,12 @@ def what_of(**settings):
     return defaults | settings
 
 
-def together(model, mixture, folder, progress=None, processes=2, checkpoint_every=4, **settings):
+def together(model, mixture, folder, progress=None, devices=TWO, launcher="", gradient_checkpointing=False, **settings):
     """Train in two processes, as `tiny_training.train` does in one."""
-    place = {"work": folder / "work", "threads": processes, "device": "cpu", "checkpoint_every": checkpoint_every}
-    what = what_of(**settings)
-    return train_together(processes, what, model, mixture, folder / "out", progress=progress, **place)
+    place = {"work": folder / "work", "threads": 2, "device": "cpu", "checkpoint_every": 4}
+    what, told = what_of(**settings), {"progress": progress, "launcher": launcher}
+    place["gradient_checkpointing"] = gradient_checkpointing
+    return train_together(devices, what, model, mixture, folder / "out", **told, **place)
 
 
 def near(one, two) -> bool:
@@ -61,12 +66,13 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not alive
 
 
+@pytest.mark.parametrize("devices", [TWO, SHARED], ids=["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_learn_what_one_learns_to_within_rounding(kind, steady, facts, choices, tmp_path):
+def test_two_processes_learn_what_one_learns_to_within_rounding(kind, devices, steady, facts, choices, tmp_path):
     mixture = choices if "dpo" in kind else facts
     steps: list[tuple[int, int]] = []
     alone = train(steady, mixture, tmp_path / "alone", **what_of(**KINDS[kind]))
-    both = together(steady, mixture, tmp_path / "both", lambda *at: steps.append(at), **KINDS[kind])
+    both = together(steady, mixture, tmp_path / "both", lambda *at: steps.append(at), devices, **KINDS[kind])
     assert steps == [(step, alone["steps"]) for step in range(1, alone["steps"] + 1)]
     assert near(weights(tmp_path / "alone"), weights(tmp_path / "both"))
     assert sorted(f.name for f in (tmp_path / "alone/out").iterdir()) == sorted(
@@ -81,30 +87,32 @@ def test_two_processes_learn_what_one_learns_to_within_rounding(kind, steady, fa
             assert {**one} == pytest.approx({**two}, abs=1e-4)
     for counted in ("rows", "tokens", "completion_tokens", "truncated_rows", "dropped_rows"):
         assert alone[counted] == both[counted]
-    assert not (tmp_path / "both" / "work" / "meeting").exists()
+    assert not list((tmp_path / "both" / "work").glob("meeting*"))
 
 
 CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_train_together import members, together
+from test_train_together import Devices, members, together
 model, mixture, folder, kill_at = Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])
 def progress(done, total):
     if done == kill_at:
         print(json.dumps([member.pid for member in members(os.getpid())]), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-together(model, mixture, folder, progress, **json.loads(sys.argv[6]))
+settings = json.loads(sys.argv[6])
+together(model, mixture, folder, progress, Devices(2, fsdp=settings.pop("fsdp")), **settings)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize(("method", "fsdp"), [("sft", False), ("dpo", False), ("dpo", True)])
 def test_processes_end_with_the_one_that_started_them_and_carry_on_in_any_number(
-    method, steady, facts, choices, tmp_path
+    method, fsdp, steady, facts, choices, tmp_path
 ):
     mixture = facts if method == "sft" else choices
-    arguments = [Path(__file__).parent, steady, mixture, tmp_path / "killed", 6, json.dumps({"method": method})]
+    settings = {"method": method, "fsdp": fsdp}
+    arguments = [Path(__file__).parent, steady, mixture, tmp_path / "killed", 6, json.dumps(settings)]
     killed = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -117,9 +125,15 @@ def test_processes_end_with_the_one_that_started_them_and_carry_on_in_any_number
     assert gone([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)])
     assert (tmp_path / "killed" / "work" / "checkpoint-4" / "whole.json").is_file()
     steps: list[int] = []
-    if method == "sft":
-        together(steady, mixture, tmp_path / "killed", lambda done, _: steps.append(done))
-        together(steady, mixture, tmp_path / "unbroken")
+    if method == "sft" or fsdp:
+        devices = SHARED if fsdp else TWO
+        if fsdp:
+            with pytest.raises(
+                StepError, match=r"checkpoint-\d: the checkpoint was written with how.fsdp: true; set it"
+            ):
+                train(steady, mixture, tmp_path / "killed", **what_of(method=method))
+        together(steady, mixture, tmp_path / "killed", lambda done, _: steps.append(done), devices, method=method)
+        together(steady, mixture, tmp_path / "unbroken", None, devices, method=method)
         assert same(weights(tmp_path / "killed"), weights(tmp_path / "unbroken"))
     else:
         train(steady, mixture, tmp_path / "killed", lambda done, _: steps.append(done), **what_of(method=method))
@@ -183,11 +197,91 @@ def test_what_a_person_can_mend_reads_as_it_does_of_one_process(facts, tmp_path)
     ],
 )
 def test_what_processes_cannot_share_is_known_beforehand(settings, said):
-    refused = shares_refused(what_of(**settings), 2)
+    refused = shares_refused(what_of(**settings), TWO)
     assert (refused is None) == (said is None)
     assert refused is None or refused.startswith(said)
 
 
 def test_settings_that_cannot_be_are_refused_as_ever():
     with pytest.raises(UserError, match="batch_size cannot be 0"):
-        shares_refused(what_of(batch_size=0), 2)
+        shares_refused(what_of(batch_size=0), TWO)
+
+
+LAUNCHER = """
+import subprocess, sys
+count, command = int(sys.argv[1]), sys.argv[2:]
+print("a launcher may say what it likes", flush=True)
+started = [subprocess.Popen(command) for _ in range(count)]
+sys.exit(max(process.wait() for process in started))
+"""
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    """What runs a command so many times, as srun does once on each machine."""
+    (tmp_path / "launch.py").write_text(LAUNCHER)
+    return lambda count: f"{sys.executable} {tmp_path / 'launch.py'} {count}"
+
+
+def test_two_machines_learn_what_one_process_learns(launcher, steady, facts, tmp_path, capfd):
+    steps: list[int] = []
+    alone = train(steady, facts, tmp_path / "alone", **what_of())
+    both = together(
+        steady, facts, tmp_path / "both", lambda done, _: steps.append(done), Devices(1, nodes=2), launcher(2)
+    )
+    assert steps == list(range(1, alone["steps"] + 1))
+    assert near(weights(tmp_path / "alone"), weights(tmp_path / "both"))
+    assert alone["tokens"] == both["tokens"]
+    assert "a launcher may say what it likes" in capfd.readouterr().err
+    assert not list((tmp_path / "both" / "work").glob("meeting*"))
+
+
+def test_machines_are_ended_with_the_training_and_the_process_that_failed_is_named(launcher, steady, facts, tmp_path):
+    seen: list[psutil.Process] = []
+
+    def kill(done, _):
+        if done == 2:
+            seen.extend(psutil.Process(os.getpid()).children(recursive=True))
+            next(member for member in seen if member.cmdline()[-1] == "1").send_signal(signal.SIGKILL)
+
+    with pytest.raises(
+        StepError, match=r"^training process 1 of 2: it was ended by SIGKILL; was there memory enough\?"
+    ):
+        together(steady, facts, tmp_path, kill, Devices(1, nodes=2), launcher(2), epochs=50)
+    assert len(seen) == 5, "the launcher, two machines, a process each"
+    assert gone(seen)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "said"),
+    [
+        ("no-such-launcher -n 2", UserError, "how.launcher: 'no-such-launcher' cannot be started: No such file"),
+        ("false", StepError, "the launcher: it ended with status 1 without a word; see the log"),
+        ("true", StepError, "the launcher: it ended with status 0 without a word; see the log"),
+    ],
+)
+def test_a_launcher_that_starts_nothing_is_named(command, kind, said, steady, facts, tmp_path):
+    with pytest.raises(kind, match=re.escape(said)):
+        together(steady, facts, tmp_path, None, Devices(1, nodes=2), command)
+
+
+def test_a_launcher_that_starts_one_too_many_is_told_so(launcher, steady, facts, tmp_path):
+    with pytest.raises(UserError, match=r"^how.launcher: the launcher ran the command more than 2 times; have it run "):
+        together(steady, facts, tmp_path, None, Devices(1, nodes=2), launcher(3))
+
+
+@pytest.mark.parametrize("adapter", [None, {"type": "lora", "r": 4}], ids=["all weights", "lora"])
+def test_weights_that_are_shared_out_lie_in_halves_and_are_written_whole(adapter, facts, tmp_path):
+    tied = tiny_model(tmp_path / "tied", hidden_size=64, intermediate_size=512, tie_word_embeddings=True)
+    settings = {"precision": "bf16", "save_dtype": "bfloat16", "adapter": adapter}
+    alone = train(tied, facts, tmp_path / "alone", **what_of(**settings))
+    both = together(tied, facts, tmp_path / "both", None, SHARED, gradient_checkpointing=True, **settings)
+    assert both["last_loss"] == pytest.approx(alone["last_loss"], abs=0.02)
+    one, two = weights(tmp_path / "alone"), weights(tmp_path / "both")
+    assert {name: weight.dtype for name, weight in one.items()} == {name: weight.dtype for name, weight in two.items()}
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=0.02) for name in one)
+    assert (tmp_path / "both/out/config.json").read_text() == (tmp_path / "alone/out/config.json").read_text()
+    (checkpoint,) = (tmp_path / "both" / "work").glob("checkpoint-*")
+    sizes = [file.stat().st_size for file in checkpoint.glob("pytorch_model_fsdp_0/*.distcp")]
+    assert len(sizes) == 2
+    assert max(sizes) < 0.6 * sum(sizes)

@@ -30,7 +30,7 @@ from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.models import adopted_source, base_source, base_template
 from mixmerge.plan.training import HOW as TRAINING_HOW
-from mixmerge.plan.training import check_loggers, check_pairs, check_processes, longest_row, training_step
+from mixmerge.plan.training import check_devices, check_loggers, check_pairs, check_shares, longest_row, training_step
 from mixmerge.recipe.budgets import Grant, budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
@@ -60,6 +60,7 @@ class PlanBuilder:
         """
         self._check_languages()
         check_loggers(self.recipe.how.report_to, self._where("how", "report_to"))
+        check_devices(self.recipe.how, lambda key: self._where("how", key))
         rows = self._read_rows()
         prompts = self._read_prompts()
         self._check_prompts(prompts)
@@ -241,7 +242,7 @@ class PlanBuilder:
         codes = sorted({code for _, code in shares})
         where = self._where(group, name)
         settings = training_step(name, entry.training, training, recipe.seed, where, self.notes)
-        check_processes(settings, recipe.how.processes, where)
+        check_shares(settings, recipe.how, where)
         check_pairs(name, {data: rows[data] for data in sorted(used)}, training, where, self.notes)
         pairs, longest = training.method == "dpo", longest_row(training)
         self._check_budget(name, shares, rows, budget, training.max_repeats, repeats, pairs=pairs, longest=longest)

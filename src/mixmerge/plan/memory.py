@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.train.memory import Memory, Shape, settings_memory, shape_of
-from mixmerge.train.settings import settings_from
+from mixmerge.train.settings import Devices, settings_from
 
 
 def plan_memory(plan: Plan, find: Callable[[str], Path | None]) -> dict[str, Memory]:
@@ -28,8 +28,7 @@ def plan_memory(plan: Plan, find: Callable[[str], Path | None]) -> dict[str, Mem
 
 def _of_step(step: Step, shape: Shape) -> Memory:
     checkpointing = bool(step.how.get("gradient_checkpointing"))
-    processes = step.how.get("processes", 1)
-    return settings_memory(shape, settings_from(step.what), checkpointing=checkpointing, processes=processes)
+    return settings_memory(shape, settings_from(step.what), checkpointing=checkpointing, devices=Devices.of(step.how))
 
 
 def memory_lines(plan: Plan, found: Mapping[str, Memory]) -> Iterator[str]:

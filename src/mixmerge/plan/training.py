@@ -7,21 +7,24 @@ makes no old training new, and a default that two methods share in the recipe to
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 from typing import Any
 
 from mixmerge.data.formats import Row
 from mixmerge.errors import RecipeError, UserError
-from mixmerge.recipe.schema import Training
+from mixmerge.recipe.schema import How, Training
 from mixmerge.train.command import command_fields
 from mixmerge.train.extra import check_extra
-from mixmerge.train.settings import GENERAL, METHODS, Adapter, settings_from
+from mixmerge.train.settings import GENERAL, METHODS, Adapter, Devices, settings_from
 from mixmerge.train.together import shares_refused
 
 # Read by train steps.
-HOW = ("checkpoint_every", "gradient_checkpointing", "processes", "evaluate_every", "report_to", "launcher")
+HOW = (
+    *("checkpoint_every", "gradient_checkpointing", "processes", "nodes", "fsdp"),
+    *("evaluate_every", "report_to", "launcher"),
+)
 LEARNING_RATES = {("sft", False): 2e-5, ("dpo", False): 1e-6, ("sft", True): 2e-4, ("dpo", True): 1e-5}
 # These were in every identity before any key could be left out.
 ALWAYS = (
@@ -137,16 +140,32 @@ def check_loggers(names: Sequence[str], where: str) -> None:
             raise RecipeError(what, where=where, do="set the environment variable TENSORBOARD_LOGGING_DIR to a folder")
 
 
-def check_processes(what: Mapping[str, Any], processes: int, where: str) -> None:
+def check_devices(how: How, where: Callable[[str], str]) -> None:
+    """Refuse machines that nothing would start, and weights that nobody would share.
+
+    Raises:
+        RecipeError: says what to set.
+    """
+    if how.nodes > 1 and not how.launcher:
+        what = f"{how.nodes} machines, and no 'launcher'"
+        do = "give what runs a command on each, e.g. launcher: srun --nodes 2 --ntasks-per-node 1"
+        raise RecipeError(what, where=where("nodes"), do=do)
+    if how.fsdp and how.processes * how.nodes == 1:
+        raise RecipeError("one process shares its weights with none", where=where("fsdp"), do="set how.processes")
+
+
+def check_shares(what: Mapping[str, Any], how: How, where: str) -> None:
     """Refuse a training that so many processes cannot share; a command starts its own.
 
     Raises:
         RecipeError: says why.
     """
-    if processes == 1 or what.get("engine") == "command":
+    devices = Devices(how.processes, how.nodes, how.fsdp)
+    if devices.size == 1 or what.get("engine") == "command":
         return
-    if (refused := shares_refused(what, processes)) is not None:
-        raise RecipeError(refused, where=where, do="change it, or how.processes")
+    if (refused := shares_refused(what, devices)) is not None:
+        do = f"change it, or how.{'nodes and ' if how.nodes > 1 else ''}processes"
+        raise RecipeError(refused, where=where, do=do)
 
 
 def check_pairs(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:

@@ -428,7 +428,9 @@ class How(Section):
     generate_batch_size: Count = Field(32, description="Prompts per generation batch.")
     checkpoint_every: Count = Field(25, description="Training steps between checkpoints.")
     launcher: str = Field(
-        "", description="engine: command: what {launcher} stands for, e.g. torchrun --nproc-per-node 8."
+        "",
+        description="What runs a command on each of the nodes, e.g. srun --nodes 2 --ntasks-per-node 1; "
+        "engine: command: what {launcher} stands for, e.g. torchrun --nproc-per-node 8.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute the forward pass twice to keep less of it in memory; the weights are the same."
@@ -436,6 +438,8 @@ class How(Section):
     processes: Count = Field(
         1, description="Processes that share each step of a training, a CUDA device each where there are any."
     )
+    nodes: Count = Field(1, description="Machines with so many processes each; launcher starts them.")
+    fsdp: bool = Field(False, description="The processes share out weights, gradients and optimiser state too (FSDP2).")
     evaluate_every: Count | None = Field(None, description="Training steps between readings of the held-out rows.")
     report_to: list[Literal["trackio", "wandb", "mlflow", "tensorboard"]] = Field(
         [], description="Also send a training's metrics to these; nothing is sent unless asked."

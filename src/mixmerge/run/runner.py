@@ -23,7 +23,7 @@ from mixmerge.run.local import Event, Worker, log_file, usable_threads
 from mixmerge.run.progress import Progress
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
 from mixmerge.train.memory import memory_advice
-from mixmerge.train.settings import settings_from
+from mixmerge.train.settings import Devices, settings_from
 
 # Seconds of work that show whether base and recipe are sound: nothing else is started before they are done.
 FIRST = ("base", "mixture")
@@ -207,8 +207,8 @@ def was_there_memory(step: Step, store: Store) -> str:
     model = store.find(step.inputs["model"]) if step.kind == "train" else None
     if model is None or step.what.get("engine") == "command":
         return question
-    asked, processes = bool(step.how.get("gradient_checkpointing")), step.how.get("processes", 1)
-    return f"{question} {memory_advice(model, settings_from(step.what), checkpointing=asked, processes=processes)}"
+    asked, devices = bool(step.how.get("gradient_checkpointing")), Devices.of(step.how)
+    return f"{question} {memory_advice(model, settings_from(step.what), checkpointing=asked, devices=devices)}"
 
 
 @contextmanager

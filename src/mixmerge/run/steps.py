@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mixmerge.errors import CheckpointError, DataError, MixmergeError
 from mixmerge.plan.graph import Step
@@ -207,10 +207,12 @@ def train(context: StepContext) -> Measurements:
     if context.what.get("engine") == "command":
         return _train_by_command(context)
     from mixmerge.train.methods import train_by
+    from mixmerge.train.settings import Devices
     from mixmerge.train.together import train_together
 
-    processes = context.how.get("processes", 1)
-    train_here: Callable[..., Measurements] = partial(train_together, processes) if processes > 1 else train_by
+    devices, train_here = Devices.of(context.how), cast(Callable[..., Measurements], train_by)
+    if devices.size > 1:
+        train_here = partial(train_together, devices, launcher=context.how.get("launcher", ""))
     return train_here(
         context.what,
         context.input("model"),

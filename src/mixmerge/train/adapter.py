@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -79,14 +79,25 @@ def named_targets(adapter: Adapter | None, network: Any) -> Iterator[None]:
         ) from error
 
 
-def save_folded(network: Any, base: Path, dtype: str, out: Path, work: Path, threads: int | None) -> None:
-    """Write the trained adapter into `out/adapter` and the base with the adapter folded in, in `dtype`, into `out`."""
+def save_folded(
+    network: Any,
+    weights: Mapping[str, Any] | None,
+    base: Path,
+    dtype: str,
+    out: Path,
+    work: Path,
+    threads: int | None,
+) -> None:
+    """Write the trained adapter into `out/adapter` and the base with the adapter folded in, in `dtype`, into `out`.
+
+    `weights` where the network does not hold them whole.
+    """
     from mixmerge.merge import merge
     from mixmerge.model.adopt import put_together
 
     kept = out / FOLDER
     shutil.rmtree(kept, ignore_errors=True)
-    network.save_pretrained(kept, save_embedding_layers=False)
+    network.save_pretrained(kept, save_embedding_layers=False, state_dict=weights)
     (kept / "README.md").unlink(missing_ok=True)
     _tidy(kept / "adapter_config.json")
     place = work / "fold"

@@ -18,12 +18,15 @@ MARKER = "whole.json"
 PREFIX = "checkpoint-"
 
 
-def mark_whole(checkpoint: Path, training: str) -> None:
-    """Mark a finished checkpoint of the training with the identity `training`, then remove all others beside it."""
+def mark_whole(checkpoint: Path, training: str, *, fsdp: bool = False) -> None:
+    """Mark a finished checkpoint of the training with the identity `training`, then remove all others beside it.
+
+    `fsdp`: its weights are shared out among files.
+    """
     sizes = {str(f.relative_to(checkpoint)): f.stat().st_size for f in sorted(checkpoint.rglob("*")) if f.is_file()}
     partial = checkpoint / f"{MARKER}.part"
     with partial.open("w", encoding="utf-8") as stream:
-        json.dump({"training": training, "files": sizes}, stream)
+        json.dump({"training": training, "fsdp": fsdp, "files": sizes}, stream)
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(checkpoint / MARKER)
@@ -32,37 +35,45 @@ def mark_whole(checkpoint: Path, training: str) -> None:
             shutil.rmtree(other)
 
 
-def last_whole(work: Path, training: str) -> Path | None:
+def last_whole(work: Path, training: str, *, fsdp: bool = False) -> Path | None:
     """The newest whole checkpoint in `work`, or None; those that are not whole are removed.
 
     Raises:
-        StepError: the newest belongs to another training (other data, settings or model).
+        StepError: the newest belongs to another training (other data, settings or model), or its weights are shared out
+            where they are not now, or the other way round.
     """
-    whole: list[tuple[int, str, Path]] = []
+    whole: list[tuple[int, tuple[str, bool], Path]] = []
     for folder in work.glob(f"{PREFIX}*"):
-        owner = _owner(folder)
-        if owner is None:
+        found = _owner(folder)
+        if found is None:
             shutil.rmtree(folder)
         else:
-            whole.append((int(folder.name.removeprefix(PREFIX)), owner, folder))
+            whole.append((int(folder.name.removeprefix(PREFIX)), found, folder))
     if not whole:
         return None
-    _, owner, newest = max(whole)
+    _, (owner, shared), newest = max(whole)
+    do = f"remove {work} to start anew"
+    if owner == training and shared != fsdp:
+        raise StepError(
+            f"the checkpoint was written with how.fsdp: {str(shared).lower()}",
+            where=str(newest),
+            do=f"set it so again, or {do}",
+        )
     if owner != training:
         raise StepError(
             "the checkpoint is of another training: other model, mixture or settings",
             where=str(newest),
-            do=f"remove {work} to start anew",
+            do=do,
         )
     return newest
 
 
-def _owner(folder: Path) -> str | None:
-    """The training that a whole checkpoint belongs to; None where anything is missing or has another size."""
+def _owner(folder: Path) -> tuple[str, bool] | None:
+    """The training that a whole checkpoint belongs to, and whether it is shared out; None where anything is missing or has another size."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         if any((folder / name).stat().st_size != size for name, size in marker["files"].items()):
             return None
-        return str(marker["training"])
+        return str(marker["training"]), bool(marker.get("fsdp"))
     except (OSError, ValueError, KeyError):
         return None

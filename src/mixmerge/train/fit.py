@@ -69,7 +69,7 @@ def fit(
     check_extra(settings.method, settings.extra)
     rows, digest = read_mixture(mixture, pairs=pairs)
     asked = place.gradient_checkpointing
-    with naming_lack_of_memory(model, settings, checkpointing=asked, processes=group.size()):
+    with naming_lack_of_memory(model, settings, checkpointing=asked, devices=group.devices()):
         return _fit(model, mixture, out, settings, prepare, place, rows, digest, columns)
 
 
@@ -115,10 +115,11 @@ def _fit(
     training = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     place.work.mkdir(parents=True, exist_ok=True)
     with group.first_before_others():
-        checkpoint = last_whole(place.work, training)
+        checkpoint = last_whole(place.work, training, fsdp=group.devices().fsdp)
     gc.collect()  # what an earlier training of this process left in cycles
     with _no_bars():
-        network = _load(model, settings)
+        with group.first_alone_loads():
+            network = _load(model, settings)
         configs = _keep_configs(network)
         with named_targets(settings.adapter, network):
             trainer = build_trainer(
@@ -126,16 +127,19 @@ def _fit(
             )
         if group.size() > 1:
             torch.manual_seed(settings.seed + group.rank())  # or dropout would draw the same in each
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        carries_on = checkpoint is not None and trainer.can_carry_on()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if carries_on else None)
         trainer.log_held_out()
         history = trainer.state.log_history
+        weights = group.whole_weights(trainer.model)
         if not group.first():
             return {}
         out.mkdir(parents=True, exist_ok=True)
         if settings.adapter is None:
-            _save(network, configs, getattr(torch, dtype), out)
+            kind = getattr(torch, dtype)
+            _save(_whole(network, model, kind, weights), configs, kind, out)
         else:
-            save_folded(trainer.model, model, dtype, out, place.work, place.threads)
+            save_folded(trainer.model, weights, model, dtype, out, place.work, place.threads)
         copy_files(model, out, KEPT_FILES, over=True)
     _write_metrics(history, (*COUNTS, *columns), out / "metrics.jsonl")
     steps = [entry for entry in history if "loss" in entry]
@@ -226,6 +230,17 @@ def _keep_configs(network: Any) -> tuple[Any, Any]:
     from copy import deepcopy
 
     return deepcopy(network.config), deepcopy(network.generation_config)
+
+
+def _whole(network: Any, model: Path, dtype: Any, weights: Mapping[str, Any] | None) -> Any:
+    """The network, or one that has the `weights`, where it does not hold them whole itself."""
+    if weights is None:
+        return network
+    from mixmerge.model.loading import load_pretrained
+
+    whole = load_pretrained("AutoModelForCausalLM", model, dtype=dtype)
+    whole.load_state_dict(weights)
+    return whole
 
 
 def _save(network: Any, configs: tuple[Any, Any], dtype: Any, out: Path) -> None:

@@ -18,8 +18,9 @@ from typing import Any
 
 from mixmerge.errors import MixmergeError, StepError, reason
 from mixmerge.merge.checkpoint import open_checkpoint, read_json
-from mixmerge.train.settings import Adapter, DpoSettings, TrainSettings
+from mixmerge.train.settings import Adapter, Devices, DpoSettings, TrainSettings
 
+ALONE = Devices()
 LINEAR = 7  # matrices of a layer, in most families: q, k, v, o, gate, up, down
 SAID = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")  # torch on CUDA; torch, Linux; C++
 
@@ -37,7 +38,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one training, on the one device that trains."""
+    """Bytes of one training, on each of its devices."""
 
     weights: int
     gradients: int
@@ -95,16 +96,16 @@ def training_memory(
 
 
 def settings_memory(
-    shape: Shape, settings: TrainSettings, *, checkpointing: bool = False, processes: int = 1
+    shape: Shape, settings: TrainSettings, *, checkpointing: bool = False, devices: Devices = ALONE
 ) -> Memory:
-    """What a training with these settings holds at once, in each of its `processes`."""
-    parts = settings.gradient_accumulation * processes
+    """What a training with these settings holds at once, in each of its processes."""
+    parts = settings.gradient_accumulation * devices.size
     rows = math.ceil(settings.batch_size / parts) * (2 if isinstance(settings, DpoSettings) else 1)
     trained = None
     if settings.adapter is not None:
         targets = settings.adapter.targets
         trained = lora_weights(shape, settings.adapter.r, LINEAR if isinstance(targets, str) else len(targets))
-    return training_memory(
+    needed = training_memory(
         shape,
         rows=rows,
         length=settings.max_length,
@@ -112,43 +113,49 @@ def settings_memory(
         trained=trained,
         checkpointing=checkpointing,
     )
+    if not devices.fsdp:
+        return needed
+    shared = {part: getattr(needed, part) // devices.size for part in ("weights", "gradients", "optimiser")}
+    return replace(needed, **shared)
 
 
-def memory_advice(model: Path, settings: TrainSettings, *, checkpointing: bool = False, processes: int = 1) -> str:
+def memory_advice(
+    model: Path, settings: TrainSettings, *, checkpointing: bool = False, devices: Devices = ALONE
+) -> str:
     """What to change for a training to need less, the most effective first, with the estimate of each, in GB.
 
     What is set already is left out. Without the model's shape, the same without figures.
     """
     shape = shape_of(model)
-    changes: dict[str, tuple[TrainSettings, bool]] = {}
-    rows = settings.batch_size // processes
+    changes: dict[str, tuple[TrainSettings, bool, Devices]] = {}
+    rows = settings.batch_size // devices.size
     if settings.gradient_accumulation < rows:
         parts = f"training.gradient_accumulation: {rows} (the rows of a step stay the same)"
-        changes[parts] = replace(settings, gradient_accumulation=rows), checkpointing
+        changes[parts] = replace(settings, gradient_accumulation=rows), checkpointing, devices
     if not checkpointing:
-        changes["how.gradient_checkpointing: true"] = settings, True
+        changes["how.gradient_checkpointing: true"] = settings, True, devices
+    if devices.size > 1 and not devices.fsdp:
+        changes["how.fsdp: true"] = settings, checkpointing, replace(devices, fsdp=True)
     if settings.adapter is None:
-        changes["training.adapter: {type: lora}"] = replace(settings, adapter=Adapter()), checkpointing
+        changes["training.adapter: {type: lora}"] = replace(settings, adapter=Adapter()), checkpointing, devices
     if settings.max_length > 2:
         half = settings.max_length // 2
-        changes[f"training.max_length: {half} (longer rows are cut)"] = (
-            replace(settings, max_length=half),
-            checkpointing,
-        )
+        shorter = replace(settings, max_length=half)
+        changes[f"training.max_length: {half} (longer rows are cut)"] = shorter, checkpointing, devices
     if shape is None:
         return f"set {' or '.join(changes)}" if changes else "train a smaller model"
     needs = {
-        text: settings_memory(shape, changed, checkpointing=asked, processes=processes).total
-        for text, (changed, asked) in changes.items()
+        text: settings_memory(shape, changed, checkpointing=asked, devices=others).total
+        for text, (changed, asked, others) in changes.items()
     }
-    now = settings_memory(shape, settings, checkpointing=checkpointing, processes=processes).total
+    now = settings_memory(shape, settings, checkpointing=checkpointing, devices=devices).total
     told = [f"{text}: {_gb(needs[text])}" for text in sorted(needs, key=lambda text: needs[text])]
     return f"it needs {_gb(now)} by estimate; set {', or '.join(told)}" if told else f"it needs {_gb(now)} by estimate"
 
 
 @contextmanager
 def naming_lack_of_memory(
-    model: Path, settings: TrainSettings, *, checkpointing: bool = False, processes: int = 1
+    model: Path, settings: TrainSettings, *, checkpointing: bool = False, devices: Devices = ALONE
 ) -> Iterator[None]:
     """Turn whatever torch, Python or the system says of missing memory into a StepError with `memory_advice`.
 
@@ -161,7 +168,7 @@ def naming_lack_of_memory(
         lack = _lack(error)
         if lack is None:
             raise
-        do = memory_advice(model, settings, checkpointing=checkpointing, processes=processes)
+        do = memory_advice(model, settings, checkpointing=checkpointing, devices=devices)
         raise StepError(f"the training ran out of memory ({reason(lack)})", do=do) from error
 
 

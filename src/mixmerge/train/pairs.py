@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -74,9 +75,9 @@ class Reference:
 
     def fill(self, ask: Callable[[TokenisedPairs], Any]) -> None:
         """Ask for what the file did not have, and keep it there; the file appears whole."""
-        if self.logps is not None:
+        if self.logps:
             return
-        self.logps = {name: ask(pairs) for name, pairs in self.pairs.items()}
+        self.logps |= {name: ask(pairs) for name, pairs in self.pairs.items()}
         if not group.first():
             return
         partial = self.file.with_name(f"{REFERENCE}.part")
@@ -84,19 +85,34 @@ class Reference:
             np.savez(stream, training=np.array(self.training), **{f"of {k}": v for k, v in self.logps.items()})
         partial.replace(self.file)
 
-    def dataset(self, name: str, order: Sequence[int]) -> Any:
-        """The pairs of this name in this order, with their reference."""
-        return self.pairs[name].dataset(order, (self.logps or {})[name])
+    def dataset(self, name: str, order: Sequence[int]) -> Referenced:
+        """The pairs of this name in this order, with their reference, which has to be there once they are read."""
+        return Referenced(self.pairs[name].dataset(order), name, order, self.logps)
 
-    def _read(self) -> dict[str, Any] | None:
-        """What an earlier call of this very training wrote, or None."""
+    def _read(self) -> dict[str, Any]:
+        """What an earlier call of this very training wrote, or nothing."""
         try:
             with np.load(BytesIO(self.file.read_bytes()), allow_pickle=False) as held:
                 if str(held["training"]) == self.training:
                     return {name: held[f"of {name}"] for name in self.pairs}
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             pass
-        return None
+        return {}
+
+
+class Referenced(Dataset[dict[str, Any]]):
+    """Pairs with the start's log-probabilities of their answers, `ref_chosen_logps` and `ref_rejected_logps`; 0 of a blank one."""
+
+    def __init__(self, rows: Any, name: str, order: Sequence[int], logps: Mapping[str, Any]) -> None:
+        self.rows, self.name, self.order, self.logps = rows, name, order, logps
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int) -> dict[str, Any]:
+        known, pair = self.logps[self.name], self.order[at]
+        chosen, rejected = known[pair] if pair < len(known) else (0.0, 0.0)
+        return {**self.rows[at], "ref_chosen_logps": float(chosen), "ref_rejected_logps": float(rejected)}
 
 
 class PairTrainer(Watched, DPOTrainer):  # type: ignore[misc]
@@ -124,14 +140,12 @@ class PairTrainer(Watched, DPOTrainer):  # type: ignore[misc]
 
     def measure(self, lang: str, rows: TokenisedPairs) -> dict[str, float]:
         """Means over the pairs: the loss, the margin of the rewards, and the share whose chosen answer has the larger one."""
-        sums, pairs = dict.fromkeys(HELD, 0.0), 0
-        for count, batch in self.batches(self.reference.dataset(lang, by_length(rows))):
+        sums = np.zeros(len(HELD))
+        for own, batch in self.batches(self.reference.dataset(lang, by_length(rows))):
             loss = float(self.compute_loss(self.model, batch))
-            told = {name: self._metrics["eval"][source][-1] for name, source in HELD.items() if source}
-            for name, value in ({"loss": loss} | told).items():
-                sums[name] += count * value
-            pairs += count
-        return {name: total / pairs for name, total in sums.items()}
+            told = [self._metrics["eval"][source][-1] if source else loss for source in HELD.values()]
+            sums += len(own) * np.array(told)
+        return dict(zip(HELD, (group.total_of_floats(sums) / len(rows.kept)).tolist(), strict=True))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -164,17 +178,24 @@ class PairTrainer(Watched, DPOTrainer):  # type: ignore[misc]
         return mean
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """The dataset with `ref_chosen_logps` and `ref_rejected_logps`."""
-        self.reference.fill(self._ask)
+        """The dataset with `ref_chosen_logps` and `ref_rejected_logps`, which are asked for once the training begins."""
         return self.reference.dataset(TRAINED, self.reference.order)
+
+    def can_carry_on(self) -> bool:
+        """Whether the reference is there: a model that has been trained a while cannot be asked for it."""
+        return bool(self.reference.logps)
+
+    def read_start(self) -> None:
+        """Take the reference, if it is not there."""
+        self.reference.fill(self._ask)
 
     def _ask(self, pairs: TokenisedPairs) -> Any:
         """Log-probabilities under the start of the chosen and the rejected answers: float32 (pairs, 2)."""
-        ranked, found = by_length(pairs), []
+        ranked, logps = by_length(pairs), np.zeros((len(pairs.kept), 2))
+        training = self.model.training
         self.model.eval()
-        for _, batch in self.batches(pairs.dataset(ranked)):
+        for own, batch in self.batches(pairs.dataset(ranked)):
             sides = self.compute_ref_log_probs(self.model, batch)
-            found.append(torch.stack(sides, dim=1).float().cpu().numpy())
-        logps = np.empty((len(ranked), 2), np.float32)
-        logps[ranked] = np.concatenate(found)
-        return logps
+            logps[[ranked[at] for at in own]] = torch.stack(sides, dim=1).float().cpu().numpy()[: len(own)]
+        self.model.train(training)
+        return group.total_of_floats(logps).astype(np.float32)

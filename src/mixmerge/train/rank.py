@@ -13,10 +13,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import MixmergeError, reason
+from mixmerge.errors import MixmergeError, UserError, reason
 from mixmerge.events import Emit, take_stdout
 from mixmerge.train import group
 from mixmerge.train.methods import train_by
+from mixmerge.train.settings import Devices
 
 # What a process says when another one of its group is gone: never the cause.
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
@@ -45,12 +46,11 @@ def _train(spec: dict[str, Any], rank: int, emit: Emit) -> dict[str, Any]:
     import torch
 
     cpu = spec["device"] == "cpu" or not torch.cuda.is_available()
-    if not cpu and torch.cuda.device_count() < spec["processes"]:
-        from mixmerge.errors import UserError
-
-        what = f"{spec['processes']} processes, and {torch.cuda.device_count()} CUDA device(s) here"
+    devices = Devices(**spec["devices"])
+    if not cpu and torch.cuda.device_count() < devices.processes:
+        what = f"{devices.processes} processes, and {torch.cuda.device_count()} CUDA device(s) here"
         raise UserError(what, where="how.processes", do="a process needs a device of its own")
-    group.join(rank, spec["processes"], Path(spec["meeting"]), cpu=cpu)
+    group.join(rank, devices, Path(spec["meeting"]), cpu=cpu)
     measured = train_by(
         spec["what"],
         Path(spec["model"]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from mixmerge.errors import UserError
@@ -27,6 +27,28 @@ OPTIMIZERS = {  # ours -> TRL's
     "adagrad": "adagrad",
 }
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # TRL's other losses do not read label_smoothing
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What a training is spread over: `processes` on each of `nodes`, a device each. No weight depends on it.
+
+    With `fsdp` they share out weights, gradients and moments too (FSDP2; Zhao et al. 2023), and not the rows alone.
+    """
+
+    processes: int = 1
+    nodes: int = 1
+    fsdp: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many processes train together."""
+        return self.processes * self.nodes
+
+    @classmethod
+    def of(cls, how: Mapping[str, Any]) -> Devices:
+        """The devices that the `how` of a train step names."""
+        return cls(**{part.name: how[part.name] for part in fields(cls) if part.name in how})
 
 
 @dataclass(frozen=True, slots=True)

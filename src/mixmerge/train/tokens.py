@@ -70,32 +70,23 @@ class TokenisedPairs:
         sides = zip(self.prompts, self.chosen, self.rejected, strict=True)
         return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
 
-    def dataset(self, order: Sequence[int], reference: Any = None) -> Any:
+    def dataset(self, order: Sequence[int]) -> Any:
         """A `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (int32), in the given order of rows.
 
-        `reference` adds `ref_chosen_logps` and `ref_rejected_logps`: float32 (rows, 2). In the place after the last is a
-        blank pair: a prompt of BLANK tokens without answers.
+        In the place after the last is a blank pair: a prompt of BLANK tokens without answers.
         """
         parts = {"prompt_ids": self.prompts, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
         columns = {name: [*ids, [0] * BLANK if name == "prompt_ids" else []] for name, ids in parts.items()}
-        logps = (
-            {}
-            if reference is None
-            else {f"ref_{side}_logps": [*reference[:, at], 0.0] for at, side in enumerate(("chosen", "rejected"))}
-        )
-        return _dataset(columns, order, logps)
+        return _dataset(columns, order)
 
 
-def _dataset(
-    columns: Mapping[str, Sequence[Any]], order: Sequence[int], numbers: Mapping[str, Sequence[float]] | None = None
-) -> Any:
+def _dataset(columns: Mapping[str, Sequence[Any]], order: Sequence[int]) -> Any:
     import pyarrow as arrow
     from datasets import Dataset
 
     kind = arrow.list_(arrow.int32())
     arrays = {name: arrow.array(values, type=kind) for name, values in columns.items()}
-    single = {name: arrow.array(values, type=arrow.float32()) for name, values in (numbers or {}).items()}
-    return Dataset(arrow.table(arrays | single)).select(order)
+    return Dataset(arrow.table(arrays)).select(order)
 
 
 def load_tokenizer(model: Path) -> Any:

@@ -132,7 +132,7 @@ def watch(trainer: T, training: str, held: Mapping[str, Any] | None, place: Plac
     trainer.training = training
     trainer.blanks = blanks
     trainer.held = held or {}
-    trainer.add_callback(_HeldOut(trainer, place.evaluate_every))
+    trainer.add_callback(_Readings(trainer, place.evaluate_every))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -155,6 +155,7 @@ class Watched:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._counts: Counter[str] = Counter()
         super().__init__(*args, **kwargs)
+        group.share_weights(self)
         self._since = time.perf_counter()
 
     def count(self, inputs: Any) -> Mapping[str, int]:
@@ -164,6 +165,13 @@ class Watched:
     def measure(self, lang: str, rows: Any) -> dict[str, float]:
         """What held-out rows of a language say of the model now, by measure."""
         raise TypeError(f"{type(self).__name__} does not say what it measures")
+
+    def can_carry_on(self) -> bool:
+        """Whether there is what a checkpoint needs beside itself."""
+        return True
+
+    def read_start(self) -> None:
+        """Take what has to be known of the model before its first step."""
 
     def log_held_out(self) -> None:
         """Log what the held-out rows say, language by language, as `held_out/<language>/<measure>`."""
@@ -180,12 +188,23 @@ class Watched:
         self.model.train(training)
         self._since += time.perf_counter() - began
 
-    def batches(self, dataset: Any) -> Iterator[tuple[int, Any]]:
-        """The rows of a dataset, batch after batch on the training's device, with how many there are in each."""
-        size = self.args.per_device_train_batch_size
-        for begin in range(0, len(dataset), size):
-            rows = [dataset[at] for at in range(begin, min(begin + size, len(dataset)))]
-            yield len(rows), self._prepare_inputs(self.data_collator(rows))  # type: ignore[attr-defined]
+    def batches(self, dataset: Any) -> Iterator[tuple[range, Any]]:
+        """This process's share of a dataset's batches, on its device, with the rows that each holds.
+
+        All processes get equally many, for where weights are shared out they have to ask together: where the batches do not
+        come out even, some get the first one once more, with no rows to count.
+        """
+        size, whole = self.args.per_device_train_batch_size, len(dataset)
+        begins = range(0, whole, size)
+        for turn in range(group.rank(), -(-len(begins) // group.size()) * group.size(), group.size()):
+            own = range(begins[turn], min(begins[turn] + size, whole)) if turn < len(begins) else range(0)
+            rows = [dataset[at] for at in own or range(min(size, whole))]
+            yield own, self._prepare_inputs(self.data_collator(rows))  # type: ignore[attr-defined]
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """Leave a model that is to be shared out where it is: no device has to hold the whole of it."""
+        if not group.devices().fsdp:
+            super()._move_model_to_device(model, device)  # type: ignore[misc]
 
     def _send_telemetry(self) -> None:
         """Send nothing, whatever the environment says."""
@@ -218,7 +237,8 @@ class Watched:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         group.total([0])  # every process has written its own random state there
         if group.first():
-            mark_whole(Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}", self.training)
+            checkpoint = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
+            mark_whole(checkpoint, self.training, fsdp=group.devices().fsdp)
 
     def _refuse_nonfinite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -241,11 +261,14 @@ class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
     def measure(self, lang: str, rows: Tokenised) -> dict[str, float]:
         """Mean negative log-likelihood of an answer's token, in nats, over all tokens of the rows."""
         total = tokens = 0.0
-        for _, batch in self.batches(rows.dataset(by_length(rows))):
+        for own, batch in self.batches(rows.dataset(by_length(rows))):
             # As if each process had rows of its own, the loss is given times their number.
-            total += float(self.compute_loss(self.model, batch, num_items_in_batch=torch.tensor(1))) / group.size()
-            tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
-        return {"loss": total / max(tokens, 1)}
+            loss = float(self.compute_loss(self.model, batch, num_items_in_batch=torch.tensor(1))) / group.size()
+            if own:
+                total += loss
+                tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
+        total, tokens = group.total_of_floats([total, tokens])
+        return {"loss": float(total / max(tokens, 1))}
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -277,14 +300,15 @@ def by_length(rows: Any) -> list[int]:
     return sorted(range(len(lengths)), key=lambda row: lengths[row])
 
 
-class _HeldOut(TrainerCallback):  # type: ignore[misc]
-    """Reads the held-out rows before the first step and between; a training that carries on has done so before."""
+class _Readings(TrainerCallback):  # type: ignore[misc]
+    """Reads the start and the held-out rows before the first step, and these between; one that carries on has done so."""
 
     def __init__(self, trainer: Watched, every: int | None) -> None:
         self.trainer, self.every = trainer, every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
+            self.trainer.read_start()
             self.trainer.log_held_out()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
