@@ -121,6 +121,24 @@ def open_checkpoint(folder: Path, name: str | None = None, *, pickles: bool = Fa
     return Checkpoint(name, folder, tensors, read_json(folder / "config.json"))
 
 
+def dtype_names() -> dict[torch.dtype, str]:
+    """The names of safetensors for those of torch's dtypes that are read and copied."""
+    import torch
+
+    return {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }
+
+
 def _pickle_reader() -> Callable[[Path], dict[str, Tensor]]:
     from mixmerge.merge.pickles import read_pickle
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixmerge.errors import ModelError, RecipeError, did_you_mean
 from mixmerge.merge.align import Model
-from mixmerge.merge.checkpoint import ITEM_BYTES, Checkpoint, Tensor
+from mixmerge.merge.checkpoint import ITEM_BYTES, Checkpoint, Tensor, dtype_names
 from mixmerge.merge.config import parse_config
 from mixmerge.merge.models import without_twins
 from mixmerge.merge.settings import MergeConfig
@@ -227,30 +227,12 @@ def _bytes(tensor: torch.Tensor) -> Raw:
 def _empty(tensor: Tensor) -> torch.Tensor:
     import torch
 
-    dtypes = {name: dtype for dtype, name in _dtypes().items()}
+    dtypes = {name: dtype for dtype, name in dtype_names().items()}
     return torch.empty(tensor.shape, dtype=dtypes[tensor.dtype])
 
 
 def _name_of(dtype: torch.dtype, tensor: str, model: str) -> str:
     try:
-        return _dtypes()[dtype]
+        return dtype_names()[dtype]
     except KeyError:
         raise ModelError(f"tensor '{tensor}' is {dtype}, which cannot be merged or copied", where=model) from None
-
-
-def _dtypes() -> dict[torch.dtype, str]:
-    """torch's dtypes by the names of safetensors."""
-    import torch
-
-    return {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }

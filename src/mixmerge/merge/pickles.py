@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from mixmerge.errors import CheckpointError
-from mixmerge.merge.checkpoint import AGAIN, Tensor
+from mixmerge.merge.checkpoint import AGAIN, Tensor, dtype_names
 
 _AS_SAFETENSORS = "load it with transformers and save_pretrained it again: that writes safetensors"
 
@@ -34,20 +34,18 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(what, where=str(file), do="take another checkpoint of it") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError("the file is damaged, or no file of torch.save", where=str(file), do=AGAIN) from error
-    kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
-    kinds |= {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}
-    kinds |= {torch.uint8: "U8", torch.bool: "BOOL"}
+    names = dtype_names()
     tensors: dict[str, Tensor] = {}
     for name, tensor in held.items() if isinstance(held, dict) else [("", held)]:
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"'{name}' is no tensor", where=str(file), do=_AS_SAFETENSORS)
         dense = tensor.layout is torch.strided and not tensor.is_quantized
         start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None) if dense else None
-        if start is None or not tensor.is_contiguous() or tensor.dtype not in kinds:
+        if start is None or not tensor.is_contiguous() or tensor.dtype not in names:
             what = f"tensor '{name}' ({tensor.dtype}) does not lie in one piece"
             raise CheckpointError(what, where=str(file), do=_AS_SAFETENSORS)
         offset = start + tensor.storage_offset() * tensor.element_size()
-        tensors[name] = Tensor(kinds[tensor.dtype], tuple(tensor.shape), file, offset)
+        tensors[name] = Tensor(names[tensor.dtype], tuple(tensor.shape), file, offset)
     if any(tensor.offset + tensor.bytes > file.stat().st_size for tensor in tensors.values()):
         raise CheckpointError("the file is cut short", where=str(file), do=AGAIN)
     return tensors
