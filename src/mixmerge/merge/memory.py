@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixmerge.errors import ModelError, RecipeError, did_you_mean
 from mixmerge.merge.align import Model
@@ -162,37 +162,54 @@ def _targets(outputs: Mapping[str, Tensor], into: StateDict, twins: Mapping[str,
     return {name: into[place].detach() for name, place in found.items()}
 
 
+class _Span(NamedTuple):
+    """The memory of a tensor, from address `begin` to before `end`: of an input of `model`, or (None) to merge into."""
+
+    device: str
+    begin: int
+    end: int
+    name: str
+    model: str | None = None
+
+
 def _require_apart(targets: Mapping[str, torch.Tensor], models: Mapping[str, Model]) -> None:
     """Refuse targets in each other's memory, or in that of an input which is read for another tensor."""
-    do = "give tensors that have memory of their own, or merge into none and copy the result"
-    spans: list[tuple[str, int, int, str, str | None]] = []
-    for name, tensor in targets.items():
-        last = 0
-        for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-            if size > 1 and stride <= last:
-                raise ModelError(f"the elements of tensor '{name}' to merge into share their memory", do=do)
-            last += (size - 1) * stride
-        if tensor.numel():
-            begin = tensor.data_ptr()
-            spans.append((str(tensor.device), begin, begin + (last + 1) * tensor.element_size(), name, None))
+    spans = [_span(name, tensor) for name, tensor in targets.items()]
     for model, held in models.items():
         for name, source in held.tensors.items():
-            if isinstance(source, Held) and source.data.size:
+            if isinstance(source, Held):
                 begin = source.data.ctypes.data
-                spans.append(("cpu", begin, begin + source.data.size, name, model))
-    reaching: list[tuple[str, int, int, str, str | None]] = []
-    for span in sorted(spans, key=lambda span: span[:3]):
-        reaching = [other for other in reaching if other[0] == span[0] and other[2] > span[1]]
+                spans.append(_Span("cpu", begin, begin + source.data.size, name, model))
+    reaching: list[_Span] = []
+    for span in sorted((span for span in spans if span.end > span.begin), key=lambda span: span[:3]):
+        reaching = [other for other in reaching if other.device == span.device and other.end > span.begin]
         for other in reaching:
-            target, input_ = sorted((span, other), key=lambda one: one[4] is not None)
-            if target[4] is not None or (input_[4] is not None and input_[1:4] == target[1:4]):
-                continue
-            if input_[4] is None:
-                what = f"tensors '{other[3]}' and '{span[3]}' to merge into lie in each other's memory, and the result has two"
-                raise ModelError(what, do=do)
-            what = f"tensor '{target[3]}' to merge into lies in the memory of '{input_[3]}' of '{input_[4]}'"
-            raise ModelError(f"{what}, which is read for another", do=do)
+            _require_harmless(other, span)
         reaching.append(span)
+
+
+def _span(name: str, tensor: torch.Tensor) -> _Span:
+    """The memory of a tensor to merge into, whose elements must not share any."""
+    last = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= last:
+            raise ModelError(f"the elements of tensor '{name}' to merge into share their memory", do=_OWN_MEMORY)
+        last += (size - 1) * stride
+    begin, elements = tensor.data_ptr(), last + 1 if tensor.numel() else 0
+    return _Span(str(tensor.device), begin, begin + elements * tensor.element_size(), name)
+
+
+def _require_harmless(first: _Span, second: _Span) -> None:
+    """Refuse two that overlap where one is written, unless it is the very tensor that it is made from."""
+    target, other = (first, second) if first.model is None else (second, first)
+    if target.model is not None:
+        return
+    if other.model is None:
+        what = f"tensors '{first.name}' and '{second.name}' to merge into lie in each other's memory, and the result has two"
+        raise ModelError(what, do=_OWN_MEMORY)
+    if (target.begin, target.end, target.name) != (other.begin, other.end, other.name):
+        what = f"tensor '{target.name}' to merge into lies in the memory of '{other.name}' of '{other.model}'"
+        raise ModelError(f"{what}, which is read for another", do=_OWN_MEMORY)
 
 
 def _hold(name: str, tensors: StateDict, twins: Mapping[str, str]) -> Model:
@@ -236,3 +253,6 @@ def _name_of(dtype: torch.dtype, tensor: str, model: str) -> str:
         return dtype_names()[dtype]
     except KeyError:
         raise ModelError(f"tensor '{tensor}' is {dtype}, which cannot be merged or copied", where=model) from None
+
+
+_OWN_MEMORY = "give tensors that have memory of their own, or merge into none and copy the result"
