@@ -270,7 +270,7 @@ def test_a_reference_that_is_none_is_refused_where_it_stands(reference, message)
         ({"alora_invocation_tokens": [3]}, "adapter_config.json has alora_invocation_tokens"),
         ({"something_of_2030": True}, "adapter_config.json has something_of_2030: true"),
         ({"lora_alpha": "many"}, "no usable lora_alpha for 'model.layers"),
-        ({"alpha_pattern": {"(": 3}}, "no usable lora_alpha for 'model.layers"),
+        ({"alpha_pattern": ["q_proj"]}, "no usable lora_alpha for 'model.layers"),
         ({"use_dora": True}, "use_dora is True, and of 'model.layers.*it holds lora_A.weight, lora_B.weight"),
     ],
 )
@@ -279,6 +279,20 @@ def test_an_adapter_of_a_kind_that_cannot_be_folded_is_refused_by_name(settings,
     edit(adapter, **settings)
     with pytest.raises(ModelError, match=f"adapter: this adapter cannot be folded: .*{message}"):
         fold(bases["llama"], adapter, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("kind", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("pattern", ["(", "(?\n", "q{99999999999}"])
+def test_a_pattern_that_is_no_regular_expression_is_named_with_its_file(kind, pattern, bases, tmp_path):
+    adapter = train(bases["llama"], tmp_path / "adapter", target_modules=["q_proj"])
+    edit(adapter, **{kind: {pattern: 4}})
+    with pytest.raises(ModelError) as refused:
+        fold(bases["llama"], adapter, tmp_path / "out")
+    text = str(refused.value)
+    assert text.count("\n") == 0
+    assert f"adapter_config.json has the {kind} '{pattern.strip()}" in text
+    assert "is no regular expression" in text
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -294,12 +294,12 @@ def _fold_bias(
 
 
 def _scale(module: str, rank: int, settings: Mapping[str, Any], folder: Path) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA; alpha by the first pattern that ends the module's name."""
-    patterns = settings.get("alpha_pattern") or {}
+    """alpha / r, or alpha / sqrt(r) for rsLoRA."""
     try:
-        found = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
-        alpha = float(settings["lora_alpha"] if found is None else patterns[found])
-    except (KeyError, TypeError, ValueError, re.error) as error:
+        alpha = float(_by_pattern("alpha_pattern", module, settings, folder, settings.get("lora_alpha")))
+    except ModelError:  # a ValueError too
+        raise
+    except (TypeError, ValueError) as error:
         raise _refusal(folder, f"{CONFIG} has no usable lora_alpha for '{module}'") from error
     if not math.isfinite(alpha):
         raise _refusal(folder, f"{CONFIG} gives '{module}' the lora_alpha {alpha}")
@@ -308,11 +308,23 @@ def _scale(module: str, rank: int, settings: Mapping[str, Any], folder: Path) ->
 
 def _require_rank(module: str, rank: int, settings: Mapping[str, Any], folder: Path) -> None:
     """Refuse an adapter whose settings tell of another rank than its tensors have: its scale would be in doubt."""
-    patterns = settings.get("rank_pattern") or {}
-    found = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
-    said = settings.get("r", rank) if found is None else patterns[found]
+    said = _by_pattern("rank_pattern", module, settings, folder, settings.get("r", rank))
     if said != rank:
         raise _refusal(folder, f"{CONFIG} gives '{module}' the rank {said!r}, and its tensors have {rank}")
+
+
+def _by_pattern(kind: str, module: str, settings: Mapping[str, Any], folder: Path, default: Any) -> Any:
+    """What PEFT takes for a module: the value of the first pattern of this kind that ends its name, else the default."""
+    patterns = settings.get(kind) or {}
+    for pattern in patterns:
+        try:
+            found = re.match(rf"(.*\.)?({pattern})$", module)
+        except (re.error, OverflowError, RecursionError) as error:
+            what = f"{CONFIG} has the {kind} '{pattern}', which is no regular expression"
+            raise _refusal(folder, what, "correct it there") from error
+        if found is not None:
+            return patterns[pattern]
+    return default
 
 
 def _place(path: str, model: Checkpoint, folder: Path) -> str | None:
