@@ -21,7 +21,7 @@ from mixmerge.errors import CheckpointError, ModelError
 from mixmerge.merge import merge
 from mixmerge.merge.card import to_yaml
 from mixmerge.merge.checkpoint import ITEM_BYTES, Tensor, locate_model, open_checkpoint, read_header
-from mixmerge.merge.sources import Files, decode, encode, stored
+from mixmerge.merge.sources import Files, encode, read_decoded, stored
 from mixmerge.merge.writer import CheckpointWriter
 
 
@@ -55,11 +55,9 @@ def test_headers_give_names_types_and_shapes_of_a_sharded_model(tiny_models, tmp
         n: tuple(w.shape) for n, w in weights.items()
     }
     for name, weight in weights.items():
-        assert torch.equal(opened.read(name), weight)
-        start = weight.numel() // 3
-        assert torch.equal(
-            torch.from_numpy(floats(opened, name, start, 7)), weight.flatten()[start : start + 7].float()
-        )
+        for start, size in ((0, weight.numel()), (weight.numel() // 3, 7)):
+            found = torch.from_numpy(floats(opened, name, start, size))
+            assert torch.equal(found, weight.flatten()[start : start + size].float())
 
 
 def test_a_missing_tensor_is_named_with_both_models(two, tmp_path):
@@ -326,11 +324,9 @@ def floats(checkpoint, name, start, size):
     """Elements of a tensor as float32, through the source that merges read."""
     with closing(Files()) as files:
         source = stored(checkpoint, files)[name]
-        raw = np.empty(size * ITEM_BYTES[source.dtype], np.uint8)
-        assert source.read(start, raw) == raw.size
-        out = np.empty(size, np.float32)
-        decode(raw, source, out)
-    return out
+        values, read = read_decoded(source, start, size)
+        assert read == size * ITEM_BYTES[source.dtype]
+    return values
 
 
 def test_a_file_cut_short_while_it_is_read_is_named(two):

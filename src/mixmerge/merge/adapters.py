@@ -25,7 +25,6 @@ from mixmerge.merge.align import says_tied
 from mixmerge.merge.block import Float32, Float64
 from mixmerge.merge.checkpoint import (
     FLOATS,
-    ITEM_BYTES,
     Checkpoint,
     Tensor,
     locate_model,
@@ -33,7 +32,7 @@ from mixmerge.merge.checkpoint import (
     read_header,
     read_json,
 )
-from mixmerge.merge.sources import Files, Raw, Source, Stored, decode, stored
+from mixmerge.merge.sources import Files, Raw, Source, Stored, read_decoded, stored
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 STRETCH = 1 << 18  # elements at a time while DoRA's norms are summed
@@ -150,7 +149,7 @@ class Folded:
         """W + scale * left @ right from flat index `start` on, and the bytes read for it."""
         columns = self.shape[-1]
         first, end = start // columns, -(-(start + size) // columns)
-        base, read = _decoded(self.base, start, size)
+        base, read = read_decoded(self.base, start, size)
         left, left_read = self._left(first, end, len(right))
         values = np.empty(size, np.float64)
         kernels.low_rank(base, left, right, self.fold.scale, start - first * columns, values)
@@ -166,9 +165,9 @@ class Folded:
             return np.ones((1, 1), np.float32), 0
         left, rows = self.factor(self.fold.left), self.shape[0]
         if not self.fold.swapped:
-            values, read = _decoded(left, first * rank, (end - first) * rank)
+            values, read = read_decoded(left, first * rank, (end - first) * rank)
             return values.reshape(-1, rank), read
-        pieces = [_decoded(left, k * rows + first, end - first) for k in range(rank)]
+        pieces = [read_decoded(left, k * rows + first, end - first) for k in range(rank)]
         return np.stack([values for values, _ in pieces], axis=1), sum(read for _, read in pieces)
 
 
@@ -201,7 +200,7 @@ class _Held:
 
 def _factors(folded: Folded) -> tuple[_Factors, int]:
     fold, shape, none = folded.fold, folded.shape, np.empty(0, np.float64)
-    values, read = _decoded(folded.factor(fold.right), 0, fold.right.size)
+    values, read = read_decoded(folded.factor(fold.right), 0, fold.right.size)
     right = values.reshape(-1, shape[-1])
     if fold.swapped:
         right = np.ascontiguousarray(values.reshape(shape[-1], -1).T)
@@ -212,18 +211,10 @@ def _factors(folded: Folded) -> tuple[_Factors, int]:
         changed, got = folded.before_gain(start, min(STRETCH, math.prod(shape) - start), right)
         kernels.add_squares(changed, start, shape[-1], fold.swapped, squares)
         read += got
-    magnitude, got = _decoded(folded.factor(fold.magnitude), 0, fold.magnitude.size)
+    magnitude, got = read_decoded(folded.factor(fold.magnitude), 0, fold.magnitude.size)
     with np.errstate(divide="ignore", invalid="ignore"):  # not finite, and refused with the tensor's name as it passes
         gain = magnitude / np.sqrt(squares)
     return _Factors(right, none if fold.swapped else gain, gain if fold.swapped else none), read + got
-
-
-def _decoded(source: Source, start: int, size: int) -> tuple[Float32, int]:
-    """A stretch as float32, and the bytes read for it."""
-    raw, values = np.empty(size * ITEM_BYTES[source.dtype], np.uint8), np.empty(size, np.float32)
-    read = source.read(start, raw)
-    decode(raw, source, values)
-    return values, read
 
 
 def _put_on(model: Checkpoint, folder: Path, pickles: bool) -> FoldedCheckpoint:

@@ -53,29 +53,6 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
 
-    def read(self, name: str) -> torch.Tensor:
-        """A whole tensor, in its stored dtype."""
-        from safetensors import safe_open
-
-        with safe_open(self.tensors[name].file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-    def read_bytes(self, name: str, start: int = 0, size: int | None = None) -> bytearray:
-        """The bytes of elements start .. start+size (default: all)."""
-        tensor = self.tensors[name]
-        item = ITEM_BYTES[tensor.dtype]
-        data = bytearray((tensor.size if size is None else size) * item)
-        try:
-            with tensor.file.open("rb") as file:
-                file.seek(tensor.offset + start * item)
-                got = file.readinto(data)
-        except OSError as error:
-            raise CheckpointError(f"cannot read tensor '{name}': {error.strerror}", where=str(tensor.file)) from error
-        if got != len(data):
-            raise CheckpointError(f"the file ends inside tensor '{name}'", where=str(tensor.file), do=AGAIN)
-        return data
-
     @property
     def folders(self) -> tuple[Path, ...]:
         """Where it lies: what tells it from another model."""

@@ -122,6 +122,14 @@ def decode(raw: Raw, source: Source, into: npt.NDArray[np.float32]) -> None:
         refuse(source)
 
 
+def read_decoded(source: Source, start: int, size: int) -> tuple[npt.NDArray[np.float32], int]:
+    """A stretch of a source as float32, and the bytes read for it."""
+    raw, values = np.empty(size * ITEM_BYTES[source.dtype], np.uint8), np.empty(size, np.float32)
+    read = source.read(start, raw)
+    decode(raw, source, values)
+    return values, read
+
+
 def refuse(source: Source) -> NoReturn:
     """Raise for a source that holds a NaN or infinity."""
     what = f"tensor '{source.name}' holds NaN or infinity"

@@ -24,8 +24,8 @@ import numpy.typing as npt
 from mixmerge.errors import ModelError, did_you_mean
 from mixmerge.merge.adapters import FoldedCheckpoint, sources_of, vocab_size, with_vocab_size
 from mixmerge.merge.block import Float32
-from mixmerge.merge.checkpoint import ITEM_BYTES, Checkpoint, read_json
-from mixmerge.merge.sources import Files, Raw, Source, decode
+from mixmerge.merge.checkpoint import Checkpoint, read_json
+from mixmerge.merge.sources import Files, Raw, Source, read_decoded
 from mixmerge.merge.tokenizer import Tokenizer, files, read_tokenizer, unite, with_tokens
 
 if TYPE_CHECKING:
@@ -356,10 +356,7 @@ class Rows:
     def _stretch(self, number: int, start: int, size: int) -> tuple[Float32, int]:
         source = self._donors[number]
         assert source is not None
-        raw, values = np.empty(size * ITEM_BYTES[source.dtype], np.uint8), np.empty(size, np.float32)
-        read = source.read(start, raw)
-        decode(raw, source, values)
-        return values, read
+        return read_decoded(source, start, size)
 
     def _mean_row(self) -> tuple[Float32, int]:
         """What padding rows hold: the mean of all others, so that no model ever prefers one; and the bytes read now."""
