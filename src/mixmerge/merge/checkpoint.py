@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +232,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError("not a JSON object", where=str(path), do=AGAIN)
     return content
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a JSON file of a model folder, as transformers lays them out."""
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def files_like(folder: Path, patterns: Iterable[str]) -> dict[str, bytes | Path]:
+    """The files of a folder that match one of these patterns, by their names."""
+    return {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()}
 
 
 def _nothing_to_read(folder: Path) -> ModelError:

@@ -29,7 +29,7 @@ import numpy as np
 from mixmerge.errors import CheckpointError, UserError
 from mixmerge.merge.block import Measured
 from mixmerge.merge.card import languages_of, model_card, to_yaml
-from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, read_json
+from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, as_json, files_like, read_json
 from mixmerge.merge.config import load_config
 from mixmerge.merge.engines import engine
 from mixmerge.merge.models import Opened, foresee, open_models, with_zeros
@@ -118,10 +118,8 @@ def _run_chain(
                 if one is config or not place.exists():
                     place.parent.mkdir(parents=True, exist_ok=True)
                     measured = run(job, place, threads, partial(counted, before=done), shard_bytes, device)
-                    bytes_read, bytes_written = (
-                        bytes_read + measured["bytes_read"],
-                        bytes_written + measured["bytes_written"],
-                    )
+                    bytes_read += measured["bytes_read"]
+                    bytes_written += measured["bytes_written"]
                     resumed += measured["tensors_resumed"]
                 done += sum(tensor.size for tensor in job.plan.outputs.values())
                 notes += job.notes
@@ -311,12 +309,7 @@ def _cores() -> int:
 def companions(job: Job) -> dict[str, bytes | Path]:
     """The files beside the weights that loaders read: configuration and tokenizer of the donor; and the merge configuration."""
     folder, vocabulary = job.donor.folder, job.opened.vocabulary
-    files: dict[str, bytes | Path] = {
-        path.name: path
-        for pattern in (COPIED if vocabulary is None else set(COPIED) - set(TOKENIZER))
-        for path in sorted(folder.glob(pattern))
-        if path.is_file()
-    }
+    files = files_like(folder, COPIED if vocabulary is None else set(COPIED) - set(TOKENIZER))
     generation = folder / "generation_config.json"
     if generation.exists():
         files[generation.name] = generation
@@ -325,7 +318,7 @@ def companions(job: Job) -> dict[str, bytes | Path]:
         if generation.exists():
             held = read_json(generation)
             renumbered = vocabulary.numbering.renumbered(held, vocabulary.numbering.generation)
-            files[generation.name] = generation if held == renumbered else _as_json(renumbered)
+            files[generation.name] = generation if held == renumbered else as_json(renumbered)
     if job.template is not None:
         files = set_template(files, job.template)
     files["config.json"] = _config_json(job)
@@ -352,8 +345,4 @@ def _config_json(job: Job) -> bytes:
             config["text_config"] = text | {key: stored for key in ("dtype", "torch_dtype") if key in text}
         config |= {key: stored for key in ("dtype", "torch_dtype") if key in config} or {"dtype": stored}
     file = job.donor.folder / "config.json"
-    return file.read_bytes() if read_json(file) == config else _as_json(config)
-
-
-def _as_json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+    return file.read_bytes() if read_json(file) == config else as_json(config)

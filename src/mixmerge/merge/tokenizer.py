@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import ModelError
-from mixmerge.merge.checkpoint import COPIED, read_json
+from mixmerge.merge.checkpoint import COPIED, as_json, files_like, read_json
 from mixmerge.templates import default_template, template_environment
 
 _FILE, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -107,14 +107,9 @@ def with_tokens(tokenizer: Tokenizer, tokens: Iterable[str]) -> Tokenizer:
 
 def files(tokenizer: Tokenizer) -> dict[str, bytes | Path]:
     """The files of a tokenizer for a model folder."""
-    found: dict[str, bytes | Path] = {
-        path.name: path
-        for pattern in (_KEPT if tokenizer.changed else TOKENIZER)
-        for path in sorted(tokenizer.folder.glob(pattern))
-        if path.is_file()
-    }
     if not tokenizer.changed:
-        return found
+        return files_like(tokenizer.folder, TOKENIZER)
+    found = files_like(tokenizer.folder, _KEPT)
     found[_FILE] = json.dumps(tokenizer.spec, ensure_ascii=False).encode()
     settings = dict(tokenizer.settings)
     if isinstance(decoder := settings.get("added_tokens_decoder"), dict):
@@ -122,7 +117,7 @@ def files(tokenizer: Tokenizer) -> dict[str, bytes | Path]:
         new = {str(entry["id"]): {k: v for k, v in entry.items() if k != "id"} for entry in entries}
         settings["added_tokens_decoder"] = {**decoder, **new}
     if settings:
-        found[_SETTINGS] = _as_json(settings)
+        found[_SETTINGS] = as_json(settings)
     return found
 
 
@@ -158,7 +153,7 @@ def set_template(found: Mapping[str, bytes | Path], template: str) -> dict[str, 
     held = changed.get(_SETTINGS, b"{}")
     settings = json.loads(held if isinstance(held, bytes) else held.read_bytes())
     if settings.pop("chat_template", None) is not None:
-        changed[_SETTINGS] = _as_json(settings)
+        changed[_SETTINGS] = as_json(settings)
     return {**changed, _TEMPLATE: template.encode()}
 
 
@@ -168,10 +163,6 @@ def _template(folder: Path) -> str | None:
     files = (folder / name for name in ("chat_template.json", _SETTINGS))
     held = (default_template(read_json(file).get("chat_template")) for file in files if file.is_file())
     return next((template for template in held if template is not None), None)
-
-
-def _as_json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _rewritten(
