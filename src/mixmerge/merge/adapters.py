@@ -21,12 +21,13 @@ import numpy as np
 
 from mixmerge.errors import ModelError
 from mixmerge.merge import kernels
-from mixmerge.merge.align import says_tied
+from mixmerge.merge.align import HEAD, says_tied
 from mixmerge.merge.block import Float32, Float64
 from mixmerge.merge.checkpoint import (
     FLOATS,
     Checkpoint,
     Tensor,
+    config_says,
     locate_model,
     open_checkpoint,
     read_header,
@@ -49,7 +50,6 @@ _PREFIX = "base_model.model."
 _PART = re.compile(
     r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?"
 )
-_HEAD, _HEAD_WEIGHT = "lm_head", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ def _put_on(model: Checkpoint, folder: Path, pickles: bool) -> FoldedCheckpoint:
         path = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
         part = _PART.fullmatch(path)
         module = part[1] if part else path.rpartition(".")[0]
-        if twin and module == _HEAD:
+        if twin and f"{module}.weight" == HEAD:
             continue  # PEFT keeps it equal to the embedding's, and the model has no such tensor
         if part:
             layers.setdefault(module, {})[part[2]] = tensor
@@ -332,7 +332,7 @@ def _stand_in(path: str, tensor: Tensor, model: Checkpoint, folder: Path) -> str
     """The name under which a tensor that the adapter carries whole stands in for the model's; rows may have been added."""
     name = _place(path, model, folder)
     if name is None:
-        if path == _HEAD_WEIGHT:  # of a model that ties it: whether that can be is seen when all models are compared
+        if path == HEAD:  # of a model that ties it: whether that can be is seen when all models are compared
             return path
         raise _refusal(folder, f"it holds '{path}', and the model has no such tensor")
     own = model.tensors[name].shape
@@ -355,14 +355,14 @@ def _across(model: Checkpoint, settings: Mapping[str, Any]) -> bool:
 def _shares_embedding(model: Checkpoint) -> bool:
     """Whether the output layer is the embedding: as config.json says, else where no output layer is stored."""
     said = says_tied(model)
-    return not any(name.endswith(_HEAD_WEIGHT) for name in model.tensors) if said is None else said
+    return not any(name.endswith(HEAD) for name in model.tensors) if said is None else said
 
 
 def _require_kept_tie(
     settings: Mapping[str, Any], whole: Mapping[str, Tensor], folds: Mapping[str, Fold], model: Checkpoint, folder: Path
 ) -> None:
     """Refuse an adapter that changes one of the two uses of a tied embedding: no folded model would be its equal."""
-    if settings.get("ensure_weight_tying") or not _shares_embedding(model) or _HEAD_WEIGHT in whole:
+    if settings.get("ensure_weight_tying") or not _shares_embedding(model) or HEAD in whole:
         return
     size = vocab_size(model.config)
     for name in (*whole, *folds):
@@ -382,8 +382,7 @@ def with_vocab_size(config: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 def vocab_size(config: Mapping[str, Any]) -> Any:
     """The rows of the embedding, as config.json says."""
-    text = config.get("text_config")
-    return config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    return config_says(config, "vocab_size")
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixmerge.errors import ModelError
-from mixmerge.merge.checkpoint import FLOATS, ITEM_BYTES, Checkpoint
+from mixmerge.merge.checkpoint import FLOATS, ITEM_BYTES, Checkpoint, config_says
 from mixmerge.merge.sources import Source
 
-_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
 _STRETCH = 1 << 22
 
 
@@ -39,7 +39,7 @@ def require_one_kind(models: Sequence[Model]) -> None:
     for other in models[1:]:
         kinds = [model.checkpoint.config.get("model_type") for model in (first, other)]
         if kinds[0] != kinds[1]:
-            raise ModelError(f"'{first.name}' is a {kinds[0]} model and '{other.name}' a {kinds[1]} model", do=_ALIKE)
+            raise ModelError(f"'{first.name}' is a {kinds[0]} model and '{other.name}' a {kinds[1]} model", do=ALIKE)
 
 
 def agree(name: str, sources: Sequence[Source], *, per_token: bool = False) -> bool:
@@ -54,7 +54,7 @@ def agree(name: str, sources: Sequence[Source], *, per_token: bool = False) -> b
     for other in sources[1:]:
         if first.shape != other.shape:
             what = f"{_what(name, first)} has shape {list(first.shape)} in '{first.model}' and {list(other.shape)}"
-            do = OTHER_VOCABULARY if per_token and first.shape[1:] == other.shape[1:] else _ALIKE
+            do = OTHER_VOCABULARY if per_token and first.shape[1:] == other.shape[1:] else ALIKE
             raise ModelError(f"{what} in '{other.model}'{_renamed(name, other)}", do=do)
     dtypes = {source.dtype for source in sources}
     if dtypes <= set(FLOATS):
@@ -74,7 +74,7 @@ def agree(name: str, sources: Sequence[Source], *, per_token: bool = False) -> b
 
 def tied_heads(models: Sequence[Model]) -> set[str]:
     """The lm_heads that have to go: some models tie theirs, and the others' repeat the embedding."""
-    names = {name for model in models for name in model.tensors if name.endswith(_HEAD)}
+    names = {name for model in models for name in model.tensors if name.endswith(HEAD)}
     return {name for name in names if _repeats_embedding(name, models)}
 
 
@@ -92,10 +92,7 @@ def _repeats_embedding(name: str, models: Sequence[Model]) -> bool:
 
 def says_tied(model: Checkpoint) -> bool | None:
     """What config.json says on tied embeddings; None where it is silent."""
-    config = model.config
-    text = config.get("text_config")
-    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
-    said = config.get("tie_word_embeddings", inner)
+    said = config_says(model.config, "tie_word_embeddings")
     return None if said is None else bool(said)
 
 
@@ -131,4 +128,4 @@ def _renamed(name: str, source: Source) -> str:
 OTHER_VOCABULARY = (
     "their vocabularies differ: set tokenizer_source to union, base or one of the models, to align them by token"
 )
-_ALIKE = "only models with equal tensors can be merged: fine-tunes of one base"
+ALIKE = "only models with equal tensors can be merged: fine-tunes of one base"

@@ -234,6 +234,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def config_says(config: Mapping[str, Any], key: str) -> Any:
+    """What config.json says under a key, else what it says of the text part of a model of several; None: nothing."""
+    text = config.get("text_config")
+    return config.get(key, text.get(key) if isinstance(text, dict) else None)
+
+
 def as_json(content: Mapping[str, Any]) -> bytes:
     """The bytes of a JSON file of a model folder, as transformers lays them out."""
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"

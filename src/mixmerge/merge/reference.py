@@ -6,6 +6,7 @@ of each is made from the same entry, and reads back as a configuration that merg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,11 +45,11 @@ def describe_method(name: str) -> dict[str, Any]:
         "parameters": [
             {
                 "name": parameter,
-                "where": "per model" if spec.scope == "input" else "shared",
+                "where": _where(spec),
                 "required": spec.default is None,
                 "default": spec.default,
-                "low": spec.low if abs(spec.low) != float("inf") else None,
-                "high": spec.high if abs(spec.high) != float("inf") else None,
+                "low": spec.low if math.isfinite(spec.low) else None,
+                "high": spec.high if math.isfinite(spec.high) else None,
                 "values": values_text(spec),
                 "meaning": spec.about,
             }
@@ -80,7 +81,7 @@ def parameter_rows(name: str) -> list[tuple[str, ...]]:
     return [
         (
             key,
-            "per model" if spec.scope == "input" else "shared",
+            _where(spec),
             "required" if spec.default is None else _plain(spec.default),
             values_text(spec),
             spec.about,
@@ -134,7 +135,7 @@ def values_text(spec: Parameter) -> str:
     """
     if spec.is_flag:
         return "true or false"
-    above, below = abs(spec.low) != float("inf"), abs(spec.high) != float("inf")
+    above, below = math.isfinite(spec.low), math.isfinite(spec.high)
     if above and below:
         limits = f"{spec.low:g} to {spec.high:g}"
     else:
@@ -168,6 +169,10 @@ def _section(name: str) -> Iterator[str]:
         default = f"**{default}**" if default == "required" else f"`{default}`"
         yield f"| `{key}` | {where} | {default} | {values} | {meaning} |"
     yield f"\n```yaml\n{example_yaml(name)}```\n"
+
+
+def _where(spec: Parameter) -> str:
+    return "per model" if spec.scope == "input" else "shared"
 
 
 def _plain(value: float | bool) -> str:

@@ -41,11 +41,6 @@ class Slice:
     parameters: Parameters = field(default_factory=dict)
     base_model: str | None = None
 
-    @property
-    def layers(self) -> int:
-        first, end = self.sources[0].layers or (0, 0)
-        return end - first
-
 
 @dataclass(frozen=True, slots=True)
 class Module:
@@ -216,8 +211,7 @@ class Combination:
 
     def level_with(self, name: str, entry: Entry | None = None) -> Parameters | None:
         """The nearest level that gives a parameter, of this input or of all."""
-        levels = self.levels if entry is None else (entry.parameters, *self.levels)
-        return next((level for level in levels if name in level), None)
+        return next((level for level in self._levels_of(entry) if name in level), None)
 
     def at(self, tensor: str, shape: tuple[int, ...], depth: float = 0.0, names: Sequence[str] | None = None) -> At:
         """Every parameter's value at an output tensor; `depth` is the position of its layer, 0 (first) to 1 (last).
@@ -259,8 +253,11 @@ class Combination:
             do="change the weights, or set normalize: false",
         )
 
+    def _levels_of(self, entry: Entry | None) -> tuple[Parameters, ...]:
+        return self.levels if entry is None else (entry.parameters, *self.levels)
+
     def _value(self, name: str, tensor: str, depth: float, entry: Entry | None) -> float:
-        for level in self.levels if entry is None else (entry.parameters, *self.levels):
+        for level in self._levels_of(entry):
             if name in level and (found := resolve(level[name], tensor, depth)) is not None:
                 return found
         default = self.method.parameters[name].default

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixmerge.errors import ModelError, RecipeError
-from mixmerge.merge.align import OTHER_VOCABULARY, Model, agree
+from mixmerge.merge.align import ALIKE, OTHER_VOCABULARY, Model, agree
 from mixmerge.merge.checkpoint import Tensor
 from mixmerge.merge.settings import Combination, Entry, MergeConfig
 from mixmerge.merge.sources import Source
@@ -105,10 +105,7 @@ def _source(place: Place, entry: Entry, models: Mapping[str, Model], name: str) 
         if its in models[other.model].tensors
     )
     renamed = f"as '{name}' " if name != there else ""
-    raise ModelError(
-        f"tensor '{there}' is in '{owner}' and not {renamed}in '{entry.model}'",
-        do="only models with equal tensors can be merged: fine-tunes of one base",
-    )
+    raise ModelError(f"tensor '{there}' is in '{owner}' and not {renamed}in '{entry.model}'", do=ALIKE)
 
 
 def _whole(combination: Combination, models: Mapping[str, Model], within: str = "") -> Iterator[Place]:

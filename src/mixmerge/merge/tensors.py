@@ -31,10 +31,7 @@ Write = Callable[[int, Raw], None]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An output tensor. `sources` are its inputs in the order of the configuration; None for a tensor to be copied as it is.
-
-    `dtype` is the stored one; `copied` is the source of a tensor that is not merged.
-    """
+    """An output tensor that is merged. `sources` are its inputs in the order of the configuration; `dtype` is the stored one."""
 
     name: str
     shape: tuple[int, ...]

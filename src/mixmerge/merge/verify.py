@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mixmerge.errors import CheckpointError, RecipeError
-from mixmerge.merge.checkpoint import INDEX, ITEM_BYTES, Checkpoint, open_checkpoint
+from mixmerge.merge.checkpoint import INDEX, ITEM_BYTES, Checkpoint, Tensor, open_checkpoint
 from mixmerge.merge.config import parse_config
 from mixmerge.merge.record import RECORD, read_record
 from mixmerge.merge.settings import MergeConfig
@@ -175,14 +175,10 @@ def _rehearsed(job: Job, threads: int | None, device: str) -> dict[str, Any]:
         "tensors": len(job.outputs),
         "copied": len(job.copied),
         "parameters": sum(tensor.size for tensor in job.outputs.values()),
-        "bytes_read": sum(_bytes(source.dtype, source.shape) for source in read),
+        "bytes_read": sum(Tensor(source.dtype, source.shape).bytes for source in read),
         "bytes_written": sum(tensor.bytes for tensor in job.outputs.values()),
         "seconds": taken * merged / measured if measured else 0.0,
     }
-
-
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype]
 
 
 def _nowhere(_: int, __: Raw) -> None:
