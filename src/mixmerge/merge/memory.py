@@ -8,8 +8,9 @@ embeddings) are merged once, under the first of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,7 @@ from mixmerge.merge.settings import MergeConfig
 from mixmerge.merge.sources import Raw, Source
 from mixmerge.merge.stream import Job, staff
 from mixmerge.merge.targets import plan_targets
+from mixmerge.merge.tensors import Write
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +73,49 @@ def merge_state_dicts(
     """
     if not isinstance(config, MergeConfig):
         config = parse_config(config)
+    _require_mergeable(config, models)
+    twins = _twins(models[config.donor], [models[name] for name in config.references])
+    opened = {name: _hold(name, models[name], twins) for name in config.references}
+    together = without_twins(opened)
+    job = Job(config, together, plan_targets(config, together.models))
+    outputs = job.outputs
+    beside: dict[str, torch.Tensor] = {}
+    if into is None:
+        results = {name: _empty(tensor) for name, tensor in outputs.items()}
+    else:
+        results = _targets(outputs, into, twins)
+        beside = {
+            name: into[name].detach()
+            for name, first in twins.items()
+            if first in results and name in into and not _is_one(into[name], results[first])
+        }
+        _require_apart(results | beside, opened)
+    with staff(job, threads, device) as crew:
+        for name in opened[config.donor].tensors:
+            if name in outputs:
+                _fill(results[name], outputs[name], partial(job.make, name, crew))
+    for name, first in twins.items():
+        if first in results:
+            results[name] = beside[name].copy_(results[first]) if name in beside else results[first]
+    return {name: results[name] for name in models[config.donor] if name in results}
+
+
+def _fill(target: torch.Tensor, tensor: Tensor, make: Callable[[Write], object]) -> None:
+    """Have a result made in the memory of its target, or beside it where raw elements cannot be put there."""
+    direct = target.device.type == "cpu" and target.is_contiguous() and not target.is_neg()
+    filled = target if direct else _empty(tensor)
+    data, item = _bytes(filled), ITEM_BYTES[tensor.dtype]
+
+    def write(start: int, raw: Raw) -> None:
+        data[start * item : start * item + raw.size] = raw
+
+    make(write)
+    if not direct:
+        target.copy_(filled)
+
+
+def _require_mergeable(config: MergeConfig, models: Mapping[str, StateDict]) -> None:
+    """Refuse a configuration of more than whole models, and what is no state dict under the names it calls."""
     if not config.models or config.earlier or config.vocabulary or config.chat_template:
         do = "merge folders with mixmerge.merge for slices, modules, several merges, tokenizers or chat templates"
         raise RecipeError("state dicts are merged whole", where=config.where(), do=do)
@@ -79,39 +124,6 @@ def merge_state_dicts(
             raise RecipeError(f"there is no state dict '{name}'", where=config.where(), do=did_you_mean(name, models))
     for name in config.references:
         _require_tensors(name, models[name])
-    twins = _twins(models[config.donor], [models[name] for name in config.references])
-    opened = {name: _hold(name, models[name], twins) for name in config.references}
-    together = without_twins(opened)
-    job = Job(config, together, plan_targets(config, together.models))
-    order = [name for name in opened[config.donor].tensors if name in job.outputs]
-    beside: dict[str, torch.Tensor] = {}
-    if into is None:
-        results = {name: _empty(tensor) for name, tensor in job.outputs.items()}
-    else:
-        results = _targets(job.outputs, into, twins)
-        beside = {
-            name: into[name].detach()
-            for name, first in twins.items()
-            if first in results and name in into and not _is_one(into[name], results[first])
-        }
-        _require_apart(results | beside, opened)
-    with staff(job, threads, device) as crew:
-        for name in order:
-            target = results[name]
-            direct = target.device.type == "cpu" and target.is_contiguous() and not target.is_neg()
-            filled = target if direct else _empty(job.outputs[name])
-            data, item = _bytes(filled), ITEM_BYTES[job.outputs[name].dtype]
-
-            def write(start: int, raw: Raw, data: Raw = data, item: int = item) -> None:
-                data[start * item : start * item + raw.size] = raw
-
-            job.make(name, crew, write)
-            if not direct:
-                target.copy_(filled)
-    for name, first in twins.items():
-        if first in results:
-            results[name] = beside[name].copy_(results[first]) if name in beside else results[first]
-    return {name: results[name] for name in models[config.donor] if name in results}
 
 
 def _require_tensors(name: str, tensors: Any) -> None:
