@@ -154,19 +154,8 @@ def plan_vocabulary(
     models += [open_other(name) for name in sorted(others)]
     tokenizers = {name: read_tokenizer(folder, name) for name, folder in folders.items()}
     tokenizers |= {model.name: read_tokenizer(_tokenizer_folder(model), model.name) for model in models[len(opened) :]}
-    numbering = Numbering(tokenizers[donor.name], tokenizers[donor.name], {}, {})
-    if choice.source == "union":
-        own = [tokenizers[donor.name], *(tokenizers[name] for name in opened if name != donor.name)]
-        written = unite(own)
-    elif choice.source in ("base", donor.name):
-        written = tokenizers[donor.name]
-    else:
-        source = opened.get(choice.source) or open_other(choice.source)
-        written = tokenizers.get(source.name) or read_tokenizer(_tokenizer_folder(source), source.name)
-        generation = source.folder / "generation_config.json"
-        held = read_json(generation) if generation.is_file() else source.config
-        numbering = Numbering(tokenizers[donor.name], written, source.config, held)
-    written = with_tokens(written, choice.tokens)
+    chosen, numbering = _chosen(choice.source, donor, opened, tokenizers, open_other)
+    written = with_tokens(chosen, choice.tokens)
     multiple = choice.pad_to_multiple_of or 1
     rows = -(-written.size // multiple) * multiple
     tables = [_Table(model, tokenizers[model.name]) for model in models]
@@ -182,6 +171,27 @@ def plan_vocabulary(
     if not tensors:
         raise ModelError("no tensor has a row for each token", where=donor.name, do="remove the tokenizer settings")
     return Vocabulary(written, rows, tensors, tuple(models), maps, numbering, tuple(dict.fromkeys(notes)))
+
+
+def _chosen(
+    source: str,
+    donor: Checkpoint,
+    opened: Mapping[str, Checkpoint],
+    tokenizers: Mapping[str, Tokenizer],
+    open_other: Callable[[str], Checkpoint],
+) -> tuple[Tokenizer, Numbering]:
+    """The tokenizer that a source stands for, and what it makes of the ids in the donor's configuration files."""
+    own = tokenizers[donor.name]
+    kept = Numbering(own, own, {}, {})
+    if source == "union":
+        return unite([own, *(tokenizers[name] for name in opened if name != donor.name)]), kept
+    if source in ("base", donor.name):
+        return own, kept
+    giver = opened.get(source) or open_other(source)
+    written = tokenizers.get(giver.name) or read_tokenizer(_tokenizer_folder(giver), giver.name)
+    generation = giver.folder / "generation_config.json"
+    held = read_json(generation) if generation.is_file() else giver.config
+    return written, Numbering(own, written, giver.config, held)
 
 
 def parse_vocabulary(raw: Any, refuse: Refuse, reference: Callable[..., str]) -> VocabularyChoice:
