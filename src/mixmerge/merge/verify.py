@@ -7,7 +7,7 @@ other throws a sample of the work away and keeps the time that it took.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from mixmerge.errors import CheckpointError, RecipeError
-from mixmerge.merge.checkpoint import INDEX, ITEM_BYTES, Checkpoint, Tensor, open_checkpoint
+from mixmerge.merge.checkpoint import INDEX, Checkpoint, Tensor, open_checkpoint
 from mixmerge.merge.config import parse_config
 from mixmerge.merge.record import RECORD, read_record
 from mixmerge.merge.settings import MergeConfig
-from mixmerge.merge.sources import Files, Raw, stored
+from mixmerge.merge.sources import Files, Raw, Source, stored
 from mixmerge.merge.stream import Job, companions, foreseen_jobs, prepare, run, staff
-from mixmerge.merge.tensors import Target, merge_tensor
+from mixmerge.merge.tensors import Crew, Target, merge_tensor
 from mixmerge.yaml import Marks
 
 SAMPLE = 1 << 23  # elements that a rehearsal merges to learn the speed
@@ -59,36 +59,14 @@ def verify(
         folders: dict[str, Path] = {}
         if earlier:
             hidden = TemporaryDirectory(prefix=f".{model.absolute().name}.", dir=model.absolute().parent)
-            scratch = Path(stack.enter_context(hidden))
-            for one in earlier:
-                with closing(Files()) as opened:
-                    job = prepare(one, opened, folders)
-                    _require_inputs(job, record)
-                    folders[str(one.name)] = scratch / str(one.name)
-                    run(job, folders[str(one.name)], threads, device=device)
+            folders = _made_again(earlier, Path(stack.enter_context(hidden)), record, threads, device)
         job = prepare(replace(config, earlier=tuple(earlier)), files, folders)
         _require_inputs(job, record)
         wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in job.outputs.items()}
         if wanted != {name: (tensor.dtype, tensor.shape) for name, tensor in made.tensors.items()}:
             raise CheckpointError("its tensors are not those of its record", where=str(model))
-        there, done = stored(made, files), 0
-        differing: list[str] = []
         with staff(job, threads, device) as crew:
-            for name, (dtype, _) in wanted.items():
-                item, same = ITEM_BYTES[dtype], [True]
-
-                def compare(start: int, raw: Raw, name: str = name, same: list[bool] = same) -> None:
-                    found = np.empty(raw.size, np.uint8)
-                    there[name].read(start, found)
-                    if not np.array_equal(found, raw):
-                        same[0] = False
-
-                job.make(name, crew, compare)
-                done += made.tensors[name].bytes // item
-                if not same[0]:
-                    differing.append(name)
-                if progress is not None:
-                    progress(done, sum(tensor.size for tensor in made.tensors.values()))
+            differing = _differing(job, crew, stored(made, files), progress)
         others = _other_files(model, made, job)
     if differing:
         more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
@@ -101,19 +79,56 @@ def verify(
     if others:
         what = f"the tensors are those of its record, and these files are not: {', '.join(others)}"
         raise CheckpointError(what, where=str(model), do="merge it again, or put the files back")
-    return {"tensors": len(wanted), "parameters": done, "seconds": time.monotonic() - began}
+    parameters = sum(tensor.size for tensor in made.tensors.values())
+    return {"tensors": len(wanted), "parameters": parameters, "seconds": time.monotonic() - began}
+
+
+def _made_again(
+    earlier: Sequence[MergeConfig], scratch: Path, record: Mapping[str, Any], threads: int | None, device: str
+) -> dict[str, Path]:
+    """The merges that feed the last one, made in a folder, by their names."""
+    folders: dict[str, Path] = {}
+    for one in earlier:
+        with closing(Files()) as files:
+            job = prepare(one, files, folders)
+            _require_inputs(job, record)
+            folders[str(one.name)] = scratch / str(one.name)
+            run(job, folders[str(one.name)], threads, device=device)
+    return folders
+
+
+def _differing(
+    job: Job, crew: Crew, there: Mapping[str, Source], progress: Callable[[int, int], None] | None
+) -> list[str]:
+    """The tensors of a merge, made again, that are not byte for byte those that are there."""
+    outputs, done = job.outputs, 0
+    total = sum(tensor.size for tensor in outputs.values())
+    differing: set[str] = set()
+    for name, tensor in outputs.items():
+
+        def compare(start: int, raw: Raw, name: str = name) -> None:
+            found = np.empty(raw.size, np.uint8)
+            there[name].read(start, found)
+            if not np.array_equal(found, raw):
+                differing.add(name)
+
+        job.make(name, crew, compare)
+        done += tensor.size
+        if progress is not None:
+            progress(done, total)
+    return [name for name in outputs if name in differing]
 
 
 def _other_files(model: Path, made: Checkpoint, job: Job) -> list[str]:
     """What lies beside the weights and is not what the merge writes, or is more that loaders read."""
-    found = []
-    for name, content in sorted(companions(job).items()):
+    found, beside = [], companions(job)
+    for name, content in sorted(beside.items()):
         wanted, path = content if isinstance(content, bytes) else content.read_bytes(), model / name
         if not path.is_file():
             found.append(f"{name} (gone)")
         elif path.read_bytes() != wanted:
             found.append(name)
-    known = {*companions(job), "README.md", RECORD, INDEX, *(tensor.file.name for tensor in made.tensors.values())}
+    known = {*beside, "README.md", RECORD, INDEX, *(tensor.file.name for tensor in made.tensors.values())}
     others = (path.relative_to(model) for path in sorted(model.rglob("*")) if path.is_file())
     strange = (path for path in others if path.suffix in READ or path.name in ("merges.txt", "vocab.txt"))
     return found + [f"{path} (added)" for path in strange if str(path) not in known]
