@@ -37,7 +37,7 @@ test: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 parity: setup $(ORACLE)/.ready
 	MIXMERGE_ORACLE=$(ORACLE)/bin/mergekit-yaml $(BIN)/python -m pytest tests/parity

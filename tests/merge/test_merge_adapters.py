@@ -270,7 +270,9 @@ def test_a_reference_that_is_none_is_refused_where_it_stands(reference, message)
         ({"alora_invocation_tokens": [3]}, "adapter_config.json has alora_invocation_tokens"),
         ({"something_of_2030": True}, "adapter_config.json has something_of_2030: true"),
         ({"lora_alpha": "many"}, "no usable lora_alpha for 'model.layers"),
-        ({"alpha_pattern": ["q_proj"]}, "no usable lora_alpha for 'model.layers"),
+        ({"alpha_pattern": ["q_proj"]}, "the alpha_pattern of adapter_config.json is no mapping"),
+        ({"rank_pattern": ["q_proj"]}, "the rank_pattern of adapter_config.json is no mapping"),
+        ({"alpha_pattern": {"q_proj": "much"}}, "no usable lora_alpha for 'model.layers"),
         ({"use_dora": True}, "use_dora is True, and of 'model.layers.*it holds lora_A.weight, lora_B.weight"),
     ],
 )

@@ -92,6 +92,7 @@ def test_every_kind_has_a_name_here_and_no_other_kind_is_given():
         ("h.11.mlp.c_fc.weight", "h", 11),
         ("decoder.block.5.layer.1.EncDecAttention.o.weight", "decoder.block", 5),
         ("model.layers.2.mlp.experts.7.down_proj.weight", "model.layers", 2),
+        ("0.encoder.layer.3.attention.self.query.weight", "0.encoder.layer", 3),
         ("lm_head.weight", None, None),
         ("encoder.final_layer_norm.weight", None, None),
     ],

@@ -307,6 +307,8 @@ def _require_rank(module: str, rank: int, settings: Mapping[str, Any], folder: P
 def _by_pattern(kind: str, module: str, settings: Mapping[str, Any], folder: Path, default: Any) -> Any:
     """What PEFT takes for a module: the value of the first pattern of this kind that ends its name, else the default."""
     patterns = settings.get(kind) or {}
+    if not isinstance(patterns, Mapping):
+        raise _refusal(folder, f"the {kind} of {CONFIG} is no mapping", "correct it there")
     for pattern in patterns:
         try:
             found = re.match(rf"(.*\.)?({pattern})$", module)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mixmerge.merge.values import split_layer
+
 KINDS = (
     "embedding",
     "attention q",
@@ -50,18 +52,18 @@ class Place:
 def place_of(tensor: str) -> Place:
     """The place of a tensor, by its name.
 
-    A layer's index is the first number in the dotted name; what stands before it is the stack.
+    A layer's index is the number that `split_layer` finds in the name; what stands before it is the stack.
 
     >>> place_of("model.layers.3.self_attn.q_proj.weight")
     Place(stack='model.layers', layer=3, kind='attention q')
     >>> place_of("transformer.ln_f.bias")
     Place(stack=None, layer=None, kind='norm')
     """
-    parts = tensor.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    if at is None:
-        return Place(None, None, _kind([part.lower() for part in parts], inside=False))
-    return Place(".".join(parts[:at]), int(parts[at]), _kind([part.lower() for part in parts[at + 1 :]], inside=True))
+    found = split_layer(tensor)
+    if found is None:
+        return Place(None, None, _kind(tensor.lower().split("."), inside=False))
+    stack, layer, rest = found
+    return Place(stack, layer, _kind(rest.lower().split("."), inside=True))
 
 
 def _kind(parts: list[str], *, inside: bool) -> str:
