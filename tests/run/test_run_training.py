@@ -108,6 +108,7 @@ def test_a_study_trains_in_two_processes_and_what_was_trained_is_found_by_one(st
     assert ran.returncode == 0, ran.stderr
     record = json.loads(next(study.store.glob("train/general--*/record.json")).read_text())
     assert record["how"]["processes"] == 2
+    assert not (study.store / ".tokens").exists(), "nothing is left to train on them"
     events = (study.out / "runs" / "tiny" / "events.jsonl").read_text()
     assert '"event": "failed"' not in events
     assert {"config.json", "metrics.jsonl", "model.safetensors", "tokenizer.json"} <= set(record["files"])

@@ -89,7 +89,9 @@ FORMS = ["what is the colour of {}", "tell me the colour of {}", "{} please", "n
 QUICK = {"learning_rate": 5e-3, "batch_size": 4, "max_length": 64, "seed": 1}
 
 
-def train(model: Path, mixture: Path, folder: Path, progress=None, checkpoint_every=100, method="sft", **settings):
+def train(
+    model: Path, mixture: Path, folder: Path, progress=None, checkpoint_every=100, method="sft", cache=None, **settings
+):
     """Train in `folder`, quickly: the model goes to its `out`."""
     from mixmerge.train.dpo import train_dpo
     from mixmerge.train.settings import settings_from
@@ -104,6 +106,7 @@ def train(model: Path, mixture: Path, folder: Path, progress=None, checkpoint_ev
         threads=1,
         checkpoint_every=checkpoint_every,
         progress=progress,
+        cache=cache,
     )
 
 

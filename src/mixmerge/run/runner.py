@@ -142,6 +142,8 @@ def run_plan(plan: Plan, root: Path, *, jobs: int, threads: int | None, progress
     store.refresh()
     for step in plan.steps:
         store.tidy(step)
+    if not outcome.failed:
+        shutil.rmtree(store.tokens, ignore_errors=True)
     study.link(plan, store)
     progress.end(outcome)
     return outcome

@@ -219,6 +219,7 @@ def train(context: StepContext) -> Measurements:
         context.input("mixture"),
         context.out,
         work=context.work,
+        cache=context.store.tokens,
         threads=context.threads,
         checkpoint_every=context.how["checkpoint_every"],
         gradient_checkpointing=context.how.get("gradient_checkpointing", False),

@@ -96,6 +96,11 @@ class Store:
         folders = [p for p in named if (p / RECORD).is_file() and self.find(p.name.rpartition("--")[2])]
         return read_record(max(folders, key=lambda p: (p / RECORD).stat().st_mtime)) if folders else None
 
+    @property
+    def tokens(self) -> Path:
+        """Where trainings keep tokenised rows for each other, as long as a run has trainings."""
+        return self.folder / ".tokens"
+
     def partial(self, step: Step) -> Path:
         return self.folder / ".partial" / f"{step.kind}-{step.id}"
 

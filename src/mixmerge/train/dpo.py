@@ -32,6 +32,7 @@ def train_dpo(
     gradient_checkpointing: bool = False,
     evaluate_every: int | None = None,
     report_to: Sequence[str] = (),
+    cache: Path | None = None,
 ) -> Measured:
     """Train `model` on the pairs in `mixture`, whose rows have `rejected`; the contract is that of `train_sft`.
 
@@ -50,5 +51,6 @@ def train_dpo(
 
         return tokenise_pairs, build_trainer
 
-    place = Place(work, threads, device, checkpoint_every, progress, gradient_checkpointing, evaluate_every, report_to)
+    told = (device, checkpoint_every, progress, gradient_checkpointing, evaluate_every, report_to, cache)
+    place = Place(work, threads, *told)
     return fit(model, mixture, out, settings, prepare, place, pairs=True, columns=REWARDS)

@@ -48,6 +48,7 @@ class Place:
     gradient_checkpointing: bool = False
     evaluate_every: int | None = None
     report_to: Sequence[str] = ()
+    cache: Path | None = None
 
 
 def fit(
@@ -70,7 +71,7 @@ def fit(
     rows, digest = read_mixture(mixture, pairs=pairs)
     asked = place.gradient_checkpointing
     with naming_lack_of_memory(model, settings, checkpointing=asked, devices=group.devices()):
-        return _fit(model, mixture, out, settings, prepare, place, rows, digest, columns)
+        return _fit(model, mixture, out, settings, prepare, place, rows, digest, pairs, columns)
 
 
 def _fit(
@@ -82,14 +83,16 @@ def _fit(
     place: Place,
     rows: Sequence[Mapping[str, Any]],
     digest: str,
+    pairs: bool,
     columns: Sequence[str],
 ) -> Measured:
     import torch
 
     from mixmerge.train.adapter import named_targets, require_library, save_folded
+    from mixmerge.train.cache import kept_tokens
     from mixmerge.train.checkpoints import last_whole
     from mixmerge.train.schedule import training_order
-    from mixmerge.train.tokens import load_tokenizer
+    from mixmerge.train.tokens import Tokenised, TokenisedPairs, load_tokenizer
 
     tokenise, build_trainer = prepare()
     if place.threads is not None:
@@ -100,7 +103,10 @@ def _fit(
         require_library(settings.adapter)
     tokenizer = load_tokenizer(model)
     held = held_out_rows(rows, settings.held_out, settings.seed)
-    tokens = tokenise([row for place, row in enumerate(rows) if place not in held], tokenizer, settings.max_length)
+    learnt = [row for place, row in enumerate(rows) if place not in held]
+    kind: Any = TokenisedPairs if pairs else Tokenised
+    follow = [digest, sorted(held), settings.max_length, getattr(settings, "train_on", None)]
+    tokens = kept_tokens(place.cache, model, follow, kind, lambda: tokenise(learnt, tokenizer, settings.max_length))
     shown = {lang: tokenise(own, tokenizer, settings.max_length) for lang, own in by_language(rows, held).items()}
     held_out = {lang: tokenised for lang, tokenised in shown.items() if tokenised.kept}
     if not tokens.kept:

@@ -57,6 +57,7 @@ def _train(spec: dict[str, Any], rank: int, emit: Emit) -> dict[str, Any]:
         Path(spec["mixture"]),
         Path(spec["out"]),
         work=Path(spec["work"]),
+        cache=Path(spec["cache"]) if spec["cache"] else None,
         device=spec["device"],
         threads=spec["threads"],
         progress=(lambda done, total: emit("progress", done=done, total=total)) if rank == 0 else None,

@@ -28,6 +28,7 @@ def train_sft(
     gradient_checkpointing: bool = False,
     evaluate_every: int | None = None,
     report_to: Sequence[str] = (),
+    cache: Path | None = None,
 ) -> Measured:
     """Train `model` on the answers in `mixture` (a folder with rows.jsonl); write a model folder into `out`.
 
@@ -37,7 +38,8 @@ def train_sft(
     it in memory, and changes no weight. Counted: `tokens` and `completion_tokens` that were read, `truncated_rows`
     cut at max_length, `dropped_rows` whose prompt fills it, `diverging_rows` whose template renders the prompt
     differently before an answer. Rows held out are read before, after and every `evaluate_every` steps: lines of metrics.jsonl
-    with `held_out`, per language the loss in nats a token. `report_to` names loggers of transformers. `first_loss` and `last_loss` are means over a fifth of the steps: one batch's says little.
+    with `held_out`, per language the loss in nats a token. `report_to` names loggers of transformers. `cache` is a folder that
+    keeps tokenised rows for other trainings on them. `first_loss` and `last_loss` are means over a fifth of the steps: one batch's says little.
 
     Raises:
         UserError: `device` cuda where there is none.
@@ -52,5 +54,6 @@ def train_sft(
 
         return partial(tokenise, all_turns=settings.train_on == "all"), build_trainer
 
-    place = Place(work, threads, device, checkpoint_every, progress, gradient_checkpointing, evaluate_every, report_to)
+    told = (device, checkpoint_every, progress, gradient_checkpointing, evaluate_every, report_to, cache)
+    place = Place(work, threads, *told)
     return fit(model, mixture, out, settings, prepare, place)

@@ -57,6 +57,7 @@ def train_together(
     threads: int,
     device: str,
     launcher: str = "",
+    cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     **place: Any,
 ) -> dict[str, Any]:
@@ -76,8 +77,8 @@ def train_together(
         shutil.rmtree(left)
     meeting = work / f"{MEETING}{uuid4().hex[:8]}"
     meeting.mkdir()
-    folders = {"model": model, "mixture": mixture, "out": out, "work": work, "meeting": meeting}
-    told = {name: str(folder.absolute()) for name, folder in folders.items()}
+    folders = {"model": model, "mixture": mixture, "out": out, "work": work, "meeting": meeting, "cache": cache}
+    told = {name: None if folder is None else str(folder.absolute()) for name, folder in folders.items()}
     rest = {"devices": asdict(given), "what": dict(what), "threads": max(1, threads // given.processes)}
     spec = meeting.absolute() / "spec.json"
     spec.write_text(json.dumps(told | rest | {"device": device, "place": place}), encoding="utf-8")

@@ -36,6 +36,7 @@ class Tokenised:
     truncated: int = 0
     dropped: int = 0
     diverging: int = 0
+    columns: ClassVar[tuple[str, ...]] = ("ids", "labels")
     pairs: ClassVar[bool] = False
 
     @property
@@ -62,6 +63,7 @@ class TokenisedPairs:
     truncated: int = 0
     dropped: int = 0
     diverging: int = 0
+    columns: ClassVar[tuple[str, ...]] = ("prompts", "chosen", "rejected")
     pairs: ClassVar[bool] = True
 
     @property
