@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmerge.data.loading import load_rows
+from mixmerge.data.account import RowError
+from mixmerge.data.loading import load_rows, take_out
 from mixmerge.data.sources import DataSource
 from mixmerge.data.words import account_line
 from mixmerge.errors import DataError
@@ -328,3 +329,41 @@ def test_choices_that_can_change_the_rows_are_told_and_defaults_are_not():
     assert plain.choices() == {}
     chosen = dataclasses.replace(plain, lang_column="lang", limit=3, bad_rows="drop")
     assert chosen.choices() == {"lang_column": "lang", "limit": 3, "bad_rows": "drop"}
+
+
+# Rows that are unfit for what they are loaded for
+
+
+def unfit(loaded, *ids):
+    return [(row, RowError("too big", kind="size", do="shrink it")) for row in loaded.rows if row.id in ids]
+
+
+def test_unfit_rows_are_taken_out_and_counted_like_bad_ones_that_reading_found(tmp_path):
+    write(tmp_path, "a.jsonl", [pair(1), pair(2, completion=""), pair(3), pair(4)])
+    source = DataSource(path="a.jsonl", bad_rows="drop")
+    loaded = load_rows(source, ["en"], tmp_path)
+    left = take_out(loaded, source, unfit(loaded, "en/3", "en/4"))
+    assert [row.id for row in left.rows] == ["en/1"]
+    assert left.account.kinds() == "2 size, 1 empty text"
+    assert left.account.bad["size"].first == "a.jsonl:3: too big"
+    assert balanced(left.account)
+    assert loaded.account.kept == {"en": 3}, "the first account stays as it was"
+
+
+def test_unfit_rows_are_refused_with_file_and_row_where_bad_ones_are(tmp_path):
+    write(tmp_path, "a.jsonl", [pair(1), pair(2)])
+    source = DataSource(path="a.jsonl")
+    loaded = load_rows(source, ["en"], tmp_path)
+    with pytest.raises(DataError) as caught:
+        take_out(loaded, source, unfit(loaded, "en/2"))
+    assert str(caught.value) == f"{tmp_path}/a.jsonl:2: too big; shrink it, or set bad_rows: drop"
+    assert take_out(loaded, source, []).rows == loaded.rows
+
+
+def test_a_language_of_unfit_rows_only_is_refused_with_what_was_dropped(tmp_path):
+    for lang in ("en", "fr"):
+        write(tmp_path, f"a.{lang}.jsonl", [pair(1)])
+    source = DataSource(path="a.{lang}.jsonl", bad_rows="drop")
+    loaded = load_rows(source, ["en", "fr"], tmp_path)
+    with pytest.raises(DataError, match=r"no rows for language 'fr' in 2 records \(1 size dropped\)"):
+        take_out(loaded, source, unfit(loaded, "fr/1"))

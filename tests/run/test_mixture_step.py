@@ -177,18 +177,54 @@ def test_progress_says_how_many_rows_of_the_data_were_left_out(study, planned, o
 LONG = {"id": "long", "prompt": "word " * 400, "completion": "short"}
 
 
-def test_a_prompt_that_fills_the_length_is_refused_or_dropped_and_counted(study, planned):
-    with (study.folder / "data/general.en.jsonl").open("a") as file:
-        file.write(json.dumps(LONG) + "\n")
-    with pytest.raises(
-        DataError, match=r"1 prompt\(s\) of the data set 'general' fill max_length 256, first row 'en/long'"
-    ):
-        make(planned(), study.out, "mixture/general")
-    general = 'data.general={objective: general, path: "data/general.{lang}.jsonl", bad_rows: drop}'
-    folder = make(planned(general), study.out, "mixture/general")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["data"]["general"]["long_prompts"] == {"rows": 1, "first": "en/long"}
+DROPPING = 'data.general={objective: general, path: "data/general.{lang}.jsonl", bad_rows: drop}'
+TOO_LONG = {"rows": 1, "first": "general.en.jsonl:9: the prompt alone fills max_length 256"}
+
+
+@pytest.fixture
+def with_long_prompt(study) -> Path:
+    """A row whose prompt alone has more tokens than the trainings read of a row."""
+    path = study.folder / "data/general.en.jsonl"
+    path.write_text(path.read_text() + json.dumps(LONG) + "\n")
+    return path
+
+
+def test_a_prompt_that_fills_the_length_is_refused_like_any_other_bad_row(study, mixmerge, with_long_prompt):
+    status, out, err = mixmerge("check", study.recipe, "--out", study.out)
+    assert (status, out) == (2, "")
+    assert err == (
+        f"error: {study.recipe}:5: data.general: {with_long_prompt}:9: the prompt alone fills max_length 256; "
+        "raise training.max_length of 'general', or set bad_rows: drop\n"
+    )
+
+
+def test_a_prompt_that_fills_the_length_is_dropped_and_counted_wherever_bad_rows_are(
+    study, planned, mixmerge, with_long_prompt
+):
+    arguments = (study.recipe, "--set", DROPPING, "--out", study.out)
+    line = (
+        "data general: 16 of 17 rows (en 8, fr 8); 1 bad dropped (1 prompt too long; first prompt too long: "
+        "general.en.jsonl:9: the prompt alone fills max_length 256)"
+    )
+    assert mixmerge("check", *arguments)[1].splitlines()[0] == line
+    folder = make(planned(DROPPING), study.out, "mixture/general")
+    manifest, record = (json.loads((folder / f"{name}.json").read_text()) for name in ("manifest", "record"))
+    account = manifest["data"]["general"]
+    assert (account["read"], account["kept"], account["bad"]) == (17, {"en": 8, "fr": 8}, {"prompt too long": TOO_LONG})
+    assert record["measurements"]["data"] == manifest["data"]
     assert "long" not in (folder / "rows.jsonl").read_text()
+    assert line in mixmerge("show", study.recipe, "mixture/general", *arguments[1:])[1]
+
+
+def test_a_prompt_that_only_the_exact_count_finds_too_long_is_refused_by_the_step(study, planned):
+    """Planning counts with some slack."""
+    path = study.folder / "data/general.en.jsonl"
+    path.write_text(path.read_text() + json.dumps({"id": "long", "prompt": "é" * 125, "completion": "short"}) + "\n")
+    plan = planned()
+    with pytest.raises(DataError) as caught:
+        make(plan, study.out, "mixture/general")
+    said = "the prompt alone fills max_length 256; raise training.max_length of 'general', or set bad_rows: drop"
+    assert str(caught.value) == f"{path}:9: {said}"
 
 
 def test_a_budget_in_tokens_counts_what_training_reads_of_a_row(study, planned):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from mixmerge.errors import DataError
 from mixmerge.terminal import visible
@@ -21,6 +21,10 @@ class RowError(DataError):
     def __init__(self, what: str, *, kind: str = "bad row", where: str | None = None, do: str | None = None) -> None:
         super().__init__(what, where=where, do=do)
         self.kind = kind
+
+    def again(self, *, what: str | None = None, where: str | None = None, do: str | None = None) -> Self:
+        """The same error, of the same kind, with other words in one of its parts."""
+        return type(self)(what or self.what, kind=self.kind, where=where or self.where, do=do or self.do)
 
 
 @dataclass(slots=True)

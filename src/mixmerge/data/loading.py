@@ -8,7 +8,8 @@ used is refused either way. Rows evidently in another language are told likewise
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,10 +26,11 @@ SAMPLE = 1000  # rows of a data set to judge for a report: a third of a second, 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The rows of a data set and their account."""
+    """The rows of a data set, their account, and by id the `file:row` that each stands at."""
 
     rows: list[Row]
     account: Account
+    places: Mapping[str, str]
 
 
 def load_rows(source: DataSource, languages: Sequence[str], relative_to: Path, *, sample: int = 0) -> Loaded:
@@ -41,6 +43,26 @@ def load_rows(source: DataSource, languages: Sequence[str], relative_to: Path, *
         DataError: whatever `read_each` raises, a bad row where they are refused, a source or a language without rows.
     """
     return _Loading(source, languages, relative_to).load(sample)
+
+
+def take_out(loaded: Loaded, source: DataSource, unfit: Sequence[tuple[Row, RowError]]) -> Loaded:
+    """What is left of rows some of which are unfit for what they are loaded for: bad rows, as if found when reading.
+
+    They count for the source's `limit`.
+
+    Raises:
+        DataError: unfit rows where bad ones are refused, or a language of which nothing is left.
+    """
+    account, told = deepcopy(loaded.account), [error.again(where=loaded.places[row.id]) for row, error in unfit]
+    for (row, _), error in zip(unfit, told, strict=True):
+        account.kept[row.lang] -= 1
+        account.add_bad(error)
+    gone = {row.id for row, _ in unfit}
+    rows = [row for row in loaded.rows if row.id not in gone]
+    if told and (source.bad_rows == "refuse" or not rows):
+        raise _refusal(told[0], account, nothing_left=not rows)
+    _refuse_empty(account, source)
+    return Loaded(rows, account, loaded.places)
 
 
 class _Loading:
@@ -63,7 +85,7 @@ class _Loading:
             for row in sorted(self.rows, key=lambda row: _seeded(row.id))[:sample]:
                 self._is_elsewhere(row)
         self._refuse()
-        return Loaded(self.rows, self.account)
+        return Loaded(self.rows, self.account, self.places)
 
     def _read(self, lang: str | None, covered: Sequence[str]) -> None:
         for where, record in read_each(self.source, lang, self.relative_to):
@@ -136,18 +158,22 @@ class _Loading:
             rows = f"{account.wrong_rows} such row{'s' * (account.wrong_rows > 1)} of {account.judged}"
             what = f"this row says '{own}' and is evidently in '{other}' ({rows})"
             raise DataError(what, where=where, do="mend it, or set wrong_language: drop or report")
-        empty = next((code for code, rows in account.kept.items() if not rows), None)
-        if empty is None:
-            return
-        what, do = f"no rows for language '{empty}'", None
-        if account.read:
-            others = ", ".join(code for code, _ in most_first(account.other_language)[:6])
-            what += f" in {account.read} records"
-            what += f" (other languages there: {others})" if others else ""
-            what += f" ({account.kinds()} dropped)" if account.bad else ""
-            what += f" ({account.wrong_rows} evidently in others dropped)" if account.wrong_dropped else ""
-            do = "say which languages it has with 'languages'"
-        raise DataError(what, where=self.source.name, do=do)
+        _refuse_empty(account, self.source)
+
+
+def _refuse_empty(account: Account, source: DataSource) -> None:
+    empty = next((code for code, rows in account.kept.items() if not rows), None)
+    if empty is None:
+        return
+    what, do = f"no rows for language '{empty}'", None
+    if account.read:
+        others = ", ".join(code for code, _ in most_first(account.other_language)[:6])
+        what += f" in {account.read} records"
+        what += f" (other languages there: {others})" if others else ""
+        what += f" ({account.kinds()} dropped)" if account.bad else ""
+        what += f" ({account.wrong_rows} evidently in others dropped)" if account.wrong_dropped else ""
+        do = "say which languages it has with 'languages'"
+    raise DataError(what, where=source.name, do=do)
 
 
 def _seeded(row_id: str) -> bytes:

@@ -7,7 +7,7 @@ refuse is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,19 @@ Bounds = Callable[[Row], tuple[int, int]]
 
 def token_bounds(folder: Path | None, jinja: str | None, *, trimmed: bool) -> Bounds:
     """The least and the most tokens of a row; `folder` is the local base and `jinja` the recipe's template, if any."""
+    count = _counter(folder, jinja, trimmed=trimmed)
+    return cache_by_id(lambda row: count([*row.prompt, {"role": "assistant", "content": row.completion}]))
+
+
+def prompt_bounds(folder: Path | None, jinja: str | None, *, trimmed: bool) -> Bounds:
+    """The least and the most tokens of a row's prompt without what opens its answer, which adds a few."""
+    count = _counter(folder, jinja, trimmed=trimmed)
+    return cache_by_id(lambda row: count(row.prompt))
+
+
+def _counter(
+    folder: Path | None, jinja: str | None, *, trimmed: bool
+) -> Callable[[Sequence[Message]], tuple[int, int]]:
     settings: dict[str, Any] = {}
     if folder is not None:
         own = own_chat_template(folder)
@@ -39,8 +52,7 @@ def token_bounds(folder: Path | None, jinja: str | None, *, trimmed: bool) -> Bo
     render = None if jinja is None else compile_template(jinja, settings, "the chat template")
     encode = None if folder is None or trimmed else _encoder(folder)
 
-    def bounds(row: Row) -> tuple[int, int]:
-        messages: list[Message] = [*row.prompt, {"role": "assistant", "content": row.completion}]
+    def count(messages: Sequence[Message]) -> tuple[int, int]:
         content = sum(len(str(message["content"]).encode()) for message in messages)
         unknown = FEWEST, content + TEMPLATE_BYTES + TURN_BYTES * len(messages)
         try:
@@ -54,7 +66,7 @@ def token_bounds(folder: Path | None, jinja: str | None, *, trimmed: bool) -> Bo
         tokens = encode(text)
         return max(FEWEST, int(tokens * (1 - SLACK)) - SLACK_TOKENS), int(tokens * (1 + SLACK)) + SLACK_TOKENS
 
-    return cache_by_id(bounds)
+    return count
 
 
 def cut_at(longest: int | None, bounds: Bounds) -> Bounds:

@@ -6,32 +6,27 @@ that also stands in the training data is found before anything starts.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mixmerge.data.account import Account
 from mixmerge.data.formats import Row
-from mixmerge.data.loading import load_rows
-from mixmerge.data.mixture import check_rows, check_tokens
+from mixmerge.data.loading import Loaded, load_rows
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words
-from mixmerge.data.shares import by_temperature, capped, part_of
 from mixmerge.data.sources import DataSource, fingerprint, read_records
 from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
 from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
 from mixmerge.model.words import check_languages
-from mixmerge.plan.budget import Bounds, both_sides, cut_at, token_bounds
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
+from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
 from mixmerge.plan.training import HOW as TRAINING_HOW
-from mixmerge.plan.training import check_devices, check_loggers, check_pairs, check_shares, longest_row, training_step
-from mixmerge.recipe.budgets import Grant, budget_of
+from mixmerge.plan.training import check_devices, check_loggers, check_pairs, check_shares, training_step
+from mixmerge.recipe.budgets import budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
 
@@ -46,6 +41,7 @@ class PlanBuilder:
         self.loaded, self.recipe, self.cache, self.sample = loaded, loaded.recipe, cache, sample
         self.steps: dict[str, Step] = {}
         self.models: dict[str, str] = {}
+        self.data: dict[str, Loaded] = {}
         self.accounts: dict[str, Account] = {}
         self.sources = {name: data_source(data) for name, data in self.recipe.data.items()}
         self.languages = list(self.recipe.languages)
@@ -95,15 +91,13 @@ class PlanBuilder:
             raise RecipeError(error.what, where=self._where("languages"), do=error.do) from error
 
     def _read_rows(self) -> dict[str, list[Row]]:
-        rows = {}
         for name, source in self.sources.items():
             try:
-                covered = self._covered(name, self.languages)
-                loaded = load_rows(source, covered, self.loaded.folder, sample=self.sample)
+                languages = covered(self.recipe.data[name], self.languages)
+                self.data[name] = load_rows(source, languages, self.loaded.folder, sample=self.sample)
             except DataError as error:
                 raise error.within(self._where("data", name)) from error
-            rows[name], self.accounts[name] = loaded.rows, loaded.account
-        return rows
+        return {name: loaded.rows for name, loaded in self.data.items()}
 
     def _read_prompts(self) -> dict[str, list[Prompt]]:
         evaluation = self.recipe.evaluation
@@ -194,7 +188,8 @@ class PlanBuilder:
         self.models["base"] = self._add("base", "base", what, how=place | {"chat_template": base.chat_template})
 
     def _add_candidates(self, rows: Mapping[str, list[Row]]) -> None:
-        recipe = self.recipe
+        recipe, base = self.recipe, self.steps[self.models["base"]]
+        mixtures = Mixtures(self.loaded, self.sources, self.data, rows, self.dropped, base)
         trained = recipe.experts | recipe.baselines
         needs = recipe.needs()
         while left := [name for name in needs if name not in self.models]:
@@ -203,9 +198,11 @@ class PlanBuilder:
                     if name in recipe.adopted:
                         self._add_adopted(name, recipe.adopted[name])
                     elif name in trained:
-                        self._add_trained(name, trained[name], rows)
+                        self._add_trained(name, trained[name], mixtures)
                     else:
                         self._add_merge(name)
+        self.notes += mixtures.long.notes()
+        self.accounts = {name: mixtures.long.account(name) for name in self.data}
 
     def _add_adopted(self, name: str, entry: Adopted) -> None:
         """A model or adapter from outside, by content; what it was trained from is an input, which it has to fit."""
@@ -218,70 +215,19 @@ class PlanBuilder:
         how = place | self._how("threads")
         self.models[name] = self._add("adopt", name, {"source": content}, inputs={"start": start.id}, how=how)
 
-    def _add_trained(self, name: str, entry: Trained, rows: Mapping[str, list[Row]]) -> None:
-        recipe, training = self.recipe, self.recipe.training_of(entry)
-        group = "experts" if name in recipe.experts else "baselines"
-        shares = self._shares(entry, rows)
-        if gone := next((o for o, part in entry.mixture.items() if part and o not in {o for o, _ in shares}), None):
-            raise RecipeError(
-                f"no '{gone}' row in any of its languages",
-                where=self._where(group, name, "mixture", gone),
-                do="add data, or leave it out of this mixture",
-            )
-        for objective, code in shares:
-            if not any(row.lang == code for data in self._of_objective(objective) for row in rows[data]):
-                raise RecipeError(
-                    f"no '{objective}' row in '{code}'",
-                    where=self._where(group, name, "mixture", objective),
-                    do="add data in that language, or leave it out of this mixture's languages",
-                )
-        asked, shares = shares, self._capped(group, name, entry, shares)
-        used = {data for objective, _ in shares for data in self._of_objective(objective)}
-        repeats = {cell: entry.max_repeats[key] for cell in sorted(shares) if (key := part_of(cell, entry.max_repeats))}
-        budget = budget_of(recipe, name, self.loaded.marks)
-        codes = sorted({code for _, code in shares})
-        where = self._where(group, name)
+    def _add_trained(self, name: str, entry: Trained, mixtures: Mixtures) -> None:
+        """A mixture, and the training on it."""
+        recipe, wanted = self.recipe, mixtures.wanted(name, entry)
+        training, where = wanted.training, wanted.where
         settings = training_step(name, entry.training, training, recipe.seed, where, self.notes)
         check_shares(settings, recipe.how, where)
-        check_pairs(name, {data: rows[data] for data in sorted(used)}, training, where, self.notes)
-        pairs, longest = training.method == "dpo", longest_row(training)
-        self._check_budget(name, shares, rows, budget, training.max_repeats, repeats, pairs=pairs, longest=longest)
-        what = {
-            "cells": [{"objective": o, "lang": c, "share": share} for (o, c), share in sorted(shares.items())],
-            "data": {data: self._data_identity(data, self._covered(data, codes)) for data in sorted(used)},
-            "budget": budget.amount,
-            "unit": budget.unit,
-            "max_repeats": training.max_repeats,
-            "seed": recipe.seed,
-        }
-        if pairs:
-            what["pairs"] = True
-        if longest is not None:
-            what["max_length"] = longest
-        if shares != asked:
-            what["capped"] = {
-                f"{o}/{c}": {"asked": asked[o, c], "share": shares[o, c]}
-                for o, c in sorted(shares)
-                if shares[o, c] < asked[o, c]
-            }
-        if repeats:
-            what["repeats"] = {f"{o}/{c}": most for (o, c), most in repeats.items()}
-        how = {
-            "sources": {data: asdict(self.sources[data]) for data in sorted(used)},
-            "folder": str(self.loaded.folder),
-        }
-        if budget.rule:
-            how["budget_rule"] = budget.rule
-        if dropped := self._dropped_from(shares, used):
-            # What is left out is hashed; which rows these are is looked up, not hashed a second time row by row.
-            how["dropped"] = {data: sorted(overlap.row_id for overlap in found) for data, found in dropped.items()}
-            what["dropped"] = {
-                "rows": identity_of(how["dropped"]),
-                "counts": counted(overlap for found in dropped.values() for overlap in found),
-            }
+        check_pairs(name, {data: mixtures.rows[data] for data in wanted.used}, training, where, self.notes)
+        mixtures.check(wanted)
         # The base's tokenizer counts the tokens of every mixture, also of one whose budget is in rows.
         inputs = {"tokenizer": self.models["base"]}
-        mixture = self._add("mixture", name, what, inputs=inputs, how=how, group="mixture")
+        mixture = self._add(
+            "mixture", name, mixtures.what(wanted), inputs=inputs, how=mixtures.how(wanted), group="mixture"
+        )
         self.models[name] = self._add(
             "train",
             name,
@@ -291,92 +237,6 @@ class PlanBuilder:
             # Adapters are small, so several share a process, which loads the libraries once; of all weights, each would add to it.
             group=f"train {name}" if training.adapter is not None else "",
         )
-
-    def _capped(self, group: str, name: str, entry: Trained, shares: dict[Cell, float]) -> dict[Cell, float]:
-        if not entry.caps:
-            return shares
-        try:
-            found = capped(shares, entry.caps)
-        except DataError as error:
-            raise RecipeError(error.what, where=self._where(group, name, "caps"), do=error.do) from error
-        return {cell: share for cell, share in found.items() if share > 0}
-
-    def _dropped_from(self, shares: Mapping[Cell, float], used: Iterable[str]) -> dict[str, list[Overlap]]:
-        """By data set, the dropped rows that the cells of a mixture would hold."""
-        found = {
-            data: [o for o in self.dropped.get(data, ()) if (self.recipe.data[data].objective, o.lang) in shares]
-            for data in sorted(used)
-        }
-        return {data: overlaps for data, overlaps in found.items() if overlaps}
-
-    def _check_budget(
-        self,
-        name: str,
-        shares: Mapping[Cell, float],
-        rows: Mapping[str, list[Row]],
-        budget: Grant,
-        max_repeats: int,
-        repeats: Mapping[Cell, int],
-        *,
-        pairs: bool,
-        longest: int | None,
-    ) -> None:
-        """Refuse a budget that the data cannot fill."""
-        cells = {
-            (objective, code): [row for data in self._of_objective(objective) for row in rows[data] if row.lang == code]
-            for objective, code in shares
-        }
-        group = "experts" if name in self.recipe.experts else "baselines"
-        try:
-            if budget.unit == "tokens":
-                bounds = cut_at(longest, self._token_bounds)
-                bounds = both_sides(bounds) if pairs else bounds
-                check_tokens(
-                    cells, shares, budget=budget.amount, max_repeats=max_repeats, repeats=repeats, bounds=bounds
-                )
-            else:
-                check_rows(cells, shares, budget=budget.amount, max_repeats=max_repeats, repeats=repeats)
-        except DataError as error:
-            raise RecipeError(error.what, where=self._where(group, name), do=error.do) from error
-
-    @cached_property
-    def _token_bounds(self) -> Bounds:
-        base = self.steps[self.models["base"]]
-        folder = Path(base.how["path"]) if "path" in base.how else None
-        return token_bounds(folder, base.what["chat_template"], trimmed=base.what["trim"] is not None)
-
-    def _shares(self, entry: Trained, rows: Mapping[str, list[Row]]) -> dict[Cell, float]:
-        """Share of each (objective, language) cell, those above 0, adding up to 1 (by temperature: to 9 digits)."""
-        languages = entry.languages or dict.fromkeys(self.languages, 1.0)
-        if entry.temperature is None:
-            total = sum(entry.mixture.values()) * sum(languages.values())
-            cells = {(o, c): a * b / total for o, a in entry.mixture.items() for c, b in languages.items()}
-        else:
-            cells = {}
-            for objective, part in entry.mixture.items():
-                counts = Counter(row.lang for data in self._of_objective(objective) for row in rows[data])
-                found = by_temperature(counts, entry.temperature, languages)
-                whole = sum(entry.mixture.values())
-                cells |= {(objective, code): part / whole * share for code, share in found.items()}
-        return {cell: share for cell, share in cells.items() if share > 0}
-
-    def _covered(self, name: str, languages: Iterable[str]) -> list[str]:
-        """Those of the languages that a data set covers."""
-        own = self.recipe.data[name].languages
-        return [code for code in languages if own is None or code in own]
-
-    def _of_objective(self, objective: str) -> list[str]:
-        return [name for name, data in self.recipe.data.items() if data.objective == objective]
-
-    def _data_identity(self, name: str, languages: Iterable[str]) -> dict[str, Any]:
-        source = self.sources[name]
-        return {
-            "objective": self.recipe.data[name].objective,
-            "languages": list(languages),
-            "fingerprint": fingerprint(source, list(languages), self.loaded.folder),
-            "columns": dict(source.columns),
-            "lang": source.lang,
-        } | source.choices()
 
     def _add_merge(self, name: str) -> None:
         config = merge_config(name, self.recipe.merges[name], self.loaded.marks).to_mergekit()

@@ -131,8 +131,8 @@ class DataSet(Section):
     limit: Count | None = Field(None, description="Rows per language at most, in file order; reading stops there.")
     bad_rows: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="Rows that cannot be used (empty, out of order, no UTF-8, ...): refuse the data set, or leave them "
-        "out and count them by kind.",
+        description="Rows that cannot be used (empty, out of order, no UTF-8, a prompt that fills max_length, ...): refuse "
+        "the data set, or leave them out and count them by kind.",
     )
     wrong_language: Literal["report", "drop", "refuse"] = Field(
         "report",

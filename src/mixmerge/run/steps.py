@@ -143,10 +143,11 @@ def _named_as_given(context: StepContext) -> Iterator[None]:
 def make_mixture(context: StepContext) -> Measurements:
     """Draw the rows of a training and write them out with their manifest."""
     from mixmerge.data.formats import Row
-    from mixmerge.data.loading import SAMPLE, load_rows
+    from mixmerge.data.loading import SAMPLE, load_rows, take_out
     from mixmerge.data.mixture import draw_mixture, write_mixture
     from mixmerge.data.sources import DataSource
     from mixmerge.data.sources import fingerprint as data_fingerprint
+    from mixmerge.plan.lengths import too_long
     from mixmerge.train.tokens import long_prompts, token_counter
 
     what, how = context.what, context.how
@@ -162,18 +163,14 @@ def make_mixture(context: StepContext) -> Measurements:
             )
         objective, gone = what["data"][name]["objective"], set(how.get("dropped", {}).get(name, ()))
         loaded = load_rows(source, languages, folder, sample=SAMPLE)
+        if (longest := what.get("max_length")) is not None:
+            asked = [row for row in loaded.rows if (objective, row.lang) in cells and row.id not in gone]
+            long = long_prompts(asked, context.input("tokenizer"), longest)
+            loaded = take_out(loaded, source, [(row, too_long(context.step.name, longest)) for row in long])
         accounts[name] = loaded.account.to_json()
-        rows = [row for row in loaded.rows if (objective, row.lang) in cells and row.id not in gone]
-        if (longest := what.get("max_length")) and (long := long_prompts(rows, context.input("tokenizer"), longest)):
-            if source.bad_rows == "refuse":
-                raise DataError(
-                    f"{len(long)} prompt(s) of the data set '{name}' fill max_length {longest}, first row '{long[0].id}'",
-                    do="raise max_length, or set bad_rows: drop for the data set",
-                )
-            accounts[name]["long_prompts"] = {"rows": len(long), "first": long[0].id}
-            left_out = {id(row) for row in long}
-            rows = [row for row in rows if id(row) not in left_out]
-        for row in rows:
+        for row in loaded.rows:
+            if (objective, row.lang) not in cells or row.id in gone:
+                continue
             cells[objective, row.lang].append(row)
             origin[id(row)] = name
     shares = {(cell["objective"], cell["lang"]): cell["share"] for cell in what["cells"]}
