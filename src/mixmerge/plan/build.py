@@ -7,6 +7,7 @@ that also stands in the training data is found before anything starts.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
 from mixmerge.plan.training import HOW as TRAINING_HOW
-from mixmerge.plan.training import check_devices, check_loggers, check_pairs, check_shares, training_step
+from mixmerge.plan.training import check_devices, check_loggers, check_pairs, check_shares, check_targets, training_step
 from mixmerge.recipe.budgets import budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
@@ -219,7 +220,10 @@ class PlanBuilder:
         """A mixture, and the training on it."""
         recipe, wanted = self.recipe, mixtures.wanted(name, entry)
         training, where = wanted.training, wanted.where
-        settings = training_step(name, entry.training, training, recipe.seed, where, self.notes)
+        place = partial(self._training_place, name, entry)
+        settings = training_step(name, entry.training, training, recipe.seed, where, self.notes, place)
+        base = self.steps[self.models["base"]]
+        check_targets(training, base, place("training.adapter.targets"), restacked=entry.start != "base")
         check_shares(settings, recipe.how, where)
         check_pairs(name, {data: mixtures.rows[data] for data in wanted.used}, training, where, self.notes)
         mixtures.check(wanted)
@@ -237,6 +241,12 @@ class PlanBuilder:
             # Adapters are small, so several share a process, which loads the libraries once; of all weights, each would add to it.
             group=f"train {name}" if training.adapter is not None else "",
         )
+
+    def _training_place(self, name: str, entry: Trained, key: str) -> str:
+        """Where a key such as `training.extra` stands that counts for a training: with its own keys, or the recipe's."""
+        path = key.split(".")
+        group = "experts" if name in self.recipe.experts else "baselines"
+        return self._where(*((group, name) if path[1] in entry.training.model_fields_set else ()), *path)
 
     def _add_merge(self, name: str) -> None:
         config = merge_config(name, self.recipe.merges[name], self.loaded.marks).to_mergekit()

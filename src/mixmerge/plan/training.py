@@ -10,10 +10,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mixmerge.data.formats import Row
 from mixmerge.errors import RecipeError, UserError
+from mixmerge.model.layers import nearest_target, packaged_modules, unmatched_target, weighted_modules
+from mixmerge.plan.extra import check_values
+from mixmerge.plan.graph import Step
 from mixmerge.recipe.schema import How, Training
 from mixmerge.train.command import command_fields
 from mixmerge.train.extra import check_extra
@@ -34,9 +38,17 @@ ALWAYS = (
 
 
 def training_step(
-    name: str, own: Training, training: Training, seed: int, where: str, notes: list[str]
+    name: str,
+    own: Training,
+    training: Training,
+    seed: int,
+    where: str,
+    notes: list[str],
+    place: Callable[[str], str],
 ) -> dict[str, Any]:
     """The `what` of the train step of `name`; `own` are its own keys, `training` those with the recipe's below them.
+
+    `place` says where a key such as `training.extra` stands.
 
     Raises:
         RecipeError: a key of its own that its method does not read, values that do not go together, or qlora without its
@@ -55,10 +67,11 @@ def training_step(
         raise RecipeError(lacks, where=where, do="install it, or set adapter.type: lora")
     try:
         check_extra(training.method, training.extra)
+        check_values(training.method, training.extra, training.scheduler)
         what = training_what(training, seed)
     except UserError as error:
-        place = where if error.where in (None, GENERAL) else f"{where}: {error.where}"
-        raise RecipeError(error.what, where=place, do=error.do) from error
+        found = where if error.where in (None, GENERAL) else place(str(error.where))
+        raise RecipeError(error.what, where=found, do=error.do) from error
     if training.learning_rate is None and (training.method != "sft" or training.adapter is not None):
         adapter = "" if training.adapter is None else f" with {training.adapter.type}"
         rate = what["learning_rate"]
@@ -166,6 +179,27 @@ def check_shares(what: Mapping[str, Any], how: How, where: str) -> None:
     if (refused := shares_refused(what, devices)) is not None:
         do = f"change it, or how.{'nodes and ' if how.nodes > 1 else ''}processes"
         raise RecipeError(refused, where=where, do=do)
+
+
+def check_targets(training: Training, base: Step, where: str, *, restacked: bool) -> None:
+    """Refuse a target of an adapter that names no module of the base; `restacked`: the start may have other layers.
+
+    Raises:
+        RecipeError: names it, and the layer that was probably meant.
+    """
+    if training.engine != "trl" or training.adapter is None or isinstance(training.adapter.targets, str):
+        return
+    modules = None
+    if "path" in base.how:
+        modules = weighted_modules(Path(base.how["path"]))
+    elif "package" in base.how:
+        modules = packaged_modules(base.how["package"])
+    if modules is None:
+        return
+    wrong = unmatched_target(training.adapter.targets, modules, restacked=restacked)
+    if wrong is not None:
+        what = f"no layer of the base that an adapter can train is called '{wrong}'"
+        raise RecipeError(what, where=where, do=nearest_target(wrong, modules))
 
 
 def check_pairs(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:
