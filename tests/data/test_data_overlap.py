@@ -1,13 +1,15 @@
 import json
+import re
 import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import mixmerge
 from mixmerge.data.formats import Row
-from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words, normalised, overlapping
+from mixmerge.data.overlap import _ARABIC, Overlap, PromptIndex, counted, in_words, normalised, overlapping
 
 
 def row(identity, *turns):
@@ -43,12 +45,102 @@ def test_normalising_twice_changes_nothing(text):
     assert normalised(normalised(text)) == normalised(text)
 
 
+@given(st.text(st.sampled_from("aeأإآٱاىيةه\u064e\u0651\u0653\u0654\u0655\u0640\u0670\u0301\u200d ؟")))
+def test_normalising_marks_in_any_order_twice_changes_nothing(text):
+    assert normalised(normalised(text)) == normalised(text)
+
+
 @given(st.text())
 def test_normalising_character_by_character_gives_the_same(text):
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     seen = [char for char in folded if unicodedata.category(char) != "Cf"]
-    words = "".join(" " if unicodedata.category(char)[0] in "PZC" else char for char in seen).split()
-    assert normalised(text).split() == (words or "".join(seen).split())
+    words = "".join(" " if unicodedata.category(char)[0] in "PZC" else char for char in seen)
+    assume(unicodedata.is_normalized("NFKC", words) and not re.search("[\u0600-\u06ff]", words))
+    assert normalised(text).split() == (words.split() or "".join(seen).split())
+
+
+# Arabic
+
+VOCALISED = "مَا هِيَ أَكْبَرُ مَدِينَةٍ فِي اَلْمَمْلَكَةِ اَلْعَرَبِيَّةِ اَلسُّعُودِيَّةِ؟"
+PLAIN = "ما هي أكبر مدينة في المملكة العربية السعودية؟"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        VOCALISED,
+        unicodedata.normalize("NFD", VOCALISED),
+        PLAIN.replace("أ", "ا"),
+        PLAIN.replace("ة", "ه"),
+        PLAIN.replace("ي", "ى"),
+        PLAIN.replace("م", "مـــ"),
+        PLAIN.replace("لم", "ﻟﻤ"),
+    ],
+    ids=["vocalised", "decomposed", "bare alef", "ha", "alef maqsura", "stretched", "presentation forms"],
+)
+def test_arabic_that_is_written_otherwise_is_the_same_question(written):
+    assert overlapping([row("1", written)], [PLAIN]) == [Overlap("1", "en", PLAIN)]
+    assert overlapping([row("1", PLAIN)], [written]) == [Overlap("1", "en", written)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("كتاب", "كتب"), ("سؤال", "سوال"), ("رئيس", "ريس"), ("علم", "قلم"), ("شيء", "شي")],
+)
+def test_arabic_words_that_differ_by_a_letter_stay_apart(one, other):
+    assert overlapping([row("1", one)], [other]) == []
+
+
+def test_a_superscript_alef_and_a_wasla_are_folded_and_marks_alone_are_kept():
+    assert normalised("هٰذَا ٱلْكِتَابُ") == normalised("هذا الكتاب") == "هذا الكتاب"
+    assert normalised("ـــ") != normalised("\u064e") != ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("की", "कि"),
+        ("हिंदी", "हिदी"),
+        ("क़लम", "कलम"),
+        ("কি", "কী"),
+        ("தமிழ", "தமிழ்"),
+        ("น้ำ", "นำ"),
+        ("שָׁלוֹם", "שלום"),
+        ("é", "e"),
+        ("й", "и"),
+        ("が", "か"),
+        ("ئ", "ي"),
+    ],
+)
+def test_marks_of_other_scripts_tell_words_apart(one, other):
+    assert normalised(one) != normalised(other)
+
+
+def test_only_arabic_changes_by_the_folding_of_arabic():
+    changed = [code for code in _ARABIC if not 0x0600 <= code <= 0x06FF]
+    assert changed == []
+    for lang in ("en", "es", "fr", "hi", "ru"):
+        for text in starter(lang):
+            plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+            marks = [char for char in plain if unicodedata.category(char)[0] in "LMN"]
+            assert [char for char in normalised(text) if unicodedata.category(char)[0] in "LMN"] == marks
+
+
+def test_a_vocalised_copy_of_real_arabic_questions_is_an_exact_match():
+    questions = starter("ar")
+    assert len(questions) > 30
+    fatha = "\u064e"
+    copies = ["".join(char + fatha if char.isalpha() else char for char in text) for text in questions]
+    found = overlapping([row(str(i), text) for i, text in enumerate(copies)], questions, 0.8)
+    assert [overlap.kind for overlap in found] == ["exact"] * len(questions)
+    assert len({normalised(text) for text in questions}) == len(set(questions)), "no two questions have become one"
+
+
+def starter(lang):
+    """The packaged prompts of a language."""
+    folder = Path(mixmerge.__file__).parent / "starter" / "prompts"
+    files = sorted(folder.glob(f"*.{lang}.jsonl"))
+    return [json.loads(line)["prompt"] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 # Near duplicates

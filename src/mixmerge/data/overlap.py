@@ -1,9 +1,10 @@
 """Finding training rows whose question is also an evaluation prompt.
 
 Three kinds, each row under the first that fits. `exact`: nothing is left of the difference between a user turn and a prompt
-after NFKC, casefolding, dropping invisible characters and folding punctuation and white space. `near`: at least so much of
-their 5-character shingles are shared, in any script. `parallel`: the row's id is that of a prompt, in whatever language,
-where the recipe says that the two come from one source; ids alone say nothing. Paraphrases are not found.
+after NFKC, casefolding, dropping invisible characters and Arabic vowel signs, and folding punctuation, white space and
+Arabic letters that are often written for each other. `near`: at least so much of their 5-character shingles are shared, in
+any script. `parallel`: the row's id is that of a prompt, in whatever language, where the recipe says that the two come from
+one source; ids alone say nothing. Paraphrases are not found.
 """
 
 from __future__ import annotations
@@ -109,12 +110,25 @@ def normalised(text: str) -> str:
     >>> normalised("What\\u2019s  NEW, e-mail?") == normalised("what's new e\\u2010mail")
     True
 
-    A text of punctuation only keeps it, so that "?" and "!" stay apart.
+    A text of punctuation only keeps it, so that "?" and "!" stay apart. Arabic is folded as information retrieval does it
+    (Larkey, Ballesteros & Connell 2002; Lucene's ArabicNormalizer): no vowel signs, no tatweel, one alef, ى as ي, ة as ه.
+    Marks of other scripts tell words apart and stay.
     """
     # Casefolding can undo normalisation (and the reverse), so NFKC stands on both sides of it.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     folded = re.sub(r"\s+", " ", text.translate(_FOLDED)).strip()
+    if not unicodedata.is_normalized("NFKC", folded):  # what was dropped stood between parts of one character
+        return normalised(folded)
     return folded or "".join(char for char in text if unicodedata.category(char) != "Cf").strip()
+
+
+_ARABIC: dict[int, str | None] = {
+    **dict.fromkeys(range(0x064B, 0x0656)),  # fathatan to sukun; madda and hamza where they stand alone
+    **dict.fromkeys((0x0640, 0x0670)),  # tatweel, superscript alef
+    **dict.fromkeys(map(ord, "أإآٱ"), "ا"),
+    ord("ى"): "ي",
+    ord("ة"): "ه",
+}
 
 
 class _Folded(dict[int, str | None]):
@@ -126,4 +140,4 @@ class _Folded(dict[int, str | None]):
         return self[code]
 
 
-_FOLDED = _Folded()
+_FOLDED = _Folded(_ARABIC)
