@@ -58,6 +58,16 @@ statistics: {draws: 100}
 how: {checkpoint_every: 1}
 """
 
+# SFT then DPO, and SFT then a merge then DPO.
+CHAIN = """\
+experts:
+  general: {mixture: general}
+  aligned: {mixture: safety, start: general, training: {method: dpo}}
+  after: {mixture: safety, start: both, training: {method: dpo, beta: 0.5}}
+merges:
+  both: {method: linear, models: {general: {weight: 1}, aligned: {weight: 1}}}
+"""
+
 FACTS = {
     "en": [("sky", "It is blue."), ("grass", "It is green."), ("sun", "It is yellow."), ("snow", "It is white.")],
     "fr": [("ciel", "Il est bleu."), ("pré", "Il est vert."), ("soleil", "Il est jaune."), ("lait", "Il est blanc.")],
@@ -92,6 +102,12 @@ class StudyFiles:
         text = self.recipe.read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the recipe"
         self.recipe.write_text(text.replace(old, new), encoding="utf-8")
+
+    def chain_trainings(self, evaluation: str | None = None) -> None:
+        """Let trainings start from trainings and merges: other experts and merges, no baseline; `evaluation`: another end."""
+        text = self.recipe.read_text(encoding="utf-8")
+        end = text[text.index("evaluation:") :] if evaluation is None else evaluation
+        self.recipe.write_text(text[: text.index("experts:")] + CHAIN + end, encoding="utf-8")
 
     def command(self, name: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "mixmerge.cli", name, str(self.recipe), *arguments, "--out", str(self.out)]

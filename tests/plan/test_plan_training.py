@@ -117,27 +117,22 @@ def test_notes_say_what_becomes_of_pairs_and_which_default_was_taken(planned):
 
 
 def test_check_prints_the_notes_beside_its_answer(study, mixmerge):
-    status, _, err = mixmerge("check", study.recipe, "--out", study.out)
-    assert status == 0
+    status, out, err = mixmerge("check", study.recipe, "--out", study.out)
+    assert (status, out.splitlines()) == (
+        0,
+        [
+            "data general: 16 rows (en 8, fr 8)",
+            "data safety: 16 rows (en 8, fr 8)",
+            f"{study.recipe}: ok; 1 expert, 1 baseline, 1 merge, 2 languages, 32 steps",
+        ],
+    )
     assert err == "note: mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)\n"
     told = json.loads(mixmerge("check", study.recipe, "--json", "--out", study.out)[1])
     assert err == f"note: {told['notes'][0]}\n"
 
 
-CHAIN = """\
-experts:
-  general: {mixture: general}
-  aligned: {mixture: safety, start: general, training: {method: dpo}}
-  after: {mixture: safety, start: both, training: {method: dpo, beta: 0.5}}
-merges:
-  both: {method: linear, models: {general: {weight: 1}, aligned: {weight: 1}}}
-"""
-
-
 def test_sft_then_dpo_and_sft_then_merge_then_dpo_are_three_lines_of_recipe(study, planned):
-    text = study.recipe.read_text()
-    head, tail = text[: text.index("experts:")], text[text.index("evaluation:") :]
-    study.recipe.write_text(head + CHAIN + tail)
+    study.chain_trainings()
     plan = planned()
     aligned, after = plan.find("train/aligned"), plan.find("train/after")
     assert aligned.inputs["model"] == plan.find("train/general").id

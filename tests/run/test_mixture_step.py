@@ -127,11 +127,16 @@ def test_mixtures_made_before_there_were_such_options_keep_their_ids(planned):
 
 def test_checking_says_what_became_of_each_record(study, mixmerge, one_file):
     status, out, err = mixmerge("check", study.recipe, "--set", COLUMN, "--out", study.out)
-    assert (status, err.count("note:")) == (0, err.count("\n"))
-    assert out.splitlines()[0] == (
-        "data general: 16 of 18 rows (en 8, fr 8); 1 in other languages skipped (de 1); "
-        "1 bad dropped (1 empty text; first empty text: all.jsonl:4: 'completion' is empty)"
+    assert (status, err) == (
+        0,
+        "note: mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)\n",
     )
+    assert out.splitlines() == [
+        "data general: 16 of 18 rows (en 8, fr 8); 1 in other languages skipped (de 1); "
+        "1 bad dropped (1 empty text; first empty text: all.jsonl:4: 'completion' is empty)",
+        "data safety: 16 rows (en 8, fr 8)",
+        f"{study.recipe}: ok; 1 expert, 1 baseline, 1 merge, 2 languages, 32 steps",
+    ]
 
 
 def test_a_bad_row_that_is_not_dropped_stops_everything_before_it_starts(study, mixmerge, one_file):

@@ -7,14 +7,6 @@ import sys
 
 from safetensors.torch import load_file
 
-CHAIN = """\
-experts:
-  general: {mixture: general}
-  aligned: {mixture: safety, start: general, training: {method: dpo}}
-  after: {mixture: safety, start: both, training: {method: dpo, beta: 0.5}}
-merges:
-  both: {method: linear, models: {general: {weight: 1}, aligned: {weight: 1}}}
-"""
 ONE_SET = """\
 evaluation:
   prompts:
@@ -32,8 +24,7 @@ def rows_of(study, name: str) -> list[dict]:
 
 
 def test_sft_then_dpo_and_sft_then_merge_then_dpo_run(study):
-    text = study.recipe.read_text()
-    study.recipe.write_text(text[: text.index("experts:")] + CHAIN + ONE_SET)
+    study.chain_trainings(ONE_SET)
     ran = study.call("run")
     assert ran.returncode == 0, ran.stderr
     models = study.out / "runs" / "tiny" / "models"
