@@ -28,6 +28,41 @@ def test_the_modules_of_a_folder_are_those_that_a_network_has_but_for_the_output
     assert last(found) == LINEAR | {"embed_tokens"}
 
 
+FAMILIES = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    "opt": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+    },
+    "phi3": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "pad_token_id": 0,
+    },
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_linear_layer_of_a_family_may_be_named_shortly_or_in_whole(tmp_path, family):
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=64, **FAMILIES[family]))
+    network.save_pretrained(tmp_path)
+    modules, head = weighted_modules(tmp_path), network.get_output_embeddings()
+    linear = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not head]
+    assert unmatched_target(linear, modules) is None
+    assert unmatched_target(sorted(last(linear)), modules) is None
+    assert unmatched_target(["lm_head"], modules) == "lm_head"
+
+
 def test_the_modules_of_a_package_are_those_that_transformers_gives_its_model():
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 

@@ -9,7 +9,7 @@ import pytest
 from mixmerge.data.loading import load_rows
 from mixmerge.data.sources import DataSource
 from mixmerge.errors import DataError, RecipeError
-from mixmerge.plan.budget import prompt_bounds, token_bounds
+from mixmerge.plan.budget import FEWEST, prompt_bounds, token_bounds
 from mixmerge.plan.lengths import KIND, LongPrompts, too_long
 
 
@@ -62,6 +62,24 @@ def test_a_row_is_counted_once_however_many_trainings_cannot_read_it(long_prompt
     for training in ("one", "two", "three"):
         found.take_out(training, 20, "a", rows)
     assert found.account("a").bad_rows == 1
+
+
+def test_rows_that_only_an_exact_count_can_judge_are_kept_and_told_in_one_note(long_prompts):
+    found, rows = long_prompts(prompts(short=10, close=19, closer=20, over=300))
+    found.bounds = lambda row: (len(row.prompt[0]["content"]) - 2, len(row.prompt[0]["content"]) + 2)
+    for training in ("one", "two"):
+        assert ids(found.take_out(training, 20, "a", rows)) == ["en/short", "en/close", "en/closer"]
+    assert found.notes() == [
+        "of the data set 'a' 2 rows may have a prompt that alone fills max_length 20: the mixture step counts their tokens "
+        "exactly"
+    ]
+    found.close.clear()
+    found.bounds = lambda row: (FEWEST, 10_000)
+    assert len(found.take_out("one", 20, "a", rows)) == 4
+    assert found.notes() == [
+        "one: of the data set 'a' 1 row left out whose prompt alone fills max_length 20, first a.jsonl:4",
+        "two: of the data set 'a' 1 row left out whose prompt alone fills max_length 20, first a.jsonl:4",
+    ], "of a tokenizer that is not known nothing more is said"
 
 
 def test_a_training_by_a_command_that_does_not_say_a_length_reads_everything(long_prompts):

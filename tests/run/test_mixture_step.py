@@ -226,6 +226,8 @@ def test_a_prompt_that_only_the_exact_count_finds_too_long_is_refused_by_the_ste
     path = study.folder / "data/general.en.jsonl"
     path.write_text(path.read_text() + json.dumps({"id": "long", "prompt": "é" * 125, "completion": "short"}) + "\n")
     plan = planned()
+    told = "may have a prompt that alone fills max_length 256: the mixture step counts their tokens exactly"
+    assert f"of the data set 'general' 1 row {told}" in plan.notes
     with pytest.raises(DataError) as caught:
         make(plan, study.out, "mixture/general")
     said = "the prompt alone fills max_length 256; raise training.max_length of 'general', or set bad_rows: drop"

@@ -2,19 +2,19 @@
 
 One idea: how long a prompt is belongs to the row, and how long it may be to the training that reads it; so a row can be bad
 for one training and good for another. A data set's account counts those that no training can read, and a note names those
-that only some cannot. What is told here is certain; the mixture step counts exactly.
+that only some cannot. What is told here is certain; the mixture step counts exactly, and a note says for how many rows it will.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mixmerge.data.account import Account, RowError, short_place
 from mixmerge.data.formats import Row
 from mixmerge.data.loading import Loaded, take_out
 from mixmerge.data.sources import DataSource
-from mixmerge.plan.budget import Bounds
+from mixmerge.plan.budget import FEWEST, Bounds
 
 KIND = "prompt too long"
 TURN_BYTES, TEMPLATE_BYTES = 64, 256  # more than a template adds to what it is given: a shorter prompt is not counted
@@ -33,6 +33,7 @@ class LongPrompts:
         self.loaded, self.sources, self.bounds = loaded, sources, bounds
         self.vain: dict[str, list[tuple[str, int, list[Row]]]] = defaultdict(list)
         self.read: dict[str, set[str]] = defaultdict(set)  # ids of rows that some training reads
+        self.close: dict[tuple[str, int], set[str]] = defaultdict(set)  # by data set and length, ids that may fill it
 
     def take_out(self, training: str, max_length: int | None, data: str, rows: Iterable[Row]) -> list[Row]:
         """Those of a data set's rows that a training can read, of the ones it draws from.
@@ -44,6 +45,9 @@ class LongPrompts:
         long = [row for row in asked if max_length is not None and self._fills(row, max_length)]
         gone = {row.id for row in long}
         self.read[data].update(row.id for row in asked if row.id not in gone)
+        if max_length is not None:
+            may = (row for row in asked if row.id not in gone and self._may_fill(row, max_length))
+            self.close[data, max_length].update(row.id for row in may)
         if long and max_length is not None:
             self.vain[data].append((training, max_length, long))
             self._without(data, training, max_length, long)
@@ -60,13 +64,19 @@ class LongPrompts:
         return account
 
     def notes(self) -> list[str]:
-        """One for each training that cannot read what another does."""
-        return [
-            f"{training}: of the data set '{data}' {len(some)} row{'s' * (len(some) > 1)} left out whose prompt alone fills "
-            f"max_length {max_length}, first {short_place(self.loaded[data].places[some[0].id])}"
+        """One for each training that cannot read what another does, and one for each close call."""
+        some = [
+            f"{training}: of the data set '{data}' {_rows(ids)} left out whose prompt alone fills max_length {max_length}, "
+            f"first {short_place(self.loaded[data].places[ids[0]])}"
             for data, found in self.vain.items()
             for training, max_length, long in found
-            if (some := [row for row in long if row.id in self.read[data]])
+            if (ids := [row.id for row in long if row.id in self.read[data]])
+        ]
+        return some + [
+            f"of the data set '{data}' {_rows(ids)} may have a prompt that alone fills max_length {max_length}: the mixture "
+            "step counts their tokens exactly"
+            for (data, max_length), ids in self.close.items()
+            if ids
         ]
 
     def _without(
@@ -77,7 +87,18 @@ class LongPrompts:
         error = too_long(training, max_length)
         return take_out(loaded, self.sources[data], [(row, error) for row in long]).account
 
+    def _may_fill(self, row: Row, max_length: int) -> bool:
+        """Whether that is a close call; not where nothing is known of the tokenizer."""
+        return _size(row) >= max_length and self.bounds(row)[0] > FEWEST and self.bounds(row)[1] >= max_length
+
     def _fills(self, row: Row, max_length: int) -> bool:
-        # A token is at least a byte.
-        most = TEMPLATE_BYTES + sum(len(turn["content"].encode()) + TURN_BYTES for turn in row.prompt)
-        return most >= max_length and self.bounds(row)[0] >= max_length
+        return _size(row) >= max_length and self.bounds(row)[0] >= max_length
+
+
+def _size(row: Row) -> int:
+    """More tokens than a prompt can have, told without counting them: a token is at least a byte."""
+    return TEMPLATE_BYTES + sum(len(turn["content"].encode()) + TURN_BYTES for turn in row.prompt)
+
+
+def _rows(ids: Collection[str]) -> str:
+    return f"{len(ids):,} row{'s' * (len(ids) != 1)}"
