@@ -147,6 +147,8 @@ def test_turns_out_of_order_are_refused(record, expected):
     ("record", "expected"),
     [
         ({"prompt": "q", "chosen": "same", "rejected": "same "}, "equal"),
+        ({"prompt": "q", "chosen": "\u200bsame\u00a0", "rejected": "\u2800same"}, "equal"),
+        ({"prompt": "q", "chosen": "caf\u00e9", "rejected": "cafe\u0301"}, "equal"),
         ({"prompt": "q", "chosen": "x", "rejected": ""}, "'rejected' is empty"),
         ({"chosen": "x", "rejected": "y"}, "missing column 'prompt'"),
         ({"chosen": [user("1"), assistant()], "rejected": [user("2"), assistant("b")]}, "differ before the answer"),
@@ -154,6 +156,11 @@ def test_turns_out_of_order_are_refused(record, expected):
 )
 def test_a_preference_that_prefers_nothing_is_refused(record, expected):
     assert expected in refusal(record)
+
+
+def test_a_preference_between_spellings_that_differ_inside_is_kept():
+    made = row({"prompt": "q", "chosen": "می\u200cشود", "rejected": "میشود"})
+    assert (made.completion, made.rejected) == ("می\u200cشود", "میشود")
 
 
 # Anthropic's HH: a dialogue of Human and Assistant turns as one text on each side
@@ -212,7 +219,7 @@ def test_an_hh_row_that_cannot_be_used_is_refused_with_its_reason(chosen, reject
     assert expected in refusal({"chosen": chosen, "rejected": rejected})
 
 
-@pytest.mark.parametrize("answer", ["\u200b\u200d\ufeff", "\x00", "\u00a0\u2028 "])
+@pytest.mark.parametrize("answer", ["\u200b\u200d\ufeff", "\x00", "\u00a0\u2028 ", "\u2800\u3164", "\ufe0f"])
 def test_an_answer_that_nobody_can_see_is_empty(answer):
     with pytest.raises(DataError, match="'completion' is empty"):
         to_row({"prompt": "q", "completion": answer}, where="f:1", lang="en", columns={})

@@ -57,8 +57,9 @@ def test_rows_of_all_languages_are_loaded_and_parallel_ids_stay_apart(tmp_path):
 def test_an_id_used_twice_is_refused_with_both_places(tmp_path):
     write(tmp_path, "a.jsonl", [pair(1, id="g"), pair(2, id="g")])
     message = refusal(tmp_path)
-    assert f"a.jsonl:2: id 'g' was used before, at {tmp_path}/a.jsonl:1" in message
+    assert f"{tmp_path}/a.jsonl:2: id 'g' was used before, at a.jsonl:1; mend it" in message
     account = load(tmp_path, bad_rows="drop").account
+    assert account.bad["repeated id"].first == "a.jsonl:2: id 'g' was used before, at a.jsonl:1"
     assert (account.kept, account.bad["repeated id"].rows) == ({"en": 1}, 1)
 
 

@@ -94,7 +94,7 @@ def _preference(record: Record, where: str, columns: Mapping[str, str]) -> Parts
             raise RowError("missing column 'prompt'", kind=MISSING, where=where, do=do)
         prompts.append(_prompt(record, where, columns))
     chosen, rejected = sides
-    if chosen.strip() == rejected.strip():
+    if _seen(chosen) == _seen(rejected):
         what = "chosen and rejected are equal, so the row prefers nothing"
         raise RowError(what, kind="equal sides", where=where)
     return prompts[0], chosen, rejected
@@ -159,6 +159,8 @@ FORMATS: dict[tuple[str, ...], Callable[[Record, str, Mapping[str, str]], Parts]
     ("instruction", "output"): _alpaca,
 }
 INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # categories of what nobody sees
+# Characters of other categories that are blank too: fillers, the empty braille cell, variation selectors.
+BLANK = frozenset(map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10))))
 COLUMNS = sorted({name for needs in FORMATS for name in needs} | {"id", "input"})
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -205,7 +207,7 @@ def _text(record: Record, name: str, where: str, columns: Mapping[str, str]) -> 
 def _checked(value: Any, label: str, where: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"{label} is {type(value).__name__}, expected text", kind="not text", where=where)
-    if all(unicodedata.category(char) in INVISIBLE for char in value):
+    if all(_is_blank(char) for char in value):
         raise RowError(f"{label} is empty", kind=EMPTY, where=where)
     try:
         value.encode("utf-8")
@@ -213,6 +215,17 @@ def _checked(value: Any, label: str, where: str) -> str:
         what = f"{label} holds half a surrogate pair, which is no text"
         raise RowError(what, kind="half a surrogate pair", where=where) from error
     return value
+
+
+def _is_blank(char: str) -> bool:
+    return unicodedata.category(char) in INVISIBLE or char in BLANK
+
+
+def _seen(text: str) -> str:
+    """A text without the blanks around it, in one way to write its accents."""
+    begin = next((at for at, char in enumerate(text) if not _is_blank(char)), len(text))
+    end = next((at for at in range(len(text), begin, -1) if not _is_blank(text[at - 1])), begin)
+    return unicodedata.normalize("NFC", text[begin:end])
 
 
 def _prompt(record: Record, where: str, columns: Mapping[str, str]) -> list[Message]:

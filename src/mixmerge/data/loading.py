@@ -110,7 +110,7 @@ class _Loading:
         row = to_row(record, where=where, lang=lang, columns=self.source.columns)
         row = replace(row, id=f"{lang}/{row.id}")
         if row.id in self.places:
-            what = f"id '{row.id.partition('/')[2]}' was used before, at {self.places[row.id]}"
+            what = f"id '{row.id.partition('/')[2]}' was used before, at {short_place(self.places[row.id])}"
             raise RowError(what, kind="repeated id", where=where)
         self.places[row.id] = where
         if self.source.wrong_language != "report" and self._is_elsewhere(row) and account.wrong_dropped:

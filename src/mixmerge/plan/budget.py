@@ -50,7 +50,7 @@ def _counter(
         file = folder / "tokenizer_config.json"
         settings = read_json(file) if file.is_file() else {}
     render = None if jinja is None else compile_template(jinja, settings, "the chat template")
-    encode = None if folder is None or trimmed else _encoder(folder)
+    local = None if trimmed else folder
 
     def count(messages: Sequence[Message]) -> tuple[int, int]:
         content = sum(len(str(message["content"]).encode()) for message in messages)
@@ -61,9 +61,9 @@ def _counter(
             return unknown  # the mixture step says why
         if text is None:
             return unknown
-        if encode is None:
+        if local is None:
             return FEWEST, len(text.encode())
-        tokens = encode(text)
+        tokens = _encoder(local)(text)  # read when there is something to count: a large one takes a second
         return max(FEWEST, int(tokens * (1 - SLACK)) - SLACK_TOKENS), int(tokens * (1 + SLACK)) + SLACK_TOKENS
 
     return count
