@@ -34,7 +34,7 @@ from mixmerge.plan.extra import check_values
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_what_the_option_takes(method, extra, said):
     with pytest.raises(UserError) as caught:
-        check_values(method, extra, "cosine")
+        check_values(method, extra, scheduler="cosine", loss="sigmoid")
     assert str(caught.value) == f"training.extra.{said}"
 
 
@@ -48,7 +48,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_what_the_option_takes(method,
 )
 def test_what_trl_says_of_values_when_it_takes_them_is_said_early(extra, said):
     with pytest.raises(UserError, match="TRL refuses these options: ValueError: ") as caught:
-        check_values("sft", extra, "cosine")
+        check_values("sft", extra, scheduler="cosine", loss="sigmoid")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -65,14 +65,37 @@ def test_what_trl_says_of_values_when_it_takes_them_is_said_early(extra, said):
 )
 def test_values_that_trl_takes_are_taken_and_those_of_another_machine_left_to_it(method, scheduler, extra):
     before = sorted(os.environ)
-    check_values(method, extra, scheduler)
+    check_values(method, extra, scheduler=scheduler, loss="sigmoid")
     assert sorted(os.environ) == before
     assert not Path("unused").exists()
 
 
+@pytest.mark.parametrize(
+    ("loss", "extra", "said"),
+    [
+        (
+            "apo_zero",
+            {"f_divergence_type": "js_divergence"},
+            "f_divergence_type: 'js_divergence' does not go with loss: apo_",
+        ),
+        (
+            "aot",
+            {"use_weighting": True},
+            "use_weighting: True does not go with loss: aot; leave it out, or set another loss",
+        ),
+    ],
+)
+def test_an_option_of_dpo_that_does_not_fit_the_loss_is_refused(loss, extra, said):
+    with pytest.raises(UserError) as caught:
+        check_values("dpo", extra, scheduler="cosine", loss=loss)
+    assert str(caught.value).startswith(f"training.extra.{said}")
+    check_values("dpo", extra, scheduler="cosine", loss="hinge")
+    check_values("dpo", {"f_divergence_type": "reverse_kl", "use_weighting": False}, scheduler="cosine", loss=loss)
+
+
 def test_a_scheduler_without_options_says_so():
     with pytest.raises(UserError, match=r"the scheduler 'linear' does not take 'num_cycles'"):
-        check_values("sft", {"lr_scheduler_kwargs": {"num_cycles": 1}}, "linear")
+        check_values("sft", {"lr_scheduler_kwargs": {"num_cycles": 1}}, scheduler="linear", loss="sigmoid")
 
 
 @pytest.mark.parametrize(("key", "where"), [("baselines.mix.training", "baselines.mix."), ("training", "")])

@@ -143,6 +143,6 @@ def test_a_budget_that_counts_on_a_long_prompt_is_refused_early(study, planned):
         file.write(json.dumps(rows[0]) + "\n")
     drop = 'data.general={objective: general, path: "data/general.{lang}.jsonl", bad_rows: drop}'
     with pytest.raises(
-        RecipeError, match=r"experts\.general: general/en has 1 row, which give 3 rows with max_repeats 3"
+        RecipeError, match=r"experts\.general: general/en has 1 row, which gives 3 rows with max_repeats 3"
     ):
         planned(drop, "budget={rows: 16}", "training.max_repeats=3")

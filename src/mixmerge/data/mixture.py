@@ -156,9 +156,8 @@ def check_tokens(
         times = (repeats or {}).get(cell, max_repeats)
         most = times * sum(most for _, most in sizes)
         if most + max(most for _, most in sizes) / 2 < part:
-            have = "row" if len(rows) == 1 else "rows"
             raise DataError(
-                f"{_name(cell)} has {len(rows)} {have}, which give at most {most} tokens with max_repeats {times}, "
+                f"{_name(cell)} has {_giving(len(rows))} at most {most} tokens with max_repeats {times}, "
                 f"but its share of the budget is {math.ceil(part)}",
                 do="lower the budget, raise max_repeats, add data or give the cell a smaller share",
             )
@@ -272,11 +271,15 @@ def _too_little(cell: Cell, part: Fraction, budget: int, unit: Unit) -> DataErro
 
 def _too_much(cell: Cell, part: Fraction, unit: Unit, rows: int, total: int, max_repeats: int) -> DataError:
     return DataError(
-        f"{_name(cell)} has {rows} {'row' if rows == 1 else 'rows'}, which give {total} {unit} with max_repeats "
+        f"{_name(cell)} has {_giving(rows)} {total} {unit} with max_repeats "
         f"{max_repeats}, but its share of the budget is {math.ceil(part)}",
         do=f"lower the budget, raise max_repeats to {math.ceil(part * max_repeats / max(total, 1))}, add data "
         "or give the cell a smaller share",
     )
+
+
+def _giving(rows: int) -> str:
+    return "1 row, which gives" if rows == 1 else f"{rows} rows, which give"
 
 
 def _normalised(shares: Mapping[Cell, float]) -> dict[Cell, Fraction]:

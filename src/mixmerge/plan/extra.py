@@ -20,12 +20,14 @@ from mixmerge.errors import UserError, did_you_mean
 from mixmerge.train.extra import with_extra
 
 MACHINE = ("tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode")
-# TRL looks at these words when it computes the loss.
+# What TRL looks at no earlier than when the training starts, or computes its first loss: words, and the losses they fit.
+DIVERGING = frozenset({"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"})
+UNWEIGHTED = frozenset({"aot", "aot_unpaired"})
 WORDS = {"f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")}
 
 
-def check_values(method: str, extra: Mapping[str, Any], scheduler: str) -> None:
-    """Refuse values of options that TRL has, as `check_extra` knows.
+def check_values(method: str, extra: Mapping[str, Any], *, scheduler: str, loss: str) -> None:
+    """Refuse values of options that TRL has, as `check_extra` knows; `scheduler` and `loss` are the training's own.
 
     Raises:
         UserError: names the option and says what it takes.
@@ -41,6 +43,7 @@ def check_values(method: str, extra: Mapping[str, Any], scheduler: str) -> None:
             raise UserError(f"cannot be {value!r:.60}", where=where, do=f"give {_in_words(hints[name])}") from error
         if name in WORDS and value not in WORDS[name]:
             raise UserError(f"cannot be {value!r:.60}", where=where, do=did_you_mean(value, WORDS[name]))
+    _check_loss(loss, extra)
     told = extra.get("lr_scheduler_kwargs")
     if isinstance(told, dict):
         _check_scheduler(scheduler, told)
@@ -48,6 +51,17 @@ def check_values(method: str, extra: Mapping[str, Any], scheduler: str) -> None:
         warnings.simplefilter("ignore")
         rest = {name: value for name, value in extra.items() if name not in MACHINE}
         with_extra(kind, rest, output_dir="unused", use_cpu=True, bf16=False, report_to="none", disable_tqdm=True)
+
+
+def _check_loss(loss: str, extra: Mapping[str, Any]) -> None:
+    misfits = {
+        "f_divergence_type": extra.get("f_divergence_type", "reverse_kl") != "reverse_kl" and loss not in DIVERGING,
+        "use_weighting": bool(extra.get("use_weighting")) and loss in UNWEIGHTED,
+    }
+    for name, misfit in misfits.items():
+        if misfit:
+            what = f"{extra[name]!r} does not go with loss: {loss}"
+            raise UserError(what, where=f"training.extra.{name}", do="leave it out, or set another loss")
 
 
 def _check_scheduler(scheduler: str, told: Mapping[str, Any]) -> None:

@@ -67,7 +67,7 @@ def training_step(
         raise RecipeError(lacks, where=where, do="install it, or set adapter.type: lora")
     try:
         check_extra(training.method, training.extra)
-        check_values(training.method, training.extra, training.scheduler)
+        check_values(training.method, training.extra, scheduler=training.scheduler, loss=training.loss)
         what = training_what(training, seed)
     except UserError as error:
         found = where if error.where in (None, GENERAL) else place(str(error.where))
