@@ -19,7 +19,7 @@ from mixmerge.plan.identity import step_id
 REVISIONS = {
     "base": 2,
     "adopt": 1,
-    "mixture": 1,
+    "mixture": 2,
     "train": 1,
     "merge": 1,
     "generate": 1,
