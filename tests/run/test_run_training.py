@@ -95,10 +95,10 @@ def test_a_command_of_the_users_own_trains_is_logged_and_carries_on(study):
 def test_a_study_trains_in_two_processes_and_what_was_trained_is_found_by_one(study):
     text = study.recipe.read_text()
     study.recipe.write_text(text[: text.index("experts:")] + "experts: {general: {mixture: general}}\n" + ONE_SET)
-    ran = study.call("run", "--set", "how.processes=2")
+    ran = study.call("run", "--set", "how.processes=2", "--set", "how.fsdp=true")
     assert ran.returncode == 0, ran.stderr
     record = json.loads(next(study.store.glob("train/general--*/record.json")).read_text())
-    assert record["how"]["processes"] == 2
+    assert (record["how"]["processes"], record["how"]["fsdp"]) == (2, True)
     assert not (study.store / ".tokens").exists(), "nothing is left to train on them"
     events = (study.out / "runs" / "tiny" / "events.jsonl").read_text()
     assert '"event": "failed"' not in events

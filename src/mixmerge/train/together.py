@@ -85,7 +85,7 @@ def train_together(
     queue: Queue[Event] = Queue()
     try:
         with running(ranks(spec, 0, queue) if given.nodes == 1 else _launched(launcher, spec, queue)):
-            return _hear(given.size, queue, progress)
+            return _hear(given, queue, progress)
     except _DeathError as death:
         raise _named(death.told, model, what, bool(place.get("gradient_checkpointing")), given) from None
     finally:
@@ -108,10 +108,11 @@ def _launched(launcher: str, spec: Path, queue: Queue[Event]) -> Iterator[Proces
         raise UserError(what, where="how.launcher", do="give a command that runs another on each machine") from error
 
 
-def _hear(size: int, queue: Queue[Event], progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+def _hear(given: Devices, queue: Queue[Event], progress: Callable[[int, int], None] | None) -> dict[str, Any]:
     """What the first process measured, once all have ended well; _DeathError with the cause where one has not."""
     measured: dict[str, Any] | None = None
-    alive, silent = set(range(size)), {None, *range(size)}
+    alive: set[int | None] = {*range(given.size), *([None] if given.nodes > 1 else [])}  # None is the launcher
+    silent = set(alive)
     lost: _DeathError | None = None
     until: float | None = None
     while alive:
@@ -133,8 +134,10 @@ def _hear(size: int, queue: Queue[Event], progress: Callable[[int, int], None] |
             lost, until = lost or _DeathError(told), until or time.monotonic() + GRACE_S
         else:
             alive.discard(rank)
-            if rank in silent:
+            if rank in silent and (alive or rank is not None):
                 raise _DeathError(told)
+            if alive == {None}:  # it may take a moment to see that it has nothing to do
+                until = time.monotonic() + GRACE_S
     if lost is not None:
         raise lost
     assert measured is not None
