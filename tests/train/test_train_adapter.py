@@ -1,6 +1,7 @@
 """Adapters are trained by PEFT beside a frozen base, kept, and folded in exactly."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -154,13 +155,38 @@ def test_targets_that_cannot_be_are_refused_with_those_that_can(targets, method,
     assert "\n" not in said
 
 
-def test_qlora_without_its_library_or_device_is_refused_before_anything_is_read(llama, facts, tmp_path):
-    pytest.importorskip("peft")
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device here")
-    with pytest.raises(UserError, match=r"qlora needs a CUDA device and the package bitsandbytes; set it to lora"):
+def test_qlora_without_its_library_is_refused_before_anything_is_read(llama, facts, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        UserError, match=r"adapter.type: qlora needs the package bitsandbytes; install it: pip install "
+    ):
         train(llama, facts, tmp_path, adapter={"type": "qlora"})
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_qlora_learns_beside_four_bits_and_is_folded_into_the_base_as_it_was(method, facts, choices, tmp_path):
+    base = tiny_model(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    mixture = facts if method == "sft" else choices
+    told = {"method": method, "epochs": 6, "adapter": LORA | {"type": "qlora"}, "checkpoint_every": 4}
+    trained = train(base, mixture, tmp_path / "whole", **told)
+    learnt = trained["last_loss"] / trained["first_loss"]
+    assert learnt < 0.97
+    before, after = load_file(base / "model.safetensors"), weights(tmp_path / "whole")
+    assert all(torch.equal(before[name], after[name]) == (module_of(name) not in ADAPTED) for name in before)
+    kept = load_file(tmp_path / "whole/out" / FOLDER / "adapter_model.safetensors")
+    assert {weight.dtype for weight in kept.values()} == {torch.float32}
+    settings = json.loads((tmp_path / "whole/out/config.json").read_text())
+    assert "quantization_config" not in settings
+
+    def stop(done, _):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(base, mixture, tmp_path / "broken", stop, **told)
+    train(base, mixture, tmp_path / "broken", **told)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
 
 @pytest.mark.parametrize(

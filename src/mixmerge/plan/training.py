@@ -63,8 +63,8 @@ def training_step(
         other = next(method for method in METHODS if method != training.method)
         raise RecipeError(f"'{key}' means nothing to method: {training.method}", where=where, do=f"set method: {other}")
     if training.adapter is not None and training.adapter.type == "qlora" and find_spec("bitsandbytes") is None:
-        lacks = "qlora needs the package bitsandbytes (and a CUDA device), which is not installed"
-        raise RecipeError(lacks, where=where, do="install it, or set adapter.type: lora")
+        lacks = "qlora needs the package bitsandbytes, which is not installed"
+        raise RecipeError(lacks, where=where, do="install it: pip install 'mixmerge[qlora]'; or set adapter.type: lora")
     try:
         check_extra(training.method, training.extra)
         check_values(training.method, training.extra, scheduler=training.scheduler, loss=training.loss)

@@ -203,7 +203,7 @@ class Adapter(Section):
     """Train few weights beside a frozen model, by PEFT; the result is folded in, and the adapter kept beside it."""
 
     type: Literal["lora", "dora", "qlora"] = Field(
-        "lora", description="qlora holds the frozen model in 4 bits: CUDA and the package bitsandbytes."
+        "lora", description="qlora holds the frozen model in 4 bits (pip install 'mixmerge[qlora]')."
     )
     r: Count = Field(16, description="Rank.")
     alpha: Positive = Field(32.0, description="The change is scaled by alpha / r.")

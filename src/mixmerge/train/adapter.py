@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,14 @@ FOLDER = "adapter"
 
 
 def require_library(adapter: Adapter) -> None:
-    """Refuse what this machine cannot train.
+    """Refuse qlora without the library that holds weights in 4 bits.
 
     Raises:
-        UserError: qlora without CUDA or bitsandbytes.
+        UserError: says what to install.
     """
-    if adapter.type != "qlora":
-        return
-    import importlib.util
-
-    import torch
-
-    if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
-        raise UserError(
-            "qlora needs a CUDA device and the package bitsandbytes",
-            where="training.adapter.type",
-            do="set it to lora, or train on such a machine",
-        )
+    if adapter.type == "qlora" and find_spec("bitsandbytes") is None:
+        do = "install it: pip install 'mixmerge[qlora]'; or set it to lora"
+        raise UserError("qlora needs the package bitsandbytes", where="training.adapter.type", do=do)
 
 
 def adapter_config(adapter: Adapter) -> Any:
@@ -137,3 +129,13 @@ def quantisation(adapter: Adapter | None) -> dict[str, Any]:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     }
+
+
+def keep_trainable(network: Any) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for inference on a CPU when they are first read without gradients.
+
+    It would train on with them, and the packed product passes no gradient to the layers below.
+    """
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -225,11 +225,13 @@ def _load(model: Path, settings: TrainSettings) -> Any:
     import torch
 
     from mixmerge.model.loading import load_pretrained
-    from mixmerge.train.adapter import quantisation
+    from mixmerge.train.adapter import keep_trainable, quantisation
 
     frozen = settings.adapter is not None and settings.precision == "bf16" and stored_dtype(model) == "bfloat16"
     dtype = torch.bfloat16 if frozen else torch.float32
-    return load_pretrained("AutoModelForCausalLM", model, dtype=dtype, **quantisation(settings.adapter))
+    network = load_pretrained("AutoModelForCausalLM", model, dtype=dtype, **quantisation(settings.adapter))
+    keep_trainable(network)
+    return network
 
 
 def _keep_configs(network: Any) -> tuple[Any, Any]:

@@ -41,8 +41,8 @@ def shares_refused(what: Mapping[str, Any], devices: Devices) -> str | None:
         return f"batch_size {settings.batch_size} does not divide among {among}"
     if getattr(settings, "loss", None) in MIXED:
         return f"loss {what['loss']} compares all pairs of a batch with each other, which processes cannot share"
-    if settings.adapter is not None and settings.adapter.type == "qlora":
-        return "qlora trains in one process"
+    if devices.fsdp and settings.adapter is not None and settings.adapter.type == "qlora":
+        return "qlora holds weights in 4 bits, which how.fsdp cannot share out"
     return None
 
 
