@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mixmerge.plan.memory import memory_lines, plan_memory
-from mixmerge.train.memory import Shape, lora_weights, shape_of, training_memory
+from mixmerge.train.memory import MOMENTS, Shape, lora_weights, shape_of, training_memory
+from mixmerge.train.settings import OPTIMIZERS
 
 SMALL = Shape(parameters=1000, layers=4, hidden=8, inner=32, vocabulary=100)
 
@@ -43,6 +44,25 @@ def test_an_adapter_trains_few_weights_beside_the_frozen_ones():
     adapted = training_memory(SMALL, rows=1, length=1, half=False, trained=50)
     assert (adapted.weights, adapted.gradients, adapted.optimiser) == (4200, 200, 400)
     assert adapted.activations == full.activations
+    assert training_memory(SMALL, rows=1, length=1, half=True, trained=50).weights == 2 * 1000 + 6 * 50
+    packed = training_memory(SMALL, rows=1, length=1, half=True, trained=50, four_bits=True)
+    assert packed.weights == 2 * 800 + 200 // 2 + 6 * 50, "the 100 x 8 of the embeddings stay as they are"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimiser_holds_what_torch_says_it_does(optimizer: str):
+    from transformers import Trainer, TrainingArguments
+
+    layer = torch.nn.Linear(64, 64, bias=False)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(
+        TrainingArguments(output_dir="unused", optim=OPTIMIZERS[optimizer], use_cpu=True)
+    )
+    made = kind(layer.parameters(), **options)
+    layer(torch.ones(1, 64)).sum().backward()
+    made.step()
+    state = made.state[layer.weight].values()
+    held = sum(value.numel() for value in state if torch.is_tensor(value) and value.numel() > 1)
+    assert MOMENTS[optimizer] == held // layer.weight.numel()
     assert lora_weights(SMALL, rank=2, modules=3) == 4 * 3 * 2 * (8 + 20)
 
 

@@ -22,6 +22,13 @@ from mixmerge.train.settings import Adapter, Devices, DpoSettings, TrainSettings
 
 ALONE = Devices()
 LINEAR = 7  # matrices of a layer, in most families: q, k, v, o, gate, up, down
+MOMENTS = {
+    "adamw": 2,
+    "adafactor": 0,
+    "sgd": 0,
+    "rmsprop": 1,
+    "adagrad": 1,
+}  # numbers kept a weight; adafactor's are few
 SAID = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")  # torch on CUDA; torch, Linux; C++
 
 
@@ -75,12 +82,15 @@ def training_memory(
     length: int,
     half: bool,
     trained: int | None = None,
+    four_bits: bool = False,
+    moments: int = 2,
     checkpointing: bool = False,
 ) -> Memory:
-    """What a step over `rows` sequences of `length` tokens holds at once, under AdamW.
+    """What a step over `rows` sequences of `length` tokens holds at once, under an optimiser with so many `moments` a weight.
 
-    `half`: arithmetic in 16 bits; weights, gradients and moments are float32 in any case. `trained`: the number of weights
-    that are trained, where it is not all of them (an adapter's come beside the model's). `checkpointing`: activations are
+    `half`: arithmetic in 16 bits; what is trained, its gradients and moments are float32 in any case. `trained`: the number
+    of weights that are trained, where it is not all of them (an adapter's come beside the model's, which stay in 16 bits
+    where the arithmetic is, and with `four_bits` are held in 4, but for the embeddings). `checkpointing`: activations are
     kept at the layers' borders only, and computed again within one layer at a time.
     """
     own = shape.parameters if trained is None else trained
@@ -90,9 +100,11 @@ def training_memory(
     layer = tokens * (17 * shape.hidden + 8 * shape.inner) * item // 2
     border = tokens * shape.hidden * item
     activations = shape.layers * border + layer if checkpointing else shape.layers * layer
-    # autocast keeps a 16-bit copy of the weights during a step
-    weights = 4 * (own + frozen) + (2 * (own + frozen) if half else 0)
-    return Memory(weights, 4 * own, 8 * own, activations, 2 * 4 * tokens * shape.vocabulary)
+    embedded = min(frozen, shape.vocabulary * shape.hidden)
+    held = item * embedded + (frozen - embedded) // 2 if four_bits else item * frozen
+    # autocast keeps a 16-bit copy of what is trained during a step
+    weights = held + (6 if half else 4) * own
+    return Memory(weights, 4 * own, 4 * moments * own, activations, 2 * 4 * tokens * shape.vocabulary)
 
 
 def settings_memory(
@@ -111,6 +123,8 @@ def settings_memory(
         length=settings.max_length,
         half=settings.precision == "bf16",
         trained=trained,
+        four_bits=settings.adapter is not None and settings.adapter.type == "qlora",
+        moments=MOMENTS[settings.optimizer],
         checkpointing=checkpointing,
     )
     if not devices.fsdp:
