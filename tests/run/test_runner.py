@@ -186,7 +186,7 @@ def test_a_failing_step_stops_only_what_depends_on_it(broken_chain, tmp_path):
 
 
 def test_a_mixture_that_cannot_be_drawn_ends_the_run_before_anything_is_generated(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("mixmerge.plan.build.check_tokens", lambda *_, **__: None)
+    monkeypatch.setattr("mixmerge.plan.mixture.check_tokens", lambda *_, **__: None)
     plan = build_plan(load_recipe(study.recipe, ["budget={tokens: 8000000}"]))
     outcome = carry_out(plan, tmp_path / "out", jobs=2)
     assert {plan.by_id[i].title for i in outcome.done} == {"base/base"}

@@ -4,6 +4,7 @@ from tiny_training import CHATML, tiny_model, tiny_tokenizer
 
 from mixmerge.data.formats import Row
 from mixmerge.errors import ModelError
+from mixmerge.train.pairs import Referenced
 from mixmerge.train.tokens import BLANK, IGNORED, load_tokenizer, token_counter, tokenise, tokenise_pairs
 
 
@@ -120,7 +121,11 @@ def test_the_place_after_the_last_row_is_a_blank_that_teaches_nothing(tokenizer)
     assert (blank["input_ids"], blank["labels"]) == ([0] * BLANK, [IGNORED] * BLANK)
     pair = row("sky", "blue") | {"rejected": row("sky", "red")["completion"]}
     pairs = tokenise_pairs([pair], tokenizer, 40)
-    first, blank = pairs.dataset([0, 1], np.array([[-1.5, -2.5]], np.float32))
-    assert (first["ref_chosen_logps"], first["ref_rejected_logps"]) == (-1.5, -2.5)
     bare = {"prompt_ids": [0] * BLANK, "chosen_ids": [], "rejected_ids": []}
-    assert blank == bare | {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
+    assert pairs.dataset([0, 1])[1] == bare
+    known: dict[str, np.ndarray] = {}
+    read = Referenced(pairs.dataset([0, 1]), "pairs", [0, 1], known)
+    known["pairs"] = np.array([[-1.5, -2.5]], np.float32)  # it may come after the rows that ask for it
+    assert len(read) == 2
+    assert (read[0]["ref_chosen_logps"], read[0]["ref_rejected_logps"]) == (-1.5, -2.5)
+    assert read[1] == bare | {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
