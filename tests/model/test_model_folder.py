@@ -14,6 +14,7 @@ import torch
 
 from mixmerge.errors import CheckpointError, ModelError, UserError
 from mixmerge.model.folder import (
+    context_of,
     copy_files,
     copy_model,
     link_or_copy,
@@ -209,3 +210,25 @@ def test_files_of_a_name_are_copied_over_others_or_beside_them(over, tmp_path):
         "tokenizer.json": "the model's",
         "vocab.txt": "the model's" if over else "its own",
     }
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 512}, 512),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 4096}, "max_position_embeddings": 7}, 4096),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 8192),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+            },
+            131072,
+        ),
+        ({"max_position_embeddings": 64, "rope_parameters": {"rope_type": "default"}}, 64),
+        ({"hidden_size": 8}, None),
+    ],
+)
+def test_the_context_of_a_model_is_read_from_its_configuration(config, context):
+    assert context_of(config) == context

@@ -127,7 +127,7 @@ def test_trainings_of_different_lengths_are_told_apart_by_the_whole_plan(study, 
     row = {"id": "long", "prompt": "word " * 100, "completion": "short"}
     path.write_text(path.read_text() + json.dumps(row) + "\n")
     drop = 'data.general={objective: general, path: "data/general.{lang}.jsonl", bad_rows: drop}'
-    plan = planned(drop, "experts.general={mixture: general, training: {max_length: 1024}}")
+    plan = planned(drop, "experts.general={mixture: general, training: {max_length: 512}}")
     assert plan.accounts["general"].kept == {"en": 9, "fr": 8}
     told = "mix: of the data set 'general' 1 row left out whose prompt alone fills max_length 256"
     assert f"{told}, first general.en.jsonl:9" in plan.notes

@@ -53,15 +53,15 @@ def test_an_adapter_trains_few_weights_beside_the_frozen_ones():
 def test_an_optimiser_holds_what_torch_says_it_does(optimizer: str):
     from transformers import Trainer, TrainingArguments
 
-    layer = torch.nn.Linear(64, 64, bias=False)
+    layer = torch.nn.Linear(256, 256, bias=False)
     kind, options = Trainer.get_optimizer_cls_and_kwargs(
         TrainingArguments(output_dir="unused", optim=OPTIMIZERS[optimizer], use_cpu=True)
     )
     made = kind(layer.parameters(), **options)
-    layer(torch.ones(1, 64)).sum().backward()
+    layer(torch.ones(1, 256)).sum().backward()
     made.step()
     state = made.state[layer.weight].values()
-    held = sum(value.numel() for value in state if torch.is_tensor(value) and value.numel() > 1)
+    held = sum(value.numel() * value.itemsize for value in state if torch.is_tensor(value) and value.numel() > 1)
     assert MOMENTS[optimizer] == held // layer.weight.numel()
     assert lora_weights(SMALL, rank=2, modules=3) == 4 * 3 * 2 * (8 + 20)
 

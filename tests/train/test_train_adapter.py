@@ -158,7 +158,7 @@ def test_targets_that_cannot_be_are_refused_with_those_that_can(targets, method,
 def test_qlora_without_its_library_is_refused_before_anything_is_read(llama, facts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(
-        UserError, match=r"adapter.type: qlora needs the package bitsandbytes; install it: pip install "
+        UserError, match=r"qlora needs the package bitsandbytes, which is not installed; install it: pip install "
     ):
         train(llama, facts, tmp_path, adapter={"type": "qlora"})
     assert not (tmp_path / "work").exists()

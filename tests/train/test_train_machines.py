@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -82,3 +85,32 @@ def test_a_launcher_that_starts_nothing_is_named(command, kind, said, steady, fa
 def test_a_launcher_that_starts_one_too_many_is_told_so(launcher, steady, facts, tmp_path):
     with pytest.raises(UserError, match=r"^how.launcher: the launcher ran the command more than 2 times; have it run "):
         together(steady, facts, tmp_path, None, Devices(1, nodes=2), launcher(3))
+
+
+def test_a_machine_that_does_not_come_is_missed_and_those_that_came_are_ended(
+    launcher, steady, facts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mixmerge.train.together.BEAT_S", 0.5)
+    monkeypatch.setattr("mixmerge.train.together.COME_S", 8.0)
+    with pytest.raises(
+        StepError, match=r"^how.launcher: 1 of 2 machines have come within 8 s of each other; have it run"
+    ):
+        together(steady, facts, tmp_path, None, Devices(1, nodes=2), launcher(1))
+    assert not [
+        child for child in psutil.Process().children(recursive=True) if "mixmerge.train" in str(child.cmdline())
+    ]
+
+
+def test_a_machine_that_nobody_hears_ends_with_its_processes(steady, facts, tmp_path):
+    """Its launcher's head was killed, and the launcher forwards nothing."""
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    spec = meeting / "spec.json"
+    folders = {"model": steady, "mixture": facts, "out": tmp_path / "out", "work": tmp_path, "meeting": meeting}
+    told = {name: str(folder) for name, folder in folders.items()}
+    what = {"cache": None, "devices": asdict(Devices(1, nodes=2)), "what": what_of(), "threads": 1, "device": "cpu"}
+    spec.write_text(json.dumps(told | what | {"place": {"checkpoint_every": 4}}))
+    code = f"import mixmerge.train.node as n; n.LOST_S = 8.0; raise SystemExit(n.main([{str(spec)!r}]))"
+    node = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.DEVNULL)
+    assert node.wait(60) == 1
+    assert not [process for process in psutil.process_iter(["cmdline"]) if str(spec) in (process.info["cmdline"] or ())]

@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_training import metrics_of, same, tiny_model, tiny_tokenizer, train, weights, write_rows
+from transformers import AutoModelForCausalLM
 
 from mixmerge.errors import StepError, UserError
 from mixmerge.train.dpo import train_dpo
 from mixmerge.train.extra import OURS, WORDS, check_extra
-from mixmerge.train.settings import METHODS, OPTIMIZERS, DpoSettings, SftSettings, settings_from
+from mixmerge.train.heldout import held_out_rows
+from mixmerge.train.settings import METHODS, OPTIMIZERS, SCHEDULES, DpoSettings, SftSettings, settings_from
 from mixmerge.train.sft import train_sft
 from mixmerge.train.tokens import IGNORED, tokenise
 
@@ -248,3 +250,55 @@ def test_a_gradient_that_is_never_cut_is_still_watched(calm, facts, tmp_path):
     with pytest.raises(StepError, match=r"is (nan|inf) at step"):
         train(calm, facts, tmp_path, max_grad_norm=0.0, learning_rate=1e30, epochs=10, warmup_ratio=0.0)
     assert torch.isfinite(load_file(calm / "model.safetensors")["model.norm.weight"]).all()
+
+
+ASKS = {"cosine_with_min_lr": {"min_lr_rate": 0.5}, "warmup_stable_decay": {"num_decay_steps": 4}}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULES)
+def test_every_schedule_warms_up_to_the_peak_and_ends_as_its_name_says(scheduler, calm, facts, tmp_path):
+    extra = {"lr_scheduler_kwargs": ASKS[scheduler]} if scheduler in ASKS else {}
+    told = {"scheduler": scheduler, "warmup_ratio": 0.25, "learning_rate": 1e-3, "epochs": 2, "extra": extra}
+    train(calm, facts, tmp_path, **EXACT, **told)
+    rates = [line["lr"] for line in metrics_of(tmp_path)]
+    assert len(rates) == 12
+    assert rates[0] < rates[1] < rates[2] < 1e-3 == pytest.approx(max(rates))
+    last = {"constant": 1e-3, "cosine_with_min_lr": 5e-4, "inverse_sqrt": 5e-4}.get(scheduler, 0.0)
+    assert rates[-1] == pytest.approx(last, abs=3e-4)
+
+
+@pytest.mark.parametrize("scheduler", ASKS)
+def test_a_schedule_that_asks_for_more_says_so(scheduler):
+    word = next(iter(ASKS[scheduler]))
+    with pytest.raises(UserError, match=rf"^training.scheduler: scheduler {scheduler} needs .*{word}.*; set extra: "):
+        SftSettings(scheduler=scheduler)
+    SftSettings(scheduler=scheduler, extra={"lr_scheduler_kwargs": ASKS[scheduler]})
+
+
+def test_dft_weighs_each_token_with_its_own_probability_and_held_out_rows_are_read_as_ever(calm, facts, tmp_path):
+    told = {**EXACT, "batch_size": 32, "held_out": 0.2, "learning_rate": 1e-9}
+    for name, extra in (("nll", {}), ("dft", {"loss_type": "dft"})):
+        train(calm, facts, tmp_path / name, extra=extra, **told)
+    plain, weighed = (metrics_of(tmp_path / name) for name in ("nll", "dft"))
+    assert plain[0]["held_out"] == weighed[0]["held_out"]
+    assert plain[1]["tokens"] == weighed[1]["tokens"]
+    rows = [json.loads(line) for line in (facts / "rows.jsonl").read_text().splitlines()]
+    held = held_out_rows(rows, 0.2, 1)
+    made = tokenise([row for at, row in enumerate(rows) if at not in held], tiny_tokenizer(), 64)
+    model = AutoModelForCausalLM.from_pretrained(calm, dtype=torch.float32)
+    sums = np.zeros(3)
+    for ids, labels in zip(made.ids, made.labels, strict=True):
+        with torch.no_grad():
+            logps = model(torch.tensor(ids[None])).logits.log_softmax(-1)[0, :-1]
+        answer = torch.tensor(labels[1:] != IGNORED)
+        own = logps[answer].gather(1, torch.tensor(ids[1:]).long()[answer, None])[:, 0]
+        sums += [-float(own.sum()), -float((own * own.exp()).sum()), len(own)]
+    assert plain[1]["loss"] == pytest.approx(sums[0] / sums[2], rel=1e-4)
+    assert weighed[1]["loss"] == pytest.approx(sums[1] / sums[2], rel=1e-4)
+
+
+def test_offloading_activations_without_a_cuda_device_is_refused_by_name(calm, facts, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(UserError, match=r"^training.extra.activation_offloading: .*there is none; leave it out"):
+        train(calm, facts, tmp_path, extra={"activation_offloading": True})

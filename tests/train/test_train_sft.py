@@ -318,3 +318,11 @@ def test_settings_are_imported_without_torch():
 def test_the_work_folder_keeps_one_checkpoint_and_none_of_the_last_step(llama, facts, tmp_path):
     train(llama, facts, tmp_path, checkpoint_every=2)
     assert [folder.name for folder in Path(tmp_path / "work").iterdir()] == ["checkpoint-4"]
+
+
+def test_rows_longer_than_the_model_can_read_are_refused_before_any_work(llama, facts, tmp_path):
+    with pytest.raises(
+        UserError, match=r"^training.max_length: rows of max_length 300 are longer than the 256 tokens "
+    ):
+        train(llama, facts, tmp_path, max_length=300)
+    assert not (tmp_path / "work").exists()

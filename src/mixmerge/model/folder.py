@@ -174,3 +174,20 @@ def _refuse_remote_code(model: Path) -> None:
     if kind not in CONFIG_MAPPING_NAMES:
         what = f"model type {kind!r} needs Python code that comes with the model, and mixmerge never runs such code"
         raise ModelError(what, where=str(model), do="choose a model that transformers supports by itself")
+
+
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model was made to read at most, by its config.json; None where that says nothing.
+
+    What stretches rotary positions (linear, yarn and the like) counts with its factor.
+    """
+    inner = config.get("text_config")
+    config = inner if isinstance(inner, Mapping) else config
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    found: int | None = next((config[name] for name in names if isinstance(config.get(name), int)), None)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    factor = rope.get("factor")
+    if found is None or not isinstance(factor, int | float):
+        return found
+    before = rope.get("original_max_position_embeddings")
+    return max(found, int(factor * (before if isinstance(before, int) else found)))

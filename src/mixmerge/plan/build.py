@@ -26,7 +26,15 @@ from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
 from mixmerge.plan.training import HOW as TRAINING_HOW
-from mixmerge.plan.training import check_devices, check_loggers, check_pairs, check_shares, check_targets, training_step
+from mixmerge.plan.training import (
+    check_context,
+    check_devices,
+    check_loggers,
+    check_pairs,
+    check_shares,
+    check_targets,
+    training_step,
+)
 from mixmerge.recipe.budgets import budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
@@ -224,6 +232,7 @@ class PlanBuilder:
         settings = training_step(name, entry.training, training, recipe.seed, where, self.notes, place)
         base = self.steps[self.models["base"]]
         check_targets(training, base, place("training.adapter.targets"), restacked=entry.start != "base")
+        check_context(training, base, place("training.max_length"))
         check_shares(settings, recipe.how, where)
         check_pairs(name, {data: mixtures.rows[data] for data in wanted.used}, training, where, self.notes)
         mixtures.check(wanted)

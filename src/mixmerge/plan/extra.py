@@ -18,12 +18,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.train.extra import with_extra
+from mixmerge.train.settings import SCHEDULES
 
 MACHINE = ("tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode")
 # What TRL looks at no earlier than when the training starts, or computes its first loss: words, and the losses they fit.
 DIVERGING = frozenset({"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"})
 UNWEIGHTED = frozenset({"aot", "aot_unpaired"})
-WORDS = {"f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")}
+WORDS = {
+    "loss_type": ("nll", "dft"),
+    "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+}
 
 
 def check_values(method: str, extra: Mapping[str, Any], *, scheduler: str, loss: str) -> None:
@@ -67,8 +71,6 @@ def _check_loss(loss: str, extra: Mapping[str, Any]) -> None:
 def _check_scheduler(scheduler: str, told: Mapping[str, Any]) -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.trainer_utils import SchedulerType
-
-    from mixmerge.train.trainer import SCHEDULES
 
     function = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(SCHEDULES[scheduler])]
     own = {"optimizer", "num_warmup_steps", "num_training_steps"}

@@ -15,10 +15,12 @@ from typing import Any
 
 from mixmerge.data.formats import Row
 from mixmerge.errors import RecipeError, UserError
+from mixmerge.model.folder import context_of, read_json
 from mixmerge.model.layers import nearest_target, packaged_modules, unmatched_target, weighted_modules
 from mixmerge.plan.extra import check_values
 from mixmerge.plan.graph import Step
 from mixmerge.recipe.schema import How, Training
+from mixmerge.train.adapter import require_library
 from mixmerge.train.command import command_fields
 from mixmerge.train.extra import check_extra
 from mixmerge.train.settings import GENERAL, METHODS, Adapter, Devices, settings_from
@@ -62,13 +64,11 @@ def training_step(
     for key in sorted(own.model_fields_set - read):
         other = next(method for method in METHODS if method != training.method)
         raise RecipeError(f"'{key}' means nothing to method: {training.method}", where=where, do=f"set method: {other}")
-    if training.adapter is not None and training.adapter.type == "qlora" and find_spec("bitsandbytes") is None:
-        lacks = "qlora needs the package bitsandbytes, which is not installed"
-        raise RecipeError(lacks, where=where, do="install it: pip install 'mixmerge[qlora]'; or set adapter.type: lora")
     try:
         check_extra(training.method, training.extra)
         check_values(training.method, training.extra, scheduler=training.scheduler, loss=training.loss)
         what = training_what(training, seed)
+        require_library(settings_from(what))
     except UserError as error:
         found = where if error.where in (None, GENERAL) else place(str(error.where))
         raise RecipeError(error.what, where=found, do=error.do) from error
@@ -200,6 +200,21 @@ def check_targets(training: Training, base: Step, where: str, *, restacked: bool
     if wrong is not None:
         what = f"no layer of the base that an adapter can train is called '{wrong}'"
         raise RecipeError(what, where=where, do=nearest_target(wrong, modules))
+
+
+def check_context(training: Training, base: Step, where: str) -> None:
+    """Refuse rows longer than the model can read, where the base is here to be asked.
+
+    Raises:
+        RecipeError: says what it can read.
+    """
+    if "path" not in base.how or (longest := longest_row(training)) is None:
+        return
+    context = context_of(read_json(Path(base.how["path"]) / "config.json"))
+    if context is not None and longest > context:
+        by_default = "" if "max_length" in training.model_fields_set else ", the default,"
+        what = f"rows of {longest} tokens{by_default} are longer than the {context} that the base can read"
+        raise RecipeError(what, where=where, do=f"set max_length: {context} or less")
 
 
 def check_pairs(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:

@@ -237,7 +237,18 @@ class Training(Section):
     batch_size: Count = Field(8, description="Rows per optimiser step.")
     max_length: Annotated[int, Field(ge=16)] = Field(1024, description="Longest row in tokens; longer is cut, counted.")
     warmup_ratio: Fraction = Field(0.1, description="Share of the steps that warm up.")
-    scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning-rate schedule.")
+    scheduler: Literal[
+        "cosine",
+        "linear",
+        "constant",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = Field(
+        "cosine", description="Learning-rate schedule; what it takes besides goes into extra.lr_scheduler_kwargs."
+    )
     weight_decay: Share = Field(0.0, description="Decoupled weight decay.")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="Arithmetic; weights and updates are always fp32.")
     max_repeats: Count = Field(4, description="How often a row may be drawn to fill the budget.")
@@ -245,7 +256,9 @@ class Training(Section):
     gradient_accumulation: Count = Field(
         1, description="Parts that a batch is computed in, one after another: less memory, the same rows per step."
     )
-    optimizer: Literal["adamw", "adafactor", "sgd", "rmsprop", "adagrad"] = Field("adamw", description="Optimiser.")
+    optimizer: Literal["adamw", "adafactor", "sgd", "rmsprop", "adagrad", "adamw_8bit", "lion"] = Field(
+        "adamw", description="Optimiser; the last two by bitsandbytes (pip install 'mixmerge[qlora]')."
+    )
     adam_betas: list[Fraction] = Field([0.9, 0.999], description="Decay of AdamW's two means.")
     adam_epsilon: Positive = Field(1e-8, description="AdamW's epsilon.")
     max_grad_norm: Share = Field(1.0, description="A gradient with a larger norm is scaled down to it; 0: never.")

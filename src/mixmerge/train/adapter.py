@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import UserError, reason
-from mixmerge.train.settings import Adapter
+from mixmerge.train.settings import GENERAL, Adapter, TrainSettings
 
 FOLDER = "adapter"
 
 
-def require_library(adapter: Adapter) -> None:
-    """Refuse qlora without the library that holds weights in 4 bits.
+def require_library(settings: TrainSettings) -> None:
+    """Refuse 4-bit weights and 8-bit optimisers without the library that has them.
 
     Raises:
         UserError: says what to install.
     """
-    if adapter.type == "qlora" and find_spec("bitsandbytes") is None:
-        do = "install it: pip install 'mixmerge[qlora]'; or set it to lora"
-        raise UserError("qlora needs the package bitsandbytes", where="training.adapter.type", do=do)
+    if settings.needs_bitsandbytes and find_spec("bitsandbytes") is None:
+        what = f"{settings.needs_bitsandbytes} needs the package bitsandbytes, which is not installed"
+        raise UserError(what, where=GENERAL, do="install it: pip install 'mixmerge[qlora]'; or leave it out")
 
 
 def adapter_config(adapter: Adapter) -> Any:

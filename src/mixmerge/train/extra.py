@@ -60,7 +60,7 @@ OURS = {
         "ignore_data_skip",
     ),
     *("max_steps", "dataset_kwargs", "remove_unused_columns", "precompute_ref_log_probs", "sync_ref_model"),
-    *("per_device_eval_batch_size", "auto_find_batch_size", "completion_only_loss", "loss_type", "packing_strategy"),
+    *("per_device_eval_batch_size", "auto_find_batch_size", "completion_only_loss", "packing_strategy"),
     *("model_init_kwargs", "trust_remote_code", "dataset_text_field", "truncation_mode", "pad_to_multiple_of"),
     *(
         "train_sampling_strategy",
@@ -96,11 +96,12 @@ def check_extra(method: str, extra: Mapping[str, Any]) -> None:
     from trl import DPOConfig, SFTConfig
 
     known = {field.name for field in dataclasses.fields(SFTConfig if method == "sft" else DPOConfig) if field.init}
-    free = {name for name in known if name not in WORDS and name not in OURS and not name.startswith(PREFIXES)}
+    words = WORDS | ({"loss_type": "loss"} if method == "dpo" else {})
+    free = {name for name in known if name not in words and name not in OURS and not name.startswith(PREFIXES)}
     for name in extra:
         where = f"training.extra.{name}"
-        if name in WORDS:
-            raise UserError("this has a word of its own", where=where, do=f"set {WORDS[name]}")
+        if name in words:
+            raise UserError("this has a word of its own", where=where, do=f"set {words[name]}")
         if name in known and name not in free:
             raise UserError(
                 "this is not free: a step's folder, order or loss rests on it", where=where, do="leave it out"

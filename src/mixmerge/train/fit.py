@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixmerge.errors import DataError, ModelError, UserError
-from mixmerge.model.folder import TOKENIZER_FILES, copy_files
+from mixmerge.model.folder import TOKENIZER_FILES, context_of, copy_files, read_json
 from mixmerge.train import group
 from mixmerge.train.extra import check_extra
 from mixmerge.train.heldout import by_language, held_out_rows, nested
@@ -99,8 +99,16 @@ def _fit(
         torch.set_num_threads(place.threads)
     if place.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device here", where="how.device", do="set it to auto or cpu")
-    if settings.adapter is not None:
-        require_library(settings.adapter)
+    require_library(settings)
+    if settings.extra.get("activation_offloading") and (place.device == "cpu" or not torch.cuda.is_available()):
+        where = "training.extra.activation_offloading"
+        raise UserError(
+            "activations are offloaded from a CUDA device, and there is none", where=where, do="leave it out"
+        )
+    context = context_of(read_json(model / "config.json"))
+    if context is not None and settings.max_length > context:
+        what = f"rows of max_length {settings.max_length} are longer than the {context} tokens that the model can read"
+        raise UserError(what, where="training.max_length", do=f"set it to {context} or less")
     tokenizer = load_tokenizer(model)
     held = held_out_rows(rows, settings.held_out, settings.seed)
     learnt = [row for place, row in enumerate(rows) if place not in held]

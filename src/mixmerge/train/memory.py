@@ -22,13 +22,9 @@ from mixmerge.train.settings import Adapter, Devices, DpoSettings, TrainSettings
 
 ALONE = Devices()
 LINEAR = 7  # matrices of a layer, in most families: q, k, v, o, gate, up, down
-MOMENTS = {
-    "adamw": 2,
-    "adafactor": 0,
-    "sgd": 0,
-    "rmsprop": 1,
-    "adagrad": 1,
-}  # numbers kept a weight; adafactor's are few
+# bytes that an optimiser keeps a weight; adafactor's are few
+MOMENTS = {"adamw": 8, "adafactor": 0, "sgd": 0, "rmsprop": 4, "adagrad": 4}
+MOMENTS |= {"adamw_8bit": 2, "lion": 4}
 SAID = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")  # torch on CUDA; torch, Linux; C++
 
 
@@ -83,10 +79,10 @@ def training_memory(
     half: bool,
     trained: int | None = None,
     four_bits: bool = False,
-    moments: int = 2,
+    moments: int = 8,
     checkpointing: bool = False,
 ) -> Memory:
-    """What a step over `rows` sequences of `length` tokens holds at once, under an optimiser with so many `moments` a weight.
+    """What a step over `rows` sequences of `length` tokens holds at once, under an optimiser whose `moments` are so many bytes a weight.
 
     `half`: arithmetic in 16 bits; what is trained, its gradients and moments are float32 in any case. `trained`: the number
     of weights that are trained, where it is not all of them (an adapter's come beside the model's, which stay in 16 bits
@@ -104,7 +100,7 @@ def training_memory(
     held = item * embedded + (frozen - embedded) // 2 if four_bits else item * frozen
     # autocast keeps a 16-bit copy of what is trained during a step
     weights = held + (6 if half else 4) * own
-    return Memory(weights, 4 * own, 4 * moments * own, activations, 2 * 4 * tokens * shape.vocabulary)
+    return Memory(weights, 4 * own, moments * own, activations, 2 * 4 * tokens * shape.vocabulary)
 
 
 def settings_memory(

@@ -2,13 +2,14 @@
 
 Which one it is it finds out by itself, whatever the launcher: the first to make the folder of a number in the meeting
 folder, which all machines see, has that number. It starts its processes and passes on what they say; once the meeting
-folder is gone, so is the training, and it ends them.
+folder is gone or nobody touches its file any more, so is the training, and it ends them.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
@@ -16,7 +17,8 @@ from queue import Empty, Queue
 from mixmerge.events import take_stdout
 from mixmerge.train.team import Event, ranks, running
 
-LOOK_S = 1.0  # how often to look for the meeting folder
+LOOK_S = 1.0  # how often to look for the file
+LOST_S = 120.0  # untouched for so long: a network's file system may show a change a minute late
 
 
 def main(argv: list[str]) -> int:
@@ -32,8 +34,9 @@ def main(argv: list[str]) -> int:
         return 2
     queue: Queue[Event] = Queue()
     statuses: list[int] = []
+    beat = _Beat(spec)
     with suppress(BrokenPipeError), running(ranks(spec, number, queue)):
-        while len(statuses) < told["devices"]["processes"] and spec.exists():
+        while len(statuses) < told["devices"]["processes"] and beat.heard():
             try:
                 event = queue.get(timeout=LOOK_S)
             except Empty:
@@ -42,6 +45,23 @@ def main(argv: list[str]) -> int:
             if event["event"] == "exit":
                 statuses.append(event["status"])
     return 0 if statuses == [0] * told["devices"]["processes"] else 1
+
+
+class _Beat:
+    """Whether the one that heads the training is still there: it touches a file, whose times are compared with each other only."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.last, self.since = file, -1, time.monotonic()
+
+    def heard(self) -> bool:
+        """Look, and say so."""
+        try:
+            found = self.file.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if found != self.last:
+            self.last, self.since = found, time.monotonic()
+        return time.monotonic() - self.since < LOST_S
 
 
 def _claim(meeting: Path, nodes: int) -> int | None:

@@ -25,7 +25,22 @@ OPTIMIZERS = {  # ours -> TRL's
     "sgd": "sgd",
     "rmsprop": "rmsprop",
     "adagrad": "adagrad",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "lion": "lion_32bit",
 }
+BITSANDBYTES = ("adamw_8bit", "lion")  # optimisers of that package
+SCHEDULES = {  # ours -> TRL's
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant_with_warmup",
+    "cosine_with_restarts": "cosine_with_restarts",
+    "cosine_with_min_lr": "cosine_with_min_lr",
+    "polynomial": "polynomial",
+    "inverse_sqrt": "inverse_sqrt",
+    "warmup_stable_decay": "warmup_stable_decay",
+}
+# A schedule that asks for more than a peak and a warmup: one of these has to be among extra's lr_scheduler_kwargs.
+ASKED = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "warmup_stable_decay": ("num_decay_steps",)}
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # TRL's other losses do not read label_smoothing
 
 
@@ -97,7 +112,7 @@ class TrainSettings:
     batch_size: int = 8
     max_length: int = 512
     warmup_ratio: float = 0.1
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    scheduler: str = "cosine"
     weight_decay: float = 0.0
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
@@ -114,6 +129,18 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         _refuse((name for name, holds in self._limits() if not holds), self)
+        asked, told = ASKED.get(self.scheduler, ()), self.extra.get("lr_scheduler_kwargs")
+        if asked and not (isinstance(told, Mapping) and any(name in told for name in asked)):
+            what = f"scheduler {self.scheduler} needs {' or '.join(asked)}"
+            do = f"set extra: {{lr_scheduler_kwargs: {{{asked[0]}: ...}}}}"
+            raise UserError(what, where="training.scheduler", do=do)
+
+    @property
+    def needs_bitsandbytes(self) -> str | None:
+        """What of these settings needs that package, if anything does."""
+        if self.adapter is not None and self.adapter.type == "qlora":
+            return "qlora"
+        return f"optimizer {self.optimizer}" if self.optimizer in BITSANDBYTES else None
 
     def _limits(self) -> Iterator[tuple[str, bool]]:
         """Each field with whether its value can be."""
@@ -122,7 +149,7 @@ class TrainSettings:
         yield "batch_size", self.batch_size >= 1
         yield "max_length", self.max_length >= 2
         yield "warmup_ratio", 0 <= self.warmup_ratio <= 1
-        yield "scheduler", self.scheduler in ("cosine", "linear", "constant")
+        yield "scheduler", self.scheduler in SCHEDULES
         yield "weight_decay", 0 <= self.weight_decay < math.inf
         yield "precision", self.precision in ("bf16", "fp32")
         yield "seed", 0 <= self.seed < 2**32

@@ -29,6 +29,8 @@ from mixmerge.train.settings import Devices, settings_from
 from mixmerge.train.team import GRACE_S, Event, Process, ranks, running
 
 MEETING = "meeting-"
+BEAT_S = 5.0  # how often machines are told that they are heard
+COME_S = 300.0  # for all machines to come, once one has
 MIXED = ("aot", "aot_unpaired")  # losses that compare the pairs of a part with each other
 
 
@@ -85,7 +87,7 @@ def train_together(
     queue: Queue[Event] = Queue()
     try:
         with running(ranks(spec, 0, queue) if given.nodes == 1 else _launched(launcher, spec, queue)):
-            return _hear(given, queue, progress)
+            return _hear(given, queue, progress, _Watch(given, spec))
     except _DeathError as death:
         raise _named(death.told, model, what, bool(place.get("gradient_checkpointing")), given) from None
     finally:
@@ -108,7 +110,31 @@ def _launched(launcher: str, spec: Path, queue: Queue[Event]) -> Iterator[Proces
         raise UserError(what, where="how.launcher", do="give a command that runs another on each machine") from error
 
 
-def _hear(given: Devices, queue: Queue[Event], progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+class _Watch:
+    """Touches a file, by which machines know that they are heard, and misses those that do not come once one has."""
+
+    def __init__(self, given: Devices, spec: Path) -> None:
+        self.nodes, self.spec = given.nodes, spec
+        self.last = time.monotonic()
+        self.since: float | None = None
+
+    def look(self) -> None:
+        """To be called often; does something every few seconds."""
+        now = time.monotonic()
+        if now - self.last < BEAT_S or self.nodes == 1:
+            return
+        self.last = now
+        self.spec.touch()
+        come = len(list(self.spec.parent.glob("node-*")))
+        self.since = self.since or (now if come else None)
+        if come < self.nodes and self.since is not None and now - self.since > COME_S:
+            what = f"{come} of {self.nodes} machines have come within {COME_S:.0f} s of each other"
+            raise StepError(what, where="how.launcher", do="have it run the command that follows it once on each")
+
+
+def _hear(
+    given: Devices, queue: Queue[Event], progress: Callable[[int, int], None] | None, watch: _Watch
+) -> dict[str, Any]:
     """What the first process measured, once all have ended well; _DeathError with the cause where one has not."""
     measured: dict[str, Any] | None = None
     alive: set[int | None] = {*range(given.size), *([None] if given.nodes > 1 else [])}  # None is the launcher
@@ -116,9 +142,12 @@ def _hear(given: Devices, queue: Queue[Event], progress: Callable[[int, int], No
     lost: _DeathError | None = None
     until: float | None = None
     while alive:
+        watch.look()
         try:
-            told = queue.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            told = queue.get(timeout=BEAT_S if until is None else max(0.0, until - time.monotonic()))
         except Empty:
+            if until is None:
+                continue
             break
         rank = told["rank"]
         if told["event"] == "progress":

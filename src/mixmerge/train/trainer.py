@@ -30,11 +30,10 @@ from mixmerge.train.checkpoints import PREFIX, mark_whole
 from mixmerge.train.extra import with_extra
 from mixmerge.train.fit import Place
 from mixmerge.train.heldout import PREFIX as HELD_OUT
-from mixmerge.train.settings import OPTIMIZERS, SftSettings, TrainSettings
+from mixmerge.train.settings import OPTIMIZERS, SCHEDULES, SftSettings, TrainSettings
 from mixmerge.train.tokens import BLANK, IGNORED, Tokenised
 
 T = TypeVar("T", bound="Watched")
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def build_trainer(
@@ -267,20 +266,25 @@ class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
     def measure(self, lang: str, rows: Tokenised) -> dict[str, float]:
         """Mean negative log-likelihood of an answer's token, in nats, over all tokens of the rows."""
         total = tokens = 0.0
+        learnt, self.args.loss_type = self.args.loss_type, "nll"
         for own, batch in self.batches(rows.dataset(by_length(rows))):
             # As if each process had rows of its own, the loss is given times their number.
             loss = float(self.compute_loss(self.model, batch, num_items_in_batch=torch.tensor(1))) / group.size()
             if own:
                 total += loss
                 tokens += int((batch["labels"][:, 1:] != IGNORED).sum())
+        self.args.loss_type = learnt
         total, tokens = group.total_of_floats([total, tokens])
         return {"loss": float(total / max(tokens, 1))}
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Mean negative log-likelihood of the batch's answer tokens."""
-        if self.args.device.type == "cuda":
+        """Mean loss of the batch's answer tokens: their negative log-likelihood; with dft each times its probability.
+
+        DFT: Wu et al. 2025, https://arxiv.org/abs/2508.05629.
+        """
+        if self.args.device.type == "cuda" or self.aux_loss_enabled:
             loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             return loss
         answers = inputs["labels"][:, 1:]
@@ -293,10 +297,12 @@ class CompletionTrainer(Watched, SFTTrainer):  # type: ignore[misc]
             logits = model(input_ids=inputs["input_ids"], **layout, use_cache=False).logits
         finally:
             hook.remove()
-        total = torch.nn.functional.cross_entropy(logits.float(), answers[learned], reduction="sum")
+        losses = torch.nn.functional.cross_entropy(logits.float(), answers[learned], reduction="none")
+        if self.args.loss_type == "dft":
+            losses = losses * (-losses).exp().detach()
         # What is given counts the tokens of all processes, whose gradients DDP averages.
         tokens = learned.sum() if num_items_in_batch is None else num_items_in_batch / group.size()
-        mean: torch.Tensor = total / tokens
+        mean: torch.Tensor = losses.sum() / tokens
         return mean
 
 
