@@ -396,7 +396,7 @@ MISTAKES = {
     "prompt in the training data": (
         overlap,
         r"recipe\.yaml:\d+: data\.general: 1 training row\(s\) are also prompts: 1 exact \(fr 1\); "
-        r"first row 'fr/extra' \(exact\): 'Voici .*'; take them out of one side, or set evaluation\.overlap: drop or ignore",
+        r"first row 'fr/extra' \(exact, general.fr.jsonl:9\): 'Voici .*'; take them out of one side, or set evaluation\.overlap: drop or ignore",
     ),
     "base without safetensors": (without_weights, r"recipe\.yaml:2: base: .*/base has no \.safetensors file; .*"),
     "no base": (lambda s: s.edit("base: ./base", "base: ./bass"), r"recipe\.yaml:2: base: no folder .*/bass; .*"),

@@ -39,7 +39,7 @@ def test_a_refusal_names_the_first_row_and_counts_all_by_kind_and_language(overl
     text = str(caught.value).replace(f"{overlapped.folder}/", "")
     assert text.startswith(
         "recipe.yaml:5: data.general: 3 training row(s) are also prompts: 1 exact (fr 1), 2 near (en 2); first row 'en/near' "
-        "(near): 'Here is question number 1: What colour has the grass?'; take them out of one side"
+        "(near, general.en.jsonl:9): 'Here is question number 1: What colour has the grass?'; take them out of one side"
     )
 
 
@@ -109,7 +109,7 @@ def test_rows_with_a_prompts_id_are_dropped_where_the_recipe_says_they_are_paral
     plan = planned("evaluation.overlap={action: drop, parallel: {general: [general, harmful]}}")
     assert plan.dropped == {"general": {"parallel": {"fr": 1}}}
     assert planned("evaluation.overlap={action: drop, parallel: {general: [harmful]}}").dropped == {}
-    with pytest.raises(DataError, match=r"1 parallel \(fr 1\); first row 'fr/p1' \(parallel\)"):
+    with pytest.raises(DataError, match=r"1 parallel \(fr 1\); first row 'fr/p1' \(parallel, \S+:\d+\)"):
         planned("evaluation.overlap={parallel: {general: [general]}}")
 
 

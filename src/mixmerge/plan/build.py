@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mixmerge.data.account import Account
+from mixmerge.data.account import Account, short_place
 from mixmerge.data.formats import Row
 from mixmerge.data.loading import Loaded, load_rows
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words
@@ -172,7 +172,8 @@ class PlanBuilder:
                 first = found[0]
                 raise DataError(
                     f"{len(found)} training row(s) are also prompts: {in_words(counted(found))}; "
-                    f"first row '{first.row_id}' ({first.kind}): '{_short(first.prompt)}'",
+                    f"first row '{first.row_id}' ({first.kind}, {short_place(self.data[name].places[first.row_id])}): "
+                    f"'{_short(first.prompt)}'",
                     where=self._where("data", name),
                     do="take them out of one side, or set evaluation.overlap: drop or ignore",
                 )
