@@ -273,3 +273,13 @@ def test_every_chart_has_a_name_and_the_numbers_that_describe_it(study: Study) -
     ]
     assert len({place for _, place in pictures}) == 4
     assert all(f'<dl id="{place}">' in text for _, place in pictures)
+
+
+def test_languages_without_a_held_out_row_and_without_a_trained_one_are_named(study: Study) -> None:
+    told = study.trainings["general"]
+    apart = {"held_out": {"rows": 5, "without": ["fr"], "untrained": ["ar", "hi"]}}
+    given = {"general": told | {"measurements": told["measurements"] | apart}}
+    numbers = shown(study, given).replace("\n", "")
+    assert re.search(r"No row held out.{,60}French", numbers)
+    assert re.search(r"Never trained on.{,60}Arabic and Hindi", numbers)
+    assert "No row held out" not in shown(study, {"general": told})

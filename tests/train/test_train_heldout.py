@@ -1,7 +1,6 @@
 """Held-out rows: which they are, that they are never trained on, and that learning shows on them."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,66 +10,117 @@ from test_train_dpo import answer_logps
 from tiny_training import QUICK, metrics_of, run_child, same, tiny_model, train, weights, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mixmerge.data.loading import load_rows
+from mixmerge.data.sources import DataSource
+from mixmerge.errors import DataError
 from mixmerge.train.fit import read_mixture
-from mixmerge.train.heldout import by_language, held_out_rows, nested
+from mixmerge.train.heldout import by_language, held_out_rows, nested, prompt_fraction
 from mixmerge.train.settings import settings_from
 from mixmerge.train.sft import train_sft
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "general"
 
-ROWS = st.lists(
-    st.builds(
-        lambda objective, lang, number: {"id": f"{lang}/{number}", "objective": objective, "lang": lang},
-        st.sampled_from(["general", "safety"]),
-        st.sampled_from(["en", "fr", "hi"]),
-        st.integers(0, 30),
-    ),
-    max_size=80,
-)
+HELD = 0.12  # of the 24 prompts of `facts` and of `choices`, five
 
 
-def key(row):
-    return row["lang"], row["objective"], row["id"]
+def row(prompt, answer="yes", name="en/1", lang="en"):
+    turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    said = [{"role": "assistant", "content": answer}]
+    return {"id": name, "objective": "g", "lang": lang, "prompt": turns, "completion": said}
 
 
-@given(ROWS, st.floats(0.01, 0.9), st.integers(0, 5))
-def test_all_uses_of_a_row_are_held_out_together_and_every_language_keeps_some_on_either_side(rows, share, seed):
-    held = held_out_rows(rows, share, seed)
-    out = {key(row) for place, row in enumerate(rows) if place in held}
-    kept = {key(row) for place, row in enumerate(rows) if place not in held}
-    assert not out & kept
-    for lang in {row["lang"] for row in rows}:
-        distinct = {key(row) for row in rows if row["lang"] == lang}
-        of_out = sum(which[0] == lang for which in out)
-        assert of_out < len(distinct)
-        assert abs(of_out - share * len(distinct)) <= 1 or of_out == 1
-        assert of_out >= (len(distinct) > 1)
+def held_prompts(rows, share):
+    """The prompts that are held out; none where there would be all or none."""
+    try:
+        return {rows[place]["prompt"][0]["content"] for place in held_out_rows(rows, share, "mix")}
+    except DataError:
+        return {one["prompt"][0]["content"] for one in rows if prompt_fraction(one["prompt"]) < share}
 
 
-@given(ROWS, st.floats(0.01, 0.9), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_the_order_of_the_rows_plays_no_part_in_which_are_held_out(rows, share, seed, random):
-    mixed = list(rows)
-    random.shuffle(mixed)
-    found = [
-        {key(row) for place, row in enumerate(order) if place in held_out_rows(order, share, seed)}
-        for order in (rows, mixed)
+PROMPTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=4), max_size=40)
+
+
+@given(PROMPTS, PROMPTS, st.floats(0.01, 0.9), st.floats(0.01, 0.9))
+def test_a_prompt_is_held_out_in_every_mixture_or_in_none_and_by_every_larger_share(one, two, share, other):
+    first, second = (
+        [row(prompt, name=f"{which}/{n}") for n, prompt in enumerate(found)]
+        for which, found in (("a", one), ("b", two))
+    )
+    both = set(one) & set(two)
+    assert held_prompts(first, share) & both == held_prompts(second, share) & both
+    low, high = sorted((share, other))
+    assert held_prompts(first, low) <= held_prompts(first, high)
+
+
+def test_about_the_share_of_many_prompts_is_held_out():
+    rows = [row(f"What is {n}?") for n in range(4000)]
+    for share in (0.02, 0.1, 0.5):
+        assert len(held_out_rows(rows, share, "mix")) / len(rows) == pytest.approx(share, abs=4 * (share / 4000) ** 0.5)
+    assert held_out_rows(rows, 0.0, "mix") == set()
+
+
+def test_what_has_the_prompt_of_a_held_out_row_is_held_out_whatever_its_id_answer_objective_and_white_space():
+    rows = [row(f"What is {n}?") for n in range(50)]
+    held = held_out_rows(rows, 0.2, "mix")
+    copies = [
+        row(f"  What  is\n{n}? ", "another answer", f"fr/{n + 7}", "fr") | {"objective": "safety"} for n in range(50)
     ]
-    assert found[0] == found[1]
+    assert held_out_rows(rows + copies, 0.2, "mix") == held | {place + 50 for place in held}
+    assert prompt_fraction(row("caf\u00e9")["prompt"]) == prompt_fraction(row("cafe\u0301")["prompt"])
 
 
-def test_parallel_rows_are_held_out_in_all_languages_at_once():
-    rows = [{"id": f"{lang}/{n}", "objective": "g", "lang": lang} for n in range(50) for lang in ("en", "fr", "hi")]
-    held = held_out_rows(rows, 0.1, 0)
-    numbers = Counter(rows[place]["id"].partition("/")[2] for place in held)
-    assert len(numbers) == 5
-    assert set(numbers.values()) == {3}
-    assert held_out_rows(rows, 0.1, 1) != held
-    assert held_out_rows(rows, 0.0, 0) == set()
+def test_all_turns_of_a_prompt_and_who_says_them_decide():
+    turns = [("user", "Hello"), ("assistant", "Hello, what do you want?"), ("user", "Why?")]
+    whole = [{"role": role, "content": text} for role, text in turns]
+    others = [whole[-1:], whole[::-1], [whole[0] | {"role": "system"}, *whole[1:]], [whole[0], whole[2]]]
+    assert len({prompt_fraction(prompt) for prompt in (whole, *others)}) == 5
+
+
+def test_a_share_that_holds_out_nothing_or_everything_is_refused_with_what_to_do(llama, facts, tmp_path):
+    with pytest.raises(
+        DataError, match=r"facts.*: held_out 0\.05 holds out no row of 24.*; raise training\.held_out, or"
+    ):
+        train(llama, facts, tmp_path, held_out=0.05)
+    with pytest.raises(DataError, match=r"held_out 0\.95 holds out every row of 24.*; lower training\.held_out"):
+        train(llama, facts, tmp_path, held_out=0.95)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_row_used_twice_is_read_once_when_it_is_held_out():
-    rows = [{"id": "en/1", "objective": "g", "lang": "en"}] * 2 + [{"id": "fr/1", "objective": "g", "lang": "fr"}]
+    rows = [row("Why?"), row("Why?"), row("Why?", name="fr/1", lang="fr")]
     assert by_language(rows, [0, 1, 2]) == {"en": rows[:1], "fr": rows[2:]}
+
+
+def test_rows_of_two_data_sets_that_share_an_id_are_all_read(tmp_path):
+    for name in ("one", "two"):
+        lines = [json.dumps({"prompt": f"{name}: what is {n}?", "response": f"{n}"}) for n in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    found = [load_rows(DataSource(path=f"{name}.jsonl"), ["en"], tmp_path).rows for name in ("one", "two")]
+    assert [one.id for one in found[0]] == [two.id for two in found[1]], "rows without ids are numbered"
+    rows = [row(item.prompt, item.completion, item.id) for item in (*found[0], *found[1])]
+    assert by_language(rows, range(16)) == {"en": rows}
+    answered_twice = [row("Why?", "yes"), row("Why?", "no")]
+    assert by_language(answered_twice, [0, 1]) == {"en": answered_twice}
+
+
+def test_languages_without_a_held_out_row_and_without_a_trained_one_are_named(llama, facts, tmp_path):
+    lines = [json.loads(line) for line in (facts / "rows.jsonl").read_text().splitlines()]
+    held = held_out_rows(lines, HELD, "facts")
+    langs = {min(held): "hi", min(set(range(24)) - held): "fr"}
+    lines = [one | {"lang": langs.get(place, "en")} for place, one in enumerate(lines)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    told = train(llama, tmp_path, tmp_path / "made", held_out=HELD)["held_out"]
+    assert (told["rows"], told["without"], told["untrained"]) == (5, ["fr"], ["hi"])
+    assert set(told["before"]) == set(told["after"]) == {"en", "hi"}
+
+
+def test_what_one_training_of_a_chain_holds_out_the_next_one_holds_out(llama, facts, choices):
+    rows = {name: read_mixture(mixture)[0] for name, mixture in (("facts", facts), ("choices", choices))}
+    prompts = [
+        [found[place]["prompt"] for place in sorted(held_out_rows(found, HELD, "mix"))] for found in rows.values()
+    ]
+    assert prompts[0] == prompts[1]
+    assert len(prompts[0]) == 5
 
 
 def test_measures_of_the_log_are_told_by_language():
@@ -95,7 +145,7 @@ def two_languages(folder, *mixtures):
 def test_held_out_rows_are_read_before_after_and_between_and_change_no_weight(method, llama, facts, choices, tmp_path):
     one = facts if method == "sft" else choices
     mixture = two_languages(tmp_path / "mix", one, one)
-    settings = {"method": method, "held_out": 0.2, "epochs": 2}
+    settings = {"method": method, "held_out": HELD, "epochs": 2}
     measured = train(llama, mixture, tmp_path / "one", **settings)
     lines = metrics_of(tmp_path / "one")
     shown = [line for line in lines if "held_out" in line]
@@ -107,7 +157,7 @@ def test_held_out_rows_are_read_before_after_and_between_and_change_no_weight(me
     assert measured["steps"] == -(-2 * 38 // 4)
 
     rows, _ = read_mixture(mixture)
-    held = held_out_rows(rows, 0.2, 1)
+    held = held_out_rows(rows, HELD, "mix")
     left = write_rows(tmp_path / "left", [])
     kept = [row for place, row in enumerate(rows) if place not in held]
     (left / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -132,11 +182,11 @@ def test_held_out_rows_are_read_between_as_often_as_asked_and_no_weight_changes(
 
 def test_the_loss_of_a_language_is_that_of_its_held_out_answers(llama, facts, tmp_path):
     mixture = two_languages(tmp_path / "mix", facts, facts)
-    measured = train(llama, mixture, tmp_path, held_out=0.2, precision="fp32", save_dtype="float32")
+    measured = train(llama, mixture, tmp_path, held_out=HELD, precision="fp32", save_dtype="float32")
     rows, _ = read_mixture(mixture)
     tokenizer = AutoTokenizer.from_pretrained(llama)
     for folder, said in ((llama, "before"), (tmp_path / "out", "after")):
-        for lang, own in by_language(rows, held_out_rows(rows, 0.2, 1)).items():
+        for lang, own in by_language(rows, held_out_rows(rows, HELD, "mix")).items():
             pairs = [row | {"rejected": row["completion"] + row["completion"]} for row in own]
             logps = answer_logps(folder, pairs, "chosen")
             tokens = sum(len(tokenizer(row["completion"][0]["content"] + "<|im_end|>\n")["input_ids"]) for row in own)
@@ -146,7 +196,7 @@ def test_the_loss_of_a_language_is_that_of_its_held_out_answers(llama, facts, tm
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_a_killed_training_reads_what_it_had_read_no_second_time(method, llama, facts, choices, tmp_path):
     mixture = facts if method == "sft" else choices
-    settings = {"method": method, "held_out": 0.2, "epochs": 3}
+    settings = {"method": method, "held_out": HELD, "epochs": 3}
     train(llama, mixture, tmp_path / "whole", None, 4, **settings)
     run_child(llama, mixture, tmp_path / "cut", 11, **settings)
     train(llama, mixture, tmp_path / "cut", None, 4, **settings)

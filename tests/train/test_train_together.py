@@ -22,9 +22,9 @@ from mixmerge.train.together import shares_refused, train_together
 # processes differ in number.
 IN_PARTS = {"batch_size": 8, "gradient_accumulation": 2, "epochs": 1.79}
 KINDS = {
-    "sft without padding and one row left": {"padding_free": True, "batch_size": 10, "epochs": 1.7, "held_out": 0.05},
+    "sft without padding and one row left": {"padding_free": True, "batch_size": 10, "epochs": 1.7, "held_out": 0.075},
     "sft in parts": IN_PARTS,
-    "dpo in parts with odd pairs": {"method": "dpo", "loss": "ipo", "beta": 0.5, "held_out": 0.05, **IN_PARTS},
+    "dpo in parts with odd pairs": {"method": "dpo", "loss": "ipo", "beta": 0.5, "held_out": 0.075, **IN_PARTS},
     "sft by lora": {"adapter": {"type": "lora", "r": 4}},
 }
 TWO = Devices(2)
@@ -172,8 +172,8 @@ def test_a_process_that_fails_is_named_with_what_it_said(steady, facts, tmp_path
         together(steady, facts, tmp_path, learning_rate=1e30, warmup_ratio=0)
     assert "Traceback" in capfd.readouterr().err, "the log has the whole of it"
     (tmp_path / "facts").mkdir()
-    row = json.loads((facts / "rows.jsonl").read_text().splitlines()[0]) | {"lang": ["not a name"]}
-    (tmp_path / "facts" / "rows.jsonl").write_text((json.dumps(row) + "\n") * 4)
+    rows = [json.loads(line) | {"lang": ["not a name"]} for line in (facts / "rows.jsonl").read_text().splitlines()]
+    (tmp_path / "facts" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(StepError, match=r"^training process [01] of 2: TypeError: .*; see the log$"):
         together(steady, tmp_path / "facts", tmp_path / "odd", held_out=0.5)
 

@@ -20,7 +20,7 @@ REVISIONS = {
     "base": 2,
     "adopt": 1,
     "mixture": 2,
-    "train": 1,
+    "train": 2,
     "merge": 1,
     "generate": 1,
     "fit-judge": 1,

@@ -271,7 +271,9 @@ class Training(Section):
         description="sft: rows of a batch one after another, not padded to the longest; quick with flash attention.",
     )
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Share of the mixture's rows never trained on: their loss, by language, shows the learning."
+        0.0,
+        description="Share of all prompts, by a hash of each: rows with them are never trained on; their loss, by language, "
+        "shows the learning.",
     )
     extra: dict[str, Any] = Field(
         {}, description="Other options of TRL's SFTConfig or DPOConfig, by their own names; see TRL's documentation."

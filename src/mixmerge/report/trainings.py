@@ -105,6 +105,13 @@ class Training:
         return steps
 
     @property
+    def apart(self) -> list[tuple[str, list[str]]]:
+        """Languages that have no held-out row, and those that have no other, each under its head."""
+        told = self.measured.get("held_out")
+        heads = {"without": "No row held out", "untrained": "Never trained on"}
+        return [(head, told[key]) for key, head in heads.items() if told.get(key)] if isinstance(told, Mapping) else []
+
+    @property
     def about(self) -> str:
         """How it was made, in a line."""
         start = f" from {listed(self.made_from)}" if self.made_from else ""
@@ -227,6 +234,8 @@ def _chart(training: Training, panel: Panel, spans: Mapping[tuple[str, Measure],
     if panel.wrong:
         names = [language(code) for code in panel.wrong]
         numbers.append(("", measure.wrong_way, listed(names if len(names) < 4 else panel.wrong)))
+    for head, codes in training.apart:
+        numbers.append(("", head, listed([language(code) for code in codes] if len(codes) < 4 else codes)))
     return Chart(measure.head, f"{measure.head} of {training.name} over its steps", Markup(picture), numbers)
 
 

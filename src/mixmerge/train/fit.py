@@ -22,7 +22,7 @@ from mixmerge.errors import DataError, ModelError, UserError
 from mixmerge.model.folder import TOKENIZER_FILES, context_of, copy_files, read_json
 from mixmerge.train import group
 from mixmerge.train.extra import check_extra
-from mixmerge.train.heldout import by_language, held_out_rows, nested
+from mixmerge.train.heldout import by_language, held_out_rows, languages_apart, nested
 from mixmerge.train.memory import naming_lack_of_memory
 from mixmerge.train.settings import TrainSettings
 
@@ -110,7 +110,7 @@ def _fit(
         what = f"rows of max_length {settings.max_length} are longer than the {context} tokens that the model can read"
         raise UserError(what, where="training.max_length", do=f"set it to {context} or less")
     tokenizer = load_tokenizer(model)
-    held = held_out_rows(rows, settings.held_out, settings.seed)
+    held = held_out_rows(rows, settings.held_out, str(mixture))
     learnt = [row for place, row in enumerate(rows) if place not in held]
     kind: Any = TokenisedPairs if pairs else Tokenised
     follow = [digest, sorted(held), settings.max_length, getattr(settings, "train_on", None)]
@@ -157,7 +157,8 @@ def _fit(
         copy_files(model, out, KEPT_FILES, over=True)
     _write_metrics(history, (*COUNTS, *columns), out / "metrics.jsonl")
     steps = [entry for entry in history if "loss" in entry]
-    return _summary(steps, tokens, len(rows)) | _learning(history, len(held))
+    learning = _learning(history, len(held), languages_apart(rows, held, held_out))
+    return _summary(steps, tokens, len(rows)) | learning
 
 
 def stored_dtype(model: Path) -> str:
@@ -279,10 +280,13 @@ def _write_metrics(history: Sequence[Mapping[str, Any]], columns: Sequence[str],
             stream.write(json.dumps(line) + "\n")
 
 
-def _learning(history: Sequence[Mapping[str, Any]], held: int) -> Measured:
-    """What held-out rows said before the first step and after the last, if there are any."""
+def _learning(history: Sequence[Mapping[str, Any]], held: int, apart: Mapping[str, Any]) -> Measured:
+    """What held-out rows said before the first step and after the last, if there are any; languages that are `apart`."""
+    if not held:
+        return {}
     shown = [found for entry in history if (found := nested(entry))]
-    return {"held_out": {"rows": held, "before": shown[0], "after": shown[-1]}} if shown else {}
+    ends = {"before": shown[0], "after": shown[-1]} if shown else {}
+    return {"held_out": {"rows": held, **ends, **apart}}
 
 
 def _summary(history: Sequence[Mapping[str, Any]], tokens: Any, rows: int) -> Measured:

@@ -98,7 +98,7 @@ class TrainSettings:
 
     `batch_size` rows make an optimiser step, computed in `gradient_accumulation` equal parts. A gradient whose norm is above
     `max_grad_norm` is scaled down to it (0: never). `neftune_alpha` adds noise to the embeddings (Jain et al. 2023).
-    `held_out` is the share of the rows that are never trained on and show the learning.
+    `held_out` is the share of the prompts that are never trained on and show the learning.
     `extra` holds other fields of TRL's SFTConfig or DPOConfig.
 
     Raises:
