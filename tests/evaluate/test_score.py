@@ -168,6 +168,48 @@ def test_a_merge_that_is_clearly_better_is_said_to_be_and_by_how_much() -> None:
     assert "chosen on the same prompts, so optimistic" in answer["sentence"]
 
 
+GOOD, BAD = (0.95, 0.05, 0.0), (0.5, 0.6, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("merge", "mix", "expert_tokens", "mix_tokens", "clause"),
+    [
+        (BAD, GOOD, 100, 200, " for the merge); it was trained on 2.0 times the tokens. Both were"),
+        (BAD, GOOD, 300, 100, " for the merge), though the merge was trained on 3.0 times the tokens. Both were"),
+        (GOOD, BAD, 300, 100, "]; it was trained on 3.0 times the tokens. Both were"),
+        (GOOD, BAD, 100, 250, "], though the data mix was trained on 2.5 times the tokens. Both were"),
+        (GOOD, GOOD, 100, 112, "]); the data mix was trained on 1.1 times the tokens. Both were"),
+        (GOOD, BAD, 100, 110, "]. Both were"),
+        (GOOD, BAD, 110, 100, "]. Both were"),
+        (GOOD, BAD, 0, 1000, "], though the data mix was trained on 1,000 tokens, the merge on none. Both were"),
+        (GOOD, BAD, None, 100, "]; what it cost is not known. Both were"),
+        (BAD, GOOD, None, 100, " for the merge); what the merge cost is not known. Both were"),
+        (GOOD, BAD, None, None, "]; what both cost is not known. Both were"),
+    ],
+)
+def test_the_sentence_says_by_how_much_the_training_tokens_of_the_two_differ(
+    merge: tuple[float, float, float],
+    mix: tuple[float, float, float],
+    expert_tokens: int | None,
+    mix_tokens: int | None,
+    clause: str,
+) -> None:
+    names = ["base", "expert", "mix", "merge"]
+    verdicts = study({"base": (0, 0.9, 0), "expert": BAD, "mix": mix, "merge": merge})
+    scores = score_study(spec(names, ["en", "hi"]), verdicts, {"expert": expert_tokens, "mix": mix_tokens})
+    assert clause in scores["answer"]["sentence"]
+
+
+def test_tokens_of_a_training_that_others_of_a_merge_start_from_are_said_once() -> None:
+    told = spec(["base", "expert", "mix", "merge", "mix2"], ["en", "hi"])
+    chain = {"merge": ["expert", "mix2"], "mix2": ["expert"]}
+    for entry in told["candidates"]:
+        entry["made_from"] = chain.get(entry["name"], entry["made_from"])
+    found = study({"base": (0, 0.9, 0), "expert": BAD, "mix": BAD, "merge": GOOD, "mix2": (0.1, 0.9, 0.5)})
+    sentence = score_study(told, found, {"expert": 100, "mix2": 50, "mix": 100})["answer"]["sentence"]
+    assert "]; it was trained on 1.5 times the tokens. " in sentence
+
+
 def test_whoever_is_not_on_the_front_is_beaten_by_somebody_on_it() -> None:
     scores = score_study(spec(list(RATES), ["en", "hi"]), study(RATES), {})
     front, beaten_by = scores["pareto"]["front"], scores["pareto"]["beaten_by"]

@@ -94,6 +94,7 @@ def test_sections_stand_in_the_order_in_which_a_reader_asks(page: Page) -> None:
 def test_the_answer_stands_first_as_it_was_given(study: Study, text: str) -> None:
     read = plain(text)
     assert study.scores["answer"]["sentence"].replace("-", "\u2212") in read.replace("-", "\u2212")
+    assert re.search(r"trained on \d\.\d times the tokens\.", read)
     assert read.index("Mix the data, or merge the models?") < read.index("Best set") < read.index("Pareto front")
 
 

@@ -25,7 +25,7 @@ REVISIONS = {
     "generate": 1,
     "fit-judge": 1,
     "judge": 1,
-    "score": 2,
+    "score": 3,
     "report": 2,
 }
 KINDS = tuple(REVISIONS)
