@@ -283,7 +283,7 @@ def test_dft_weighs_each_token_with_its_own_probability_and_held_out_rows_are_re
     assert plain[0]["held_out"] == weighed[0]["held_out"]
     assert plain[1]["tokens"] == weighed[1]["tokens"]
     rows = [json.loads(line) for line in (facts / "rows.jsonl").read_text().splitlines()]
-    held = held_out_rows(rows, 0.2, 1)
+    held = held_out_rows(rows, 0.2, str(facts))
     made = tokenise([row for at, row in enumerate(rows) if at not in held], tiny_tokenizer(), 64)
     model = AutoModelForCausalLM.from_pretrained(calm, dtype=torch.float32)
     sums = np.zeros(3)
