@@ -21,10 +21,9 @@ from mixmerge.run import DEFAULT_OUT
 from mixmerge.terminal import visible
 
 if TYPE_CHECKING:
-    from mixmerge.plan.graph import Plan, Step
+    from mixmerge.plan.graph import Plan
     from mixmerge.recipe.load import LoadedRecipe
     from mixmerge.run.example import Example
-    from mixmerge.run.store import Store
 
 app = typer.Typer(
     help="Mix the data or merge the models? One recipe in; the models, the evidence and a recommendation out.",
@@ -188,14 +187,16 @@ def show(
     step: Annotated[str, typer.Argument(help="kind/name as `plan` prints it, or the beginning of the id.")],
     set_: SetOption = None,
     example: Annotated[
-        int | None, typer.Option("--example", min=1, help="Of a mixture: the row to show as the model learns it.")
+        int | None,
+        typer.Option("--example", min=1, help="Of a mixture or a training: the row to show as the model learns it."),
     ] = None,
     out: OutOption = DEFAULT_OUT,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one step: what it is made of, what it measured, where its files are; of a mixture, a training example."""
+    """Show one step: what it is made of, what it measured, where its files are; of mixtures and trainings, an example."""
     from mixmerge.data.account import Account
     from mixmerge.data.words import account_line
+    from mixmerge.run.example import step_example
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
 
@@ -203,11 +204,13 @@ def show(
     found, store = plan.find(step), Store(out)
     folder, log = store.find(found.id), Study(out, plan.study).log(found)
     record = store.record(found.id) if folder else None
-    if example is not None and found.kind != "mixture":
-        raise UserError(f"{found.title} is no mixture", where="--example", do="name one, as in mixture/NAME")
-    shown = _example(plan, found, store, example or 1) if found.kind == "mixture" and folder else None
+    has_rows = found.kind in ("mixture", "train")
+    if example is not None and not has_rows:
+        what, do = f"{found.title} is no mixture and no training", "name one, as in mixture/NAME"
+        raise UserError(what, where="--example", do=do)
+    shown = step_example(plan, found, store, example or 1) if has_rows else None
     if as_json:
-        rest = {"example": asdict(shown) if shown else None} if found.kind == "mixture" else {}
+        rest = {"example": asdict(shown) if shown else None} if has_rows else {}
         _print_json(found.to_json() | {"folder": str(folder) if folder else None, "record": record} | rest)
         return
     print(f"{found.title}  {found.id}  {'done' if folder else 'not done'}")
@@ -227,24 +230,18 @@ def show(
         print(f"log: {log}")
     if shown is not None:
         _print_example(shown)
-    elif found.kind == "mixture":
+    elif has_rows:
         print("example: the mixture is not drawn yet; mixmerge run RECIPE draws it")
-
-
-def _example(plan: Plan, mixture: Step, store: Store, row: int) -> Example:
-    from mixmerge.run.example import training_example
-
-    trainings = [s for s in plan.steps if s.kind == "train" and s.inputs.get("mixture") == mixture.id]
-    longest = trainings[0].what.get("max_length") if trainings else None
-    tokenizer = store.path(mixture.inputs["tokenizer"])
-    return training_example(store.path(mixture.id), tokenizer, row=row, max_length=longest)
 
 
 def _print_example(example: Example) -> None:
     """What is learned stands in colour on a terminal, and in ⟦ ⟧ elsewhere."""
     read, learned = (example.tokens(trained=trained) for trained in (False, True))
     cut = f", cut at max_length {example.max_length}" if example.truncated else ""
-    print(f"example: row {example.row}, {visible(example.id)}: {read} tokens read, {learned} tokens learned{cut}")
+    by = "" if example.training is None or example.own_marks else f" by {example.training}"
+    print(f"example: row {example.row}, {visible(example.id)}: {read} tokens read, {learned} tokens learned{by}{cut}")
+    if example.own_marks:
+        print(f"the last answer is marked; what {example.training} learns of it is its command's choice")
     if not example.parts:
         print(f"nothing of its answer is left at max_length {example.max_length}, so it is not trained on")
     opening, closing = ("\x1b[1;32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")

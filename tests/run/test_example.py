@@ -67,10 +67,13 @@ def test_the_rejected_answer_of_a_pair_is_shown_as_well(tiny_base, tmp_path):
     assert (example.rejected.text, example.rejected.trained) == ("No idea.<|im_end|>\n", True)
 
 
-def test_earlier_answers_are_shown_as_read_only(tiny_base, tmp_path):
+def test_earlier_answers_are_shown_as_learned_only_where_all_turns_are(tiny_base, tmp_path):
     turns = [user("1"), {"role": "assistant", "content": "2"}, user("3"), "4"]
-    example = training_example(mixture_of(tmp_path / "m", turns), tiny_base, row=1, max_length=None)
+    folder = mixture_of(tmp_path / "m", turns)
+    example = training_example(folder, tiny_base, row=1, max_length=None)
     assert [text for text, trained in parts(example) if trained] == ["4<|im_end|>\n"]
+    example = training_example(folder, tiny_base, row=1, max_length=None, all_turns=True)
+    assert [text for text, trained in parts(example) if trained] == ["2<|im_end|>\n", "4<|im_end|>\n"]
 
 
 def test_the_counts_and_the_text_are_those_of_the_training(tiny_base, tmp_path):
@@ -191,9 +194,54 @@ def test_an_example_that_cannot_be_shown_is_refused_in_one_line(mixmerge, drawn)
     status, out, err = mixmerge("show", drawn.recipe, "mixture/mix", "--example", "99", "--out", drawn.out)
     assert (status, out) == (2, "")
     assert err == "error: --example 99: the mixture has 16 rows; give a number from 1 to 16\n"
-    status, out, err = mixmerge("show", drawn.recipe, "train/mix", "--example", "1", "--out", drawn.out)
+    status, out, err = mixmerge("show", drawn.recipe, "merge/ties", "--example", "1", "--out", drawn.out)
     assert (status, out) == (2, "")
-    assert err == "error: --example: train/mix is no mixture; name one, as in mixture/NAME\n"
+    assert err == "error: --example: merge/ties is no mixture and no training; name one, as in mixture/NAME\n"
+
+
+TALK = {"messages": [user("One?"), {"role": "assistant", "content": "Two."}, user("Three?")]}
+
+
+def test_the_marks_are_those_of_the_training_that_reads_the_mixture(mixmerge, study):
+    for code in ("en", "fr"):
+        talk = [*TALK["messages"], {"role": "assistant", "content": f"Four {code}."}]
+        path = study.folder / f"data/talk.{code}.jsonl"
+        path.write_text("".join(json.dumps({"id": str(i), "messages": talk}) + "\n" for i in range(4)))
+    study.edit('{objective: general, path: "data/general.', '{objective: general, path: "data/talk.')
+    study.edit("  general: {mixture: general}", "  general: {mixture: general, training: {train_on: all}}")
+    # another training of the same mixture learns otherwise, under its own name
+    study.edit("baselines:\n", "  last: {mixture: general}\nbaselines:\n")
+    study.edit("    mixture: {general: 0.5, safety: 0.5}", "    mixture: {safety: 1.0}")
+    make(build_plan(load_recipe(study.recipe)), study.out, "mixture/general")
+    all_turns, one_turn = ["Two.<|im_end|>\n", "Four"], ["Four"]
+    for step, training, learned in (
+        ("mixture/general", "train/general", all_turns),
+        ("train/general", "train/general", all_turns),
+        ("train/last", "train/last", one_turn),
+    ):
+        status, out, err = mixmerge("show", study.recipe, step, "--out", study.out)
+        assert (status, err) == (0, "")
+        assert f" tokens learned by {training}\n" in out
+        assert [text[:4] for text in out.split("⟦")[1:]] == [text[:4] for text in learned]
+    shown = json.loads(mixmerge("show", study.recipe, "train/last", "--json", "--out", study.out)[1])["example"]
+    assert (shown["training"], [part["trained"] for part in shown["parts"]]) == ("train/last", [False, True])
+
+
+def test_of_a_training_by_a_command_it_is_said_that_the_marks_are_its_own(mixmerge, study):
+    command = "x {model} {mixture} {out} {max_length}"
+    study.edit(
+        "  general: {mixture: general}",
+        f"  general: {{mixture: general, training: {{engine: command, max_length: 200, command: '{command}'}}}}",
+    )
+    make(build_plan(load_recipe(study.recipe)), study.out, "mixture/general")
+    out = mixmerge("show", study.recipe, "mixture/general", "--out", study.out)[1]
+    assert "the last answer is marked; what train/general learns of it is its command's choice\n" in out
+    assert (
+        json.loads(mixmerge("show", study.recipe, "mixture/general", "--json", "--out", study.out)[1])["example"][
+            "max_length"
+        ]
+        == 200
+    )
 
 
 def test_on_a_terminal_the_learned_part_is_in_colour(drawn):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixmerge.errors import UserError
+
+if TYPE_CHECKING:
+    from mixmerge.plan.graph import Plan, Step
+    from mixmerge.run.store import Store
 
 WHOLE = 1 << 30  # tokens; longer than any row
 
@@ -31,7 +35,8 @@ class Part:
 class Example:
     """Row `row` (from 1) of a mixture. No parts: cut at `max_length`, nothing of its answer was left to learn.
 
-    `rejected` is the answer that a preference training learns to avoid; None where the mixture has none.
+    `rejected` is the answer that a preference training learns to avoid; None where the mixture has none. `training` is
+    the one that learns it so; `own_marks`: it is a command of the user's, which decides by itself what it learns.
     """
 
     row: int
@@ -40,13 +45,48 @@ class Example:
     truncated: bool
     max_length: int | None
     rejected: Part | None = None
+    training: str | None = None
+    own_marks: bool = False
 
     def tokens(self, *, trained: bool) -> int:
         return sum(part.tokens for part in self.parts if part.trained == trained)
 
 
-def training_example(mixture: Path, tokenizer: Path, *, row: int, max_length: int | None) -> Example:
+def step_example(plan: Plan, step: Step, store: Store, row: int) -> Example | None:
+    """Row `row` (from 1) of a mixture as the training that reads it does, or of the mixture of a training.
+
+    Of several trainings of a mixture it is the one of its name, else the first. None where the mixture is not drawn.
+
+    Raises:
+        UserError, ModelError: as `training_example`.
+    """
+    mixture = plan.by_id[step.inputs["mixture"]] if step.kind == "train" else step
+    folder = store.find(mixture.id)
+    if folder is None:
+        return None
+    readers = [other for other in plan.steps if other.inputs.get("mixture") == mixture.id]
+    readers.sort(key=lambda other: other.name != step.name)
+    training = step if step.kind == "train" else next(iter(readers), None)
+    told = {} if training is None else training.what.get("settings", training.what)
+    # The start's own template and tokenizer, where it is there: an adopted one may have another than the base.
+    start = None if training is None else store.find(training.inputs["model"])
+    example = training_example(
+        folder,
+        start or store.path(mixture.inputs["tokenizer"]),
+        row=row,
+        max_length=told.get("max_length"),
+        all_turns=told.get("train_on") == "all",
+    )
+    own_marks = training is not None and training.what.get("engine") == "command"
+    return replace(example, training=training.title if training else None, own_marks=own_marks)
+
+
+def training_example(
+    mixture: Path, tokenizer: Path, *, row: int, max_length: int | None, all_turns: bool = False
+) -> Example:
     """Row `row` (from 1) of the mixture's folder, by the tokenizer of a model folder, cut at `max_length` tokens.
+
+    With `all_turns` the assistant's earlier turns are learned too.
 
     Raises:
         UserError: the mixture has fewer rows.
@@ -57,7 +97,7 @@ def training_example(mixture: Path, tokenizer: Path, *, row: int, max_length: in
     record = _row(mixture / "rows.jsonl", row)
     reader = load_tokenizer(tokenizer)
     sides = [record] + ([record | {"completion": record["rejected"]}] if "rejected" in record else [])
-    found = [tokenise([side], reader, max_length or WHOLE) for side in sides]
+    found = [tokenise([side], reader, max_length or WHOLE, all_turns=all_turns) for side in sides]
     parts, *others = (
         tuple(_parts(side.ids[0].tolist(), (side.labels[0] != IGNORED).tolist(), reader)) if side.ids else ()
         for side in found
