@@ -295,14 +295,18 @@ def adopt(
 ) -> None:
     """Add a model or an adapter that was trained elsewhere to a recipe, as an expert."""
     from mixmerge.model.adopt import check_adopted, is_adapter
-    from mixmerge.recipe.adopt import adopt_into
+    from mixmerge.recipe.adopt import adopt_into, is_local
 
     if (folder := Path(place).expanduser()).is_dir():
         check_adopted(folder)
     line, left = adopt_into(recipe, name, place, revision=revision, start=start)
+    taken = f"no folder {place} is here, so it is taken for a Hub id; a local folder is written ./{place}"
+    notes = [] if is_local(place) else [taken]
     if as_json:
-        _print_json({"recipe": str(recipe), "name": name, "line": line, "left": None if left is None else str(left)})
+        found = {"recipe": str(recipe), "name": name, "line": line, "left": None if left is None else str(left)}
+        _print_json(found | {"notes": notes})
         return
+    _print_notes({"notes": notes})
     kind = "" if not folder.is_dir() else " (an adapter)" if is_adapter(folder) else " (a whole model)"
     print(f"{recipe}: adopted.{line}{kind}\nnext: " + (f"mixmerge check {recipe}" if left is None else f"mend {left}"))
 

@@ -95,3 +95,34 @@ def test_a_mistake_of_the_command_is_one_line(adopted, mixmerge, arguments, what
     assert status == 2
     assert error.count("\n") == 1
     assert what in error
+
+
+def test_what_is_no_folder_here_is_announced_as_a_hub_id(adopted, mixmerge, monkeypatch):
+    adopted.recipe.write_text(adopted.recipe.read_text() + "adopted:\n  one: {hub: o/one}\n  two: {hub: o/two}\n")
+    monkeypatch.chdir(adopted.folder)
+    told = "no folder far/x is here, so it is taken for a Hub id; a local folder is written ./far/x"
+    status, out, err = mixmerge("adopt", "x", "far/x", "--recipe", "recipe.yaml")
+    assert (status, err) == (0, f"note: {told}\n")
+    assert "adopted.x: {hub: far/x}" in out
+    found = json.loads(mixmerge("adopt", "y", "far/x", "--recipe", "recipe.yaml", "--json")[1])
+    assert found["notes"] == [told]
+    status, _, err = mixmerge("adopt", "z", "experts/one", "--recipe", "recipe.yaml")
+    assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("experts/tree", "experts/tree: the folder 'experts' is here and has no 'tree'; correct the path; a Hub id"),
+        ("experts/deep/one", "experts/deep/one: no such folder, and no Hub id, which is org/name; give the folder"),
+    ],
+)
+def test_a_probable_typo_of_a_path_is_not_taken_for_a_hub_id(adopted, mixmerge, monkeypatch, place, what):
+    monkeypatch.chdir(adopted.folder)
+    before = adopted.recipe.read_text()
+    status, out, err = mixmerge("adopt", "one", place, "--recipe", "recipe.yaml")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {what}")
+    assert adopted.recipe.read_text() == before
+    if place == "experts/tree":
+        assert mixmerge("adopt", "one", place, "--revision", "main", "--recipe", "recipe.yaml")[0] == 0

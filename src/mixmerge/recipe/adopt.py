@@ -28,9 +28,16 @@ def adopt_into(
     if not re.fullmatch(NAME, name):
         raise UserError(f"{name!r} is not a valid name", do="use letters, digits, '.', '_' and '-'")
     folder = Path(place).expanduser()
-    local = place.startswith((".", "/", "~")) or folder.is_dir()
+    local = is_local(place)
     if local and not folder.is_dir():
         raise UserError("no such folder", where=place, do="give a folder, or a Hub id such as org/name")
+    first, _, rest = place.partition("/")
+    if not local and "/" in rest:
+        what = "no such folder, and no Hub id, which is org/name"
+        raise UserError(what, where=place, do="give the folder of a model or of an adapter")
+    if not local and rest and revision is None and Path(first).is_dir():
+        what = f"the folder '{first}' is here and has no '{rest}'"
+        raise UserError(what, where=place, do="correct the path; a Hub id of that name needs --revision, e.g. main")
     told = {"path": _from(recipe.resolve().parent, folder.resolve())} if local else {"hub": place}
     told |= {key: value for key, value in (("revision", revision), ("start", start)) if value is not None}
     line = f"{name}: {{{', '.join(f'{key}: {_quoted(value)}' for key, value in told.items())}}}"
@@ -51,6 +58,11 @@ def adopt_into(
     finally:
         growing.unlink(missing_ok=True)
     return line, found
+
+
+def is_local(place: str) -> bool:
+    """Whether what `adopt` is given is a folder; a Hub id otherwise."""
+    return place.startswith((".", "/", "~")) or Path(place).is_dir()
 
 
 def _mistake(recipe: Path) -> RecipeError | None:
