@@ -89,3 +89,33 @@ def test_a_training_of_its_own_seed_hands_that_to_its_command(planned):
         assert (what["seed"], what["settings"].keys()) == (seed, {"learning_rate"})
     with pytest.raises(RecipeError, match="'seed' does nothing: the command does not use it"):
         planned(training(seed=5))
+
+
+def missing(plan) -> list[str]:
+    return [note for note in plan.notes if "no program" in note]
+
+
+def test_a_program_that_is_not_here_is_a_note(planned, study, monkeypatch):
+    monkeypatch.chdir(study.folder)
+    (study.folder / "mine.sh").write_text("#!/bin/sh\n")
+    rest = "{model} {mixture} {out}"
+    told = "general: no program '{}' is found on this machine"
+    for program in ("no-such-trainer", "./mine.sh", "/no/such/trainer"):
+        assert missing(planned(training(command=f"{program} {rest}"))) == [told.format(program)]
+    (study.folder / "mine.sh").chmod(0o755)
+    for program in ("./mine.sh", "env", "{work}/made-by-itself"):
+        assert missing(planned(training(command=f"{program} {rest}"))) == []
+
+
+def test_the_program_of_a_launcher_is_looked_for_where_it_is_used(planned):
+    text = "{launcher} no-such-trainer {model} {mixture} {out}"
+    launcher = "how.launcher: no program 'srunn' is found on this machine"
+    assert missing(planned(training(command=text), "how.launcher=srunn --nodes 2")) == [launcher]
+    assert missing(planned(training(command=text), "how.launcher=env A=1")) == []
+    assert missing(planned(training(command=text))) == [
+        "general: no program 'no-such-trainer' is found on this machine"
+    ]
+    assert missing(planned("how.nodes=2", "how.launcher=srunn")) == [launcher]
+    assert missing(planned("how.launcher=srunn")) == []
+    with pytest.raises(RecipeError, match="the launcher cannot be read: no closing quotation; close its quotes"):
+        planned(training(command=text), "how.launcher=srun 'x")

@@ -25,6 +25,7 @@ from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
+from mixmerge.plan.notes import missing_programs
 from mixmerge.plan.training import HOW as TRAINING_HOW
 from mixmerge.plan.training import (
     check_context,
@@ -212,6 +213,10 @@ class PlanBuilder:
                     else:
                         self._add_merge(name)
         self.notes += mixtures.long.notes()
+        trainings = {
+            name: (recipe.training_of(entry), self.steps[self.models[name]]) for name, entry in trained.items()
+        }
+        self.notes += missing_programs(trainings, recipe.how, self._where("how", "launcher"))
         self.accounts = {name: mixtures.long.account(name) for name in self.data}
 
     def _add_adopted(self, name: str, entry: Adopted) -> None:
