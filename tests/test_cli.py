@@ -145,8 +145,9 @@ def test_init_overwrites_nothing_and_knows_its_recipes(mixmerge, tmp_path):
 def test_check_says_ok_and_writes_nothing(mixmerge, study):
     before = sorted(study.folder.rglob("*"))
     status, out, err = mixmerge("check", study.recipe, "--out", study.out)
-    assert (status, err.count("\n")) == (0, 1)
+    assert (status, err.count("\n")) == (0, 2)
     assert err.startswith("note: mix: of the pairs in the data set 'safety'")
+    assert err.endswith("note: trainings left to defaults: scheduler cosine, warmup_ratio 0.1\n")
     *data, last = out.splitlines()
     assert data == ["data general: 16 rows (en 8, fr 8)", "data safety: 16 rows (en 8, fr 8)"]
     assert last.startswith(f"{study.recipe}: ok; 1 expert")

@@ -130,9 +130,32 @@ def test_check_prints_the_notes_beside_its_answer(study, mixmerge):
             f"{study.recipe}: ok; 1 expert, 1 baseline, 1 merge, 2 languages, 32 steps",
         ],
     )
-    assert err == "note: mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)\n"
+    assert err == (
+        "note: mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)\n"
+        "note: trainings left to defaults: scheduler cosine, warmup_ratio 0.1\n"
+    )
     told = json.loads(mixmerge("check", study.recipe, "--json", "--out", study.out)[1])
-    assert err == f"note: {told['notes'][0]}\n"
+    assert err == "".join(f"note: {note}\n" for note in told["notes"])
+
+
+def test_main_options_that_no_one_sets_are_told_with_their_defaults_in_one_note(planned, study):
+    def told(*overrides: str) -> list[str]:
+        return [note for note in planned(*overrides).notes if "left to defaults" in note]
+
+    study.edit("training: {learning_rate: 1.0e-3, batch_size: 2, max_length: 256, precision: fp32}", "training: {}")
+    rest = "batch_size 8, max_length 1024, scheduler cosine, warmup_ratio 0.1, precision bf16"
+    assert told() == [f"trainings left to defaults: learning_rate 2e-05, {rest}"]
+    # one training that sets a key shows that it is known
+    assert told('experts.general.training={"batch_size": 4}') == [
+        f"trainings left to defaults: learning_rate 2e-05, {rest.removeprefix('batch_size 8, ')}"
+    ]
+    # a rate that has its own note is not told twice
+    assert told("training.adapter={type: lora}") == [f"trainings left to defaults: {rest}"]
+    every = "training={learning_rate: 1.0e-3, batch_size: 8, max_length: 256, scheduler: linear, warmup_ratio: 0, precision: bf16}"
+    assert told(every) == []
+    # of a command the keys that it uses count
+    command = "training={engine: command, command: 'x {model} {mixture} {out} {learning_rate}'}"
+    assert told(command) == ["trainings left to defaults: learning_rate 2e-05"]
 
 
 def test_sft_then_dpo_and_sft_then_merge_then_dpo_are_three_lines_of_recipe(study, planned):

@@ -129,7 +129,8 @@ def test_checking_says_what_became_of_each_record(study, mixmerge, one_file):
     status, out, err = mixmerge("check", study.recipe, "--set", COLUMN, "--out", study.out)
     assert (status, err) == (
         0,
-        "note: mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)\n",
+        "note: mix: of the pairs in the data set 'safety' the chosen answers are learnt (method: sft)\n"
+        "note: trainings left to defaults: scheduler cosine, warmup_ratio 0.1\n",
     )
     assert out.splitlines() == [
         "data general: 16 of 18 rows (en 8, fr 8); 1 in other languages skipped (de 1); "

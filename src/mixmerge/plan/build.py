@@ -25,7 +25,7 @@ from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
-from mixmerge.plan.notes import missing_programs
+from mixmerge.plan.notes import left_to_defaults, missing_programs
 from mixmerge.plan.training import HOW as TRAINING_HOW
 from mixmerge.plan.training import (
     check_context,
@@ -217,6 +217,7 @@ class PlanBuilder:
             name: (recipe.training_of(entry), self.steps[self.models[name]]) for name, entry in trained.items()
         }
         self.notes += missing_programs(trainings, recipe.how, self._where("how", "launcher"))
+        self.notes += left_to_defaults(trainings)
         self.accounts = {name: mixtures.long.account(name) for name in self.data}
 
     def _add_adopted(self, name: str, entry: Adopted) -> None:

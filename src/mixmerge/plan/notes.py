@@ -1,7 +1,7 @@
-"""What a person may not expect of the trainings of a recipe: programs that are not here.
+"""What a person may not expect of the trainings of a recipe: defaults that nobody chose, programs that are not here.
 
-One idea: these are notes and no refusals, since a study may be checked on another machine than the one that trains. No note is
-part of an identity.
+One idea: both are notes and no refusals. A default may be what is wanted, and a study may be checked on another machine than
+the one that trains. No note is part of an identity.
 """
 
 from __future__ import annotations
@@ -9,10 +9,38 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mixmerge.errors import RecipeError
 from mixmerge.plan.graph import Step
 from mixmerge.recipe.schema import How, Training
+
+MAIN = ("learning_rate", "batch_size", "max_length", "scheduler", "warmup_ratio", "precision")
+
+
+def left_to_defaults(trainings: Mapping[str, tuple[Training, Step]]) -> Iterator[str]:
+    """One note that names the main options which no training sets, with their values; none where all are set.
+
+    Of each training the keys that it reads count. The learning rates of DPO and of adapters have notes of their own.
+    """
+    set_by_one, values = set[str](), dict[str, Any]()
+    for training, step in trainings.values():
+        read = step.what.get("settings", step.what)
+        noted = step.what.get("engine") != "command" and (training.method != "sft" or training.adapter is not None)
+        for key in MAIN:
+            if key not in read:
+                continue
+            if key in training.model_fields_set and getattr(training, key) is not None:
+                set_by_one.add(key)
+            elif not (key == "learning_rate" and noted):
+                values[key] = read[key]
+    left = {key: values[key] for key in MAIN if key in values and key not in set_by_one}
+    if left:
+        yield f"trainings left to defaults: {', '.join(f'{key} {_short(value)}' for key, value in left.items())}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def missing_programs(trainings: Mapping[str, tuple[Training, Step]], how: How, where: str) -> Iterator[str]:
