@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from mixmerge.model.chat import CHAT_TEMPLATES, CHOICES
 from mixmerge.recipe.load import load_recipe
 from mixmerge.recipe.reference import recipe_reference, recipe_schema
 from mixmerge.yaml import read_yaml
@@ -93,3 +94,10 @@ def test_the_reference_names_every_section_and_key():
         part = page.split(f"## {name}\n")[1].split("\n## ")[0]
         for key in section["properties"]:
             assert f"| `{key}` |" in part
+
+
+def test_the_schema_and_the_errors_name_every_chat_template():
+    told = recipe_schema()["$defs"]["Base"]["properties"]["chat_template"]["description"]
+    names = ", ".join(sorted(CHAT_TEMPLATES))
+    assert told.startswith(f"For a base without one: {names}, or the path of a Jinja file")
+    assert f"{names}, or a Jinja file" == CHOICES

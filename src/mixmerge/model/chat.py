@@ -54,6 +54,7 @@ _LLAMA3 = """\
 {%- endif %}
 """
 CHAT_TEMPLATES: dict[str, str] = {"gemma": _GEMMA, "chatml": _CHATML, "llama3": _LLAMA3}
+CHOICES = f"{', '.join(sorted(CHAT_TEMPLATES))}, or a Jinja file"
 
 _TEMPLATE_FILE = "chat_template.jinja"
 Message = Mapping[str, object]

@@ -15,7 +15,7 @@ from typing import Any
 
 from mixmerge.errors import ModelError, RecipeError, UserError, did_you_mean
 from mixmerge.model.adopt import check_adopted
-from mixmerge.model.chat import CHAT_TEMPLATES, check_chat_template, compile_template, own_chat_template
+from mixmerge.model.chat import CHAT_TEMPLATES, CHOICES, check_chat_template, compile_template, own_chat_template
 from mixmerge.model.check import check_model
 from mixmerge.recipe.load import LoadedRecipe
 from mixmerge.recipe.schema import Adopted, Base
@@ -51,11 +51,10 @@ def base_source(base: Base, loaded: LoadedRecipe, cache: Path | None) -> tuple[d
     except UserError as error:
         raise error.within(where) from error
     if own is None and base.chat_template is None:
-        known = ", ".join(sorted(CHAT_TEMPLATES))
         raise ModelError(
             f"{base.path} has no chat template",
             where=where,
-            do=f"set base.chat_template ({known}, or a Jinja file)",
+            do=f"set base.chat_template ({CHOICES})",
         )
     return {"content": folder_fingerprint(folder, cache)}, {"path": str(folder)}
 

@@ -65,7 +65,8 @@ class Base(Section):
         description="Trim the vocabulary to about this many tokens, chosen by word frequency in the recipe's languages.",
     )
     chat_template: str | None = Field(
-        None, description="For a base without one: gemma, chatml, or the path of a Jinja file, relative to the recipe."
+        None,
+        description="For a base without one: chatml, gemma, llama3, or the path of a Jinja file, relative to the recipe.",
     )
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmerge.errors import ModelError
+from mixmerge.model.chat import CHOICES
 from mixmerge.model.loading import load_pretrained
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def load_tokenizer(model: Path) -> Any:
     """
     tokenizer = load_pretrained("AutoTokenizer", model)
     if tokenizer.chat_template is None:
-        raise ModelError("the tokenizer has no chat template", where=str(model), do="name one with 'chat_template'")
+        do = f"name one with 'chat_template': {CHOICES}"
+        raise ModelError("the tokenizer has no chat template", where=str(model), do=do)
     return tokenizer
 
 
