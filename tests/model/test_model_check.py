@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixmerge.errors import ModelError
+from mixmerge.merge.checkpoint import read_header
+from mixmerge.model import check
 from mixmerge.model.check import check_model
 from mixmerge.model.loading import load_pretrained
 
@@ -68,3 +70,22 @@ def test_weights_that_the_configuration_does_not_describe_are_refused_and_not_lo
     save_file(tensors | bias, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"does not describe: 1, 'model.layers.0.self_attn.q_proj.bias'"):
         load_pretrained("AutoModelForCausalLM", model)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int32"]
+)
+def test_a_nan_or_infinity_is_found_in_every_kind_of_float_and_large_numbers_are_none(tmp_path, dtype, monkeypatch):
+    kind = getattr(torch, dtype)
+    most = torch.finfo(kind).max if kind.is_floating_point else torch.iinfo(kind).max
+    file = tmp_path / "model.safetensors"
+    fine = torch.tensor([0.0, -0.0, 1.0, most, -most] if kind.is_floating_point else [0, most, -1], dtype=kind)
+    monkeypatch.setattr(check, "_STRETCH", 2)
+    save_file({"a": fine, "b": fine.clone()}, file)
+    assert check.first_unusable(read_header(file)) is None
+    for bad in (float("nan"), float("inf"), float("-inf")) if kind.is_floating_point else ():
+        spoilt = torch.cat([fine, torch.tensor([bad], dtype=kind)])
+        if dtype == "float8_e4m3fn":  # has no infinity
+            spoilt = torch.cat([fine, torch.tensor([0x7F], dtype=torch.uint8).view(kind)])
+        save_file({"a": fine, "b": spoilt}, file)
+        assert check.first_unusable(read_header(file)) == "b"

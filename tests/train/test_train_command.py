@@ -230,3 +230,36 @@ def test_an_exit_status_is_told_in_words():
         "was ended by SIGKILL",
         "was ended by SIGTERM",
     ]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_model_with_weights_that_are_no_numbers_is_refused_by_its_tensor(script, trained, tmp_path, value):
+    spoilt = f"""
+        import shutil, sys
+        from pathlib import Path
+        from safetensors.torch import load_file, save_file
+        shutil.copytree(sys.argv[1], sys.argv[3], dirs_exist_ok=True)
+        tensors = load_file(Path(sys.argv[1], "model.safetensors"))
+        tensors["model.norm.weight"][-1] = float("{value}")
+        save_file(tensors, Path(sys.argv[3], "model.safetensors"), {{"format": "pt"}})
+        """
+    with pytest.raises(StepError, match=r"left a model whose tensor 'model\.norm\.weight' holds NaN or infinity; see"):
+        trained(script(spoilt))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_with_weights_that_are_no_numbers_is_refused_too(script, trained, tmp_path):
+    with pytest.raises(StepError, match=r"tensor '\S*lora_B\S*' holds NaN or infinity"):
+        trained(
+            script("""
+            import sys, torch
+            from peft import LoraConfig, get_peft_model
+            from transformers import AutoModelForCausalLM
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(sys.argv[1]), LoraConfig(r=2, target_modules=["q_proj"]))
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.constant_(parameter, float("nan"))
+            model.save_pretrained(sys.argv[3])
+            """)
+        )
+    assert not (tmp_path / "out").exists()

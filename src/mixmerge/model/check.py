@@ -12,12 +12,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mixmerge.errors import CheckpointError, ModelError, did_you_mean, reason
-from mixmerge.merge.checkpoint import open_checkpoint
+from mixmerge.merge.checkpoint import Tensor, open_checkpoint
 from mixmerge.merge.values import split_layer
 from mixmerge.model.chat import compile_template, own_chat_template
 from mixmerge.model.folder import read_json, weight_files
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+# By dtype the bits of a float that are all set in NaN and infinities alone, and the type that has as many.
+_EXPONENTS = {
+    "F64": ("<u8", 0x7FF0 << 48),
+    "F32": ("<u4", 0x7F80 << 16),
+    "BF16": ("<u2", 0x7F80),
+    "F16": ("<u2", 0x7C00),
+}
+_EXPONENTS |= {"F8_E5M2": ("<u1", 0x7C), "F8_E4M3": ("<u1", 0x7F)}
+_STRETCH = 1 << 22  # elements that are looked at at once
 _CAUSAL = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = OrderedDict("
 
 
@@ -58,6 +67,23 @@ def check_tokenizer(folder: Path) -> None:
     except Exception as error:  # the library raises nothing more exact
         what = f"not a tokenizer: {reason(error).partition(': ')[2]}"
         raise ModelError(what, where=str(file), do="copy or download it again") from error
+
+
+def first_unusable(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first floating-point tensor that holds a NaN or an infinity; read from its file in stretches."""
+    import numpy as np
+
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _EXPONENTS:
+            continue
+        kind, bits = _EXPONENTS[tensor.dtype]
+        with tensor.file.open("rb") as opened:
+            opened.seek(tensor.offset)
+            for start in range(0, tensor.size, _STRETCH):
+                part = np.fromfile(opened, kind, min(_STRETCH, tensor.size - start))
+                if ((part & part.dtype.type(bits)) == bits).any():
+                    return name
+    return None
 
 
 def _check_type(config: Path) -> None:

@@ -77,10 +77,10 @@ def train_by_command(
         command, as it was run.
 
     Raises:
-        StepError: no such program, or it ended with an error.
+        StepError: no such program, it ended with an error, or it left NaN or infinite weights.
         ModelError, CheckpointError: what it left is no model that fits its start.
     """
-    from mixmerge.model.adopt import adopt
+    from mixmerge.model.adopt import adopt, check_adopted
 
     made, kept = work / "made", work / "kept"
     shutil.rmtree(made, ignore_errors=True)
@@ -98,6 +98,8 @@ def train_by_command(
             f"the command {how_it_ended(status)}", where=words[0], do="see the log; run it again to carry on"
         )
     _complete(made, model)
+    check_adopted(made, model)
+    _check_finite(made, words[0])
     manifest = json.loads((mixture / "manifest.json").read_text(encoding="utf-8"))
     adapter = adopt(made, model, out, threads=threads)
     epochs = settings.get("epochs")
@@ -142,3 +144,16 @@ def _complete(made: Path, start: Path) -> None:
     """Give a whole model without a tokenizer that of its start: many trainers leave it out."""
     if (made / "config.json").is_file() and not (made / "tokenizer.json").is_file():
         copy_files(start, made, TOKENIZER_FILES, over=False)
+
+
+def _check_finite(made: Path, program: str) -> None:
+    """Refuse a model or an adapter that diverged: it would be merged, and fail much later."""
+    from mixmerge.merge.checkpoint import open_checkpoint, read_header
+    from mixmerge.model.adopt import is_adapter
+    from mixmerge.model.check import first_unusable
+
+    adapter = made / "adapter_model.safetensors"
+    name = first_unusable(read_header(adapter) if is_adapter(made) else open_checkpoint(made).tensors)
+    if name is not None:
+        what = f"the command left a model whose tensor '{name}' holds NaN or infinity"
+        raise StepError(what, where=program, do="see the log; a lower learning rate may help")
