@@ -233,6 +233,45 @@ def test_what_bad_rows_hold_cannot_steer_the_terminal_nor_spoil_the_account(tmp_
         text.encode("utf-8")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("array", [False, True])
+def test_a_key_given_twice_in_one_object_is_a_bad_row(tmp_path, nested, array):
+    turns = '{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "content": "c"}'
+    bad = f'{{"messages": [{turns}]}}' if nested else '{"prompt": "a", "completion": "b", "completion": "c"}'
+    name, lines = ("a.json" if array else "a.jsonl"), [json.dumps(pair(1)), bad, json.dumps(pair(3))]
+    (tmp_path / name).write_text(f"[{', '.join(lines)}]" if array else "\n".join(lines))
+    key = "content" if nested else "completion"
+    assert f"{name}:2: the key '{key}' is given twice in one object; mend it" in refusal(tmp_path, path=name)
+    loaded = load(tmp_path, path=name, bad_rows="drop")
+    assert [row.id for row in loaded.rows] == ["en/1", "en/3"]
+    assert loaded.account.bad["a key given twice"].rows == 1
+    assert balanced(loaded.account)
+
+
+def test_equal_keys_of_different_objects_are_fine(tmp_path):
+    write(tmp_path, "a.jsonl", [pair(1, more={"prompt": "x", "rest": [{"prompt": 1}, {"prompt": 2}]})])
+    assert load(tmp_path).account.bad == {}
+
+
+def test_a_null_character_makes_a_bad_row(tmp_path):
+    write(tmp_path, "a.jsonl", [pair(1), {"prompt": "a", "completion": "b\0c"}])
+    assert "a.jsonl:2: 'completion' holds U+0000, which is no text; mend it" in refusal(tmp_path)
+    assert load(tmp_path, bad_rows="drop").account.bad["U+0000"].rows == 1
+
+
+def test_rows_with_a_replacement_character_are_kept_and_counted(tmp_path):
+    rows = [pair(1), pair(2, completion="caf\ufffd"), {"prompt": "\ufffd?", "chosen": "a", "rejected": "b"}]
+    write(tmp_path, "a.jsonl", [*rows, {"prompt": "?", "chosen": "a", "rejected": "\ufffd"}])
+    account = load(tmp_path).account
+    assert (account.kept, account.replaced.rows, account.replaced.first) == ({"en": 4}, 3, "a.jsonl:2")
+    line = account_line("x", account)
+    assert line == "data x: 4 rows (en 4); 3 with U+FFFD, where a character was lost before (first a.jsonl:2)"
+    told = json.loads(json.dumps(account.to_json()))
+    assert type(account).from_json(told) == account
+    del told["replaced"]  # as records had it before
+    assert type(account).from_json(told).replaced.rows == 0
+
+
 # Limits
 
 

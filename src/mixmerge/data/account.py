@@ -45,6 +45,7 @@ class Account:
 
     `other_language` has the codes that the language column names; `bad` has kinds. `wrong_language` has rows whose text
     is evidently in another language than they claim, out of `judged`; they are among `kept` unless `wrong_dropped`.
+    `replaced` has rows with U+FFFD, which stands where a character was lost before; they are among `kept` too.
     """
 
     read: int = 0
@@ -56,6 +57,7 @@ class Account:
     judged: int = 0
     wrong_language: dict[str, Tally] = field(default_factory=dict)
     wrong_dropped: bool = False
+    replaced: Tally = field(default_factory=Tally)
 
     def add_bad(self, error: RowError) -> None:
         self.bad.setdefault(error.kind, Tally()).add(visible(f"{short_place(error.where or '')}: {error.what}"))
@@ -81,7 +83,8 @@ class Account:
     def from_json(cls, data: Mapping[str, Any]) -> Account:
         """The account that a manifest or a record holds, among what else it says of the data set."""
         tallies = {key: {k: Tally(**v) for k, v in data[key].items()} for key in ("bad", "wrong_language")}
-        return cls(**{field.name: data[field.name] for field in fields(cls)} | tallies)
+        told = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        return cls(**told | tallies | {"replaced": Tally(**data.get("replaced", {}))})
 
     def kinds(self) -> str:
         """The kinds of bad rows and how many there are of each, the most frequent first."""

@@ -95,27 +95,67 @@ def _undecoded(text: str, where: str) -> RowError | None:
     return None
 
 
-def _parsed(text: str) -> Any:
-    """A JSON value; ValueError where it is none, or nested or long beyond what Python reads."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+class _Twice(dict[str, Any]):
+    """An object of which a key was given twice; the last one counts in JSON, and what the writer meant is not known."""
+
+    key = ""
+
+
+class _Parser:
+    """Reads JSON values; `twice` is a key that the last of them, or an object in it, has more than once."""
+
+    def __init__(self) -> None:
+        self.twice: str | None = None
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def parse(self, text: str) -> Any:
+        """A JSON value; ValueError where it is none, or nested or long beyond what Python reads."""
+        self.twice = None
+        try:
+            return self._decoder.decode(text)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) == len(pairs):
+            return made
+        keys = [key for key, _ in pairs]
+        found = _Twice(made)
+        self.twice = found.key = next(key for key in keys if keys.count(key) > 1)
+        return found
+
+
+def _key_given_twice(value: Any) -> str | None:
+    """A key that an object in a parsed value has more than once."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, _Twice):
+            return value.key
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return None
+
+
+def _twice_error(key: str, where: str) -> RowError:
+    return RowError(f"the key '{key}' is given twice in one object", kind="a key given twice", where=where)
 
 
 def _read_jsonl(file: Path) -> Numbered:
+    parser = _Parser()
     for number, line in _lines(file):
         if line.strip():
-            yield number, _json_record(line, f"{file}:{number}")
+            yield number, _json_record(parser, line, f"{file}:{number}")
 
 
-def _json_record(line: str, where: str) -> Any:
+def _json_record(parser: _Parser, line: str, where: str) -> Any:
     if (error := _undecoded(line, where)) is not None:
         return error
     try:
-        return _parsed(line)
+        record = parser.parse(line)
     except ValueError as broken:
         return RowError(f"broken JSON: {_said(broken)}", kind="broken JSON", where=where)
+    return record if parser.twice is None else _twice_error(parser.twice, where)
 
 
 def _said(error: ValueError) -> str:
@@ -123,19 +163,21 @@ def _said(error: ValueError) -> str:
 
 
 def _read_json(file: Path) -> Numbered:
-    lines = []
+    parser, lines = _Parser(), []
     for number, line in _lines(file):
         if (error := _undecoded(line, f"{file}:{number}")) is not None:
             raise error
         lines.append(line)
     try:
-        records = _parsed("".join(lines))
+        records = parser.parse("".join(lines))
     except ValueError as error:
         line_number = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         raise DataError(f"broken JSON: {_said(error)}", where=f"{file}:{line_number}") from error
     if not isinstance(records, list):
         raise DataError("expected an array of objects", where=f"{file}:1", do="for one object a line, name it .jsonl")
-    yield from enumerate(records, start=1)
+    for row, record in enumerate(records, start=1):
+        key = None if parser.twice is None else _key_given_twice(record)
+        yield row, record if key is None else _twice_error(key, f"{file}:{row}")
 
 
 def _read_csv(file: Path) -> Numbered:

@@ -209,6 +209,8 @@ def _checked(value: Any, label: str, where: str) -> str:
         raise RowError(f"{label} is {type(value).__name__}, expected text", kind="not text", where=where)
     if all(_is_blank(char) for char in value):
         raise RowError(f"{label} is empty", kind=EMPTY, where=where)
+    if "\0" in value:
+        raise RowError(f"{label} holds U+0000, which is no text", kind="U+0000", where=where)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -116,6 +116,10 @@ class _Loading:
         if self.source.wrong_language != "report" and self._is_elsewhere(row) and account.wrong_dropped:
             return
         self.rows.append(row)
+        if any(
+            "\ufffd" in text for text in (*(turn["content"] for turn in row.prompt), row.completion, row.rejected or "")
+        ):
+            account.replaced.add(short_place(where))
         account.kept[lang] += 1
         if account.kept[lang] == self.source.limit:
             account.limit_reached.append(lang)

@@ -24,6 +24,9 @@ def account_line(name: str, account: Account) -> str:
     if account.bad:
         firsts = "; ".join(f"first {kind}: {tally.first}" for kind, tally in account.bad.items())
         parts.append(f"{account.bad_rows:,} bad dropped ({account.kinds()}; {firsts})")
+    if account.replaced.rows:
+        rows, first = account.replaced.rows, account.replaced.first
+        parts.append(f"{rows:,} with U+FFFD, where a character was lost before (first {first})")
     if account.limit_reached:
         beyond = f", {account.beyond_limit:,} beyond it left out" if account.beyond_limit else ""
         parts.append(f"limit reached in {', '.join(account.limit_reached)}{beyond}")

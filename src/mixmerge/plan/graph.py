@@ -19,7 +19,7 @@ from mixmerge.plan.identity import step_id
 REVISIONS = {
     "base": 2,
     "adopt": 1,
-    "mixture": 2,
+    "mixture": 3,
     "train": 2,
     "merge": 1,
     "generate": 1,
