@@ -142,8 +142,11 @@ def test_main_options_that_no_one_sets_are_told_with_their_defaults_in_one_note(
     def told(*overrides: str) -> list[str]:
         return [note for note in planned(*overrides).notes if "left to defaults" in note]
 
-    study.edit("training: {learning_rate: 1.0e-3, batch_size: 2, max_length: 256, precision: fp32}", "training: {}")
-    rest = "batch_size 8, max_length 1024, scheduler cosine, warmup_ratio 0.1, precision bf16"
+    study.edit(
+        "training: {learning_rate: 1.0e-3, batch_size: 2, max_length: 256, precision: fp32}",
+        "training: {max_length: 256}",
+    )
+    rest = "batch_size 8, scheduler cosine, warmup_ratio 0.1, precision bf16"
     assert told() == [f"trainings left to defaults: learning_rate 2e-05, {rest}"]
     # one training that sets a key shows that it is known
     assert told('experts.general.training={"batch_size": 4}') == [
