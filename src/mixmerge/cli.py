@@ -111,8 +111,9 @@ def plan_(
             | ({"memory_bytes": asdict(memory[entry.step.id])} if entry.step.id in memory else {})
             for entry in explained
         ]
-        _print_json({"study": plan.study, "steps": states})
+        _print_json({"study": plan.study, "notes": list(plan.notes), "steps": states})
         return
+    _print_notes({"notes": plan.notes})
     width = max(len(entry.step.title) for entry in explained)
     for entry in explained:
         reasons = "" if not entry.why else "; ".join(entry.why) if why else _brief(entry.why)
