@@ -78,7 +78,7 @@ def test_all_turns_of_a_prompt_and_who_says_them_decide():
 
 def test_a_share_that_holds_out_nothing_or_everything_is_refused_with_what_to_do(llama, facts, tmp_path):
     with pytest.raises(
-        DataError, match=r"facts.*: held_out 0\.05 holds out no row of 24.*; raise training\.held_out, or"
+        DataError, match=r"^training\.held_out: held_out 0\.05 holds out no row of 24.*; raise training\.held_out, or"
     ):
         train(llama, facts, tmp_path, held_out=0.05)
     with pytest.raises(DataError, match=r"held_out 0\.95 holds out every row of 24.*; lower training\.held_out"):

@@ -8,6 +8,7 @@ machine that trains (tf32, compilation) is left to that machine.
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Mapping
 from functools import cache
@@ -85,6 +86,8 @@ def _check_scheduler(scheduler: str, told: Mapping[str, Any]) -> None:
 def _config(method: str) -> tuple[Any, dict[str, Any]]:
     """TRL's configuration of a method, made to ask for no device, and the types of its fields."""
     import torch
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that nobody asked for
     from trl import DPOConfig, SFTConfig
 
     plain: Any = SFTConfig if method == "sft" else DPOConfig

@@ -110,7 +110,7 @@ def _fit(
         what = f"rows of max_length {settings.max_length} are longer than the {context} tokens that the model can read"
         raise UserError(what, where="training.max_length", do=f"set it to {context} or less")
     tokenizer = load_tokenizer(model)
-    held = held_out_rows(rows, settings.held_out, str(mixture))
+    held = held_out_rows(rows, settings.held_out, "training.held_out")
     learnt = [row for place, row in enumerate(rows) if place not in held]
     kind: Any = TokenisedPairs if pairs else Tokenised
     follow = [digest, sorted(held), settings.max_length, getattr(settings, "train_on", None)]
@@ -120,7 +120,7 @@ def _fit(
     if not tokens.kept:
         raise DataError(
             f"none of {len(rows)} rows has room for an answer within max_length {settings.max_length}",
-            where=str(mixture),
+            where="training.max_length",  # not the mixture, which is as it should be
             do="raise max_length",
         )
     order = training_order(tokens.lengths, epochs=settings.epochs, batch_size=settings.batch_size, seed=settings.seed)
