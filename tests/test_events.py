@@ -6,6 +6,8 @@ import subprocess
 import sys
 from threading import Thread
 
+import pytest
+
 from mixmerge.events import read_events
 
 CHILD = """
@@ -59,3 +61,13 @@ def test_half_a_line_of_a_killed_process_is_no_event():
     assert list(read_events(['{"event": "progress", "done": 1}\n', '{"event": "pro'])) == [
         {"event": "progress", "done": 1}
     ]
+
+
+def test_what_others_write_between_events_goes_beside_them_and_is_an_error_where_nobody_may():
+    lines = ['{"event": "done"}\n', "job 7 queued\n", "3\n", '{"no": "event"}\n', '{"event": "cut']
+    beside: list[str] = []
+    assert list(read_events(lines, beside.append)) == [{"event": "done"}]
+    assert beside == lines[1:]
+    for odd, said in zip(lines[1:4], ("Expecting value", "no event: '3", "no event: "), strict=True):
+        with pytest.raises(ValueError, match=said):
+            list(read_events([odd]))

@@ -28,8 +28,22 @@ def take_stdout() -> Emit:
     return emit
 
 
-def read_events(stream: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The events that a process wrote; one that is killed may leave half a line, which is none."""
+def read_events(stream: Iterable[str], beside: Callable[[str], object] | None = None) -> Iterator[dict[str, Any]]:
+    """The events that a process wrote; one that is killed may leave half a line, which is none.
+
+    Of a process that takes its standard output nothing else comes; where others may write to it, `beside` gets what is
+    no event.
+    """
     for line in stream:
-        if line.endswith("\n"):
-            yield json.loads(line)
+        try:
+            event = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            if beside is None:
+                raise
+            event = None
+        if isinstance(event, dict) and "event" in event:
+            yield event
+        elif beside is not None:
+            beside(line)
+        elif event is not None:
+            raise ValueError(f"no event: {line[:80]!r}")

@@ -1,6 +1,7 @@
 """Options of a training: what each changes, what changes nothing, and what is refused."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny_training import metrics_of, same, tiny_model, tiny_tokenizer, train, w
 from transformers import AutoModelForCausalLM
 
 from mixmerge.errors import StepError, UserError
+from mixmerge.recipe.schema import Training
 from mixmerge.train.dpo import train_dpo
 from mixmerge.train.extra import OURS, WORDS, check_extra
 from mixmerge.train.heldout import held_out_rows
@@ -302,3 +304,8 @@ def test_offloading_activations_without_a_cuda_device_is_refused_by_name(calm, f
         pytest.skip("there is a CUDA device here")
     with pytest.raises(UserError, match=r"^training.extra.activation_offloading: .*there is none; leave it out"):
         train(calm, facts, tmp_path, extra={"activation_offloading": True})
+
+
+@pytest.mark.parametrize(("key", "names"), [("scheduler", SCHEDULES), ("optimizer", OPTIMIZERS)])
+def test_a_recipe_may_name_what_training_knows_and_nothing_else(key, names):
+    assert get_args(Training.model_fields[key].annotation) == tuple(names)

@@ -176,15 +176,24 @@ def _refuse_remote_code(model: Path) -> None:
         raise ModelError(what, where=str(model), do="choose a model that transformers supports by itself")
 
 
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a config.json what is said of the language model, which may be one part of several."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def first_number(config: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these keys that holds a whole number: families call the same thing by different names."""
+    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+
 def context_of(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model was made to read at most, by its config.json; None where that says nothing.
 
     What stretches rotary positions (linear, yarn and the like) counts with its factor.
     """
-    inner = config.get("text_config")
-    config = inner if isinstance(inner, Mapping) else config
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-    found: int | None = next((config[name] for name in names if isinstance(config.get(name), int)), None)
+    config = text_part(config)
+    found = first_number(config, "max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     factor = rope.get("factor")
     if found is None or not isinstance(factor, int | float):

@@ -15,9 +15,9 @@ from mixmerge.data.formats import Row
 from mixmerge.data.loading import Loaded, take_out
 from mixmerge.data.sources import DataSource
 from mixmerge.plan.budget import FEWEST, Bounds
+from mixmerge.train.tokens import most_tokens
 
 KIND = "prompt too long"
-TURN_BYTES, TEMPLATE_BYTES = 64, 256  # more than a template adds to what it is given: a shorter prompt is not counted
 
 
 def too_long(training: str, max_length: int) -> RowError:
@@ -89,15 +89,10 @@ class LongPrompts:
 
     def _may_fill(self, row: Row, max_length: int) -> bool:
         """Whether that is a close call; not where nothing is known of the tokenizer."""
-        return _size(row) >= max_length and self.bounds(row)[0] > FEWEST and self.bounds(row)[1] >= max_length
+        return most_tokens(row) >= max_length and self.bounds(row)[0] > FEWEST and self.bounds(row)[1] >= max_length
 
     def _fills(self, row: Row, max_length: int) -> bool:
-        return _size(row) >= max_length and self.bounds(row)[0] >= max_length
-
-
-def _size(row: Row) -> int:
-    """More tokens than a prompt can have, told without counting them: a token is at least a byte."""
-    return TEMPLATE_BYTES + sum(len(turn["content"].encode()) + TURN_BYTES for turn in row.prompt)
+        return most_tokens(row) >= max_length and self.bounds(row)[0] >= max_length
 
 
 def _rows(ids: Collection[str]) -> str:

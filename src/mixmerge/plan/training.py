@@ -163,7 +163,7 @@ def check_devices(how: How, where: Callable[[str], str]) -> None:
         what = f"{how.nodes} machines, and no 'launcher'"
         do = "give what runs a command on each, e.g. launcher: srun --nodes 2 --ntasks-per-node 1"
         raise RecipeError(what, where=where("nodes"), do=do)
-    if how.fsdp and how.processes * how.nodes == 1:
+    if how.fsdp and Devices.of(how.model_dump()).size == 1:
         raise RecipeError("one process shares its weights with none", where=where("fsdp"), do="set how.processes")
 
 
@@ -173,7 +173,7 @@ def check_shares(what: Mapping[str, Any], how: How, where: str) -> None:
     Raises:
         RecipeError: says why.
     """
-    devices = Devices(how.processes, how.nodes, how.fsdp)
+    devices = Devices.of(how.model_dump())
     if devices.size == 1 or what.get("engine") == "command":
         return
     if (refused := shares_refused(what, devices)) is not None:

@@ -150,8 +150,8 @@ def _fit(
             return {}
         out.mkdir(parents=True, exist_ok=True)
         if settings.adapter is None:
-            kind = getattr(torch, dtype)
-            _save(_whole(network, model, kind, weights), configs, kind, out)
+            stored = getattr(torch, dtype)
+            _save(_whole(network, model, stored, weights), configs, stored, out)
         else:
             save_folded(trainer.model, weights, model, dtype, out, place.work, place.threads)
         copy_files(model, out, KEPT_FILES, over=True)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mixmerge.errors import MixmergeError, StepError, reason
 from mixmerge.merge.checkpoint import open_checkpoint, read_json
+from mixmerge.model.folder import first_number, text_part
 from mixmerge.train.settings import Adapter, Devices, DpoSettings, TrainSettings
 
 ALONE = Devices()
@@ -58,16 +58,15 @@ def shape_of(folder: Path) -> Shape | None:
     """The shape of a model folder, from headers and config.json; None where these do not tell it."""
     try:
         tensors = open_checkpoint(folder).tensors
-        config = read_json(folder / "config.json")
+        config = text_part(read_json(folder / "config.json"))
     except MixmergeError:
         return None
-    config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    hidden = _first(config, "hidden_size", "n_embd", "d_model")
-    layers = _first(config, "num_hidden_layers", "n_layer", "num_layers")
-    vocabulary = _first(config, "vocab_size")
+    hidden = first_number(config, "hidden_size", "n_embd", "d_model")
+    layers = first_number(config, "num_hidden_layers", "n_layer", "num_layers")
+    vocabulary = first_number(config, "vocab_size")
     if hidden is None or layers is None or vocabulary is None:
         return None
-    inner = _first(config, "intermediate_size", "n_inner", "ffn_dim", "d_ff") or 4 * hidden
+    inner = first_number(config, "intermediate_size", "n_inner", "ffn_dim", "d_ff") or 4 * hidden
     return Shape(sum(tensor.size for tensor in tensors.values()), layers, hidden, inner, vocabulary)
 
 
@@ -204,7 +203,3 @@ def _gb(amount: int) -> str:
 def lora_weights(shape: Shape, rank: int, modules: int) -> int:
     """About how many weights a LoRA of that rank has on `modules` matrices of every layer."""
     return shape.layers * modules * rank * (shape.hidden + math.ceil((shape.hidden + shape.inner) / 2))
-
-
-def _first(config: Mapping[str, Any], *names: str) -> int | None:
-    return next((config[name] for name in names if isinstance(config.get(name), int)), None)

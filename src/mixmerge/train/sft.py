@@ -54,6 +54,15 @@ def train_sft(
 
         return partial(tokenise, all_turns=settings.train_on == "all"), build_trainer
 
-    told = (device, checkpoint_every, progress, gradient_checkpointing, evaluate_every, report_to, cache)
-    place = Place(work, threads, *told)
+    place = Place(
+        work,
+        threads,
+        device,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        gradient_checkpointing=gradient_checkpointing,
+        evaluate_every=evaluate_every,
+        report_to=report_to,
+        cache=cache,
+    )
     return fit(model, mixture, out, settings, prepare, place)

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from threading import Thread
-from typing import IO, Any
+from typing import Any
 
+from mixmerge.events import read_events
 from mixmerge.train.command import end_with_parent
 
 GRACE_S = 5.0  # to end in good order
@@ -44,7 +45,8 @@ class Process:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for event in _events(self.process.stdout):
+        # what a launcher says beside the events goes to the log
+        for event in read_events(self.process.stdout, beside=sys.stderr.write):
             self._queue.put({"rank": self.rank, **event})
         self._queue.put({"rank": self.rank, "event": "exit", "status": self.process.wait()})
 
@@ -84,16 +86,3 @@ def ranks(spec: Path, node: int, queue: Queue[Event]) -> Iterator[Process]:
     own = told["devices"]["processes"]
     for rank in range(node * own, (node + 1) * own):
         yield Process([sys.executable, "-m", "mixmerge.train.rank", str(spec), str(rank)], environment, rank, queue)
-
-
-def _events(stream: IO[str]) -> Iterator[Event]:
-    """The events among the lines; what a launcher says beside them goes to the log."""
-    for line in stream:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            event = None
-        if isinstance(event, dict) and "event" in event:
-            yield event
-        else:
-            sys.stderr.write(line)

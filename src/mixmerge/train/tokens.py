@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token that is read but not learned, in torch and transformers alike
 BATCH = 256
+TURN_BYTES, TEMPLATE_BYTES = 64, 256  # more than a template adds to what it is given
 BLANK = 2  # tokens of a blank row: the fewest of which a model predicts one
 
 
@@ -124,12 +125,14 @@ def token_counter(model: Path, *, pairs: bool = False, max_length: int | None = 
     return count
 
 
+def most_tokens(row: Row) -> int:
+    """More tokens than a row's prompt can have, told without counting them: a token is at least a byte."""
+    return TEMPLATE_BYTES + sum(len(turn["content"].encode()) + TURN_BYTES for turn in row.prompt)
+
+
 def long_prompts(rows: Iterable[Row], model: Path, max_length: int) -> list[Row]:
     """The rows whose prompt alone fills `max_length` tokens: training has no room for their answer."""
-    # a token is at least a byte: few rows have to be looked at, and mostly none
-    perhaps = [
-        row for row in rows if sum(len(turn["content"].encode()) + 64 for turn in row.prompt) + 256 >= max_length
-    ]
+    perhaps = [row for row in rows if most_tokens(row) >= max_length]  # few, and mostly none
     if not perhaps:
         return []
     tokenizer = load_tokenizer(model)
