@@ -110,7 +110,7 @@ class StudyFiles:
         self.recipe.write_text(text[: text.index("experts:")] + CHAIN + end, encoding="utf-8")
 
     def command(self, name: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "mixmerge.cli", name, str(self.recipe), *arguments, "--out", str(self.out)]
+        return [sys.executable, "-m", "mixmerge", name, str(self.recipe), *arguments, "--out", str(self.out)]
 
     def call(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of mixmerge on the recipe in a process of its own."""

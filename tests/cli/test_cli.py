@@ -14,7 +14,7 @@ import pytest
 
 from mixmerge.cli import RECIPES, app, recipe_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "trl", "numpy", "scipy", "sklearn", "datasets", "altair", "safetensors", "tokenizers")
 
 

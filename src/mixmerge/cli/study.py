@@ -1,22 +1,17 @@
-"""The command line: the only place that prints answers and picks exit codes.
-
-Answers go to stdout, progress and errors to stderr. Exit 0: done; 1: something failed, what was finished is kept;
-2: a mistake in what was given, nothing was started; 70: a bug, with its traceback. Commands import what they need.
-"""
+"""Commands on a recipe: write it, check it, plan it, run it, look into it."""
 
 from __future__ import annotations
 
-import errno
-import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixmerge.errors import MixmergeError, UserError, did_you_mean
+from mixmerge.cli.options import JsonOption, OutOption, RecipeArg, SetOption, app
+from mixmerge.cli.printing import print_fields, print_json, print_notes, print_table
+from mixmerge.errors import UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
 from mixmerge.terminal import visible
 
@@ -25,21 +20,6 @@ if TYPE_CHECKING:
     from mixmerge.recipe.load import LoadedRecipe
     from mixmerge.run.example import Example
 
-app = typer.Typer(
-    help="Mix the data or merge the models? One recipe in; the models, the evidence and a recommendation out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-RecipeArg = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a key of the recipe, e.g. --set merges.ties.parameters.density=0.7."),
-]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for everything: store/ and runs/<study>/.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 RECIPES = ("quickstart", "paper-objectives", "paper-languages")
 
 
@@ -68,11 +48,11 @@ def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
     if as_json:
         data = {name: account.to_json() for name, account in plan.accounts.items()}
         found = {"study": plan.study, "steps": len(plan.steps), "dropped": plan.to_json()["dropped"], "ok": True}
-        _print_json({"recipe": str(recipe), "data": data, "notes": list(plan.notes)} | found)
+        print_json({"recipe": str(recipe), "data": data, "notes": list(plan.notes)} | found)
         return
     from mixmerge.data.words import account_line
 
-    _print_notes({"notes": plan.notes})
+    print_notes({"notes": plan.notes})
     for name, account in plan.accounts.items():
         print(account_line(name, account))
     kinds = list(loaded.recipe.candidates().values())
@@ -111,9 +91,9 @@ def plan_(
             | ({"memory_bytes": asdict(memory[entry.step.id])} if entry.step.id in memory else {})
             for entry in explained
         ]
-        _print_json({"study": plan.study, "notes": list(plan.notes), "steps": states})
+        print_json({"study": plan.study, "notes": list(plan.notes), "steps": states})
         return
-    _print_notes({"notes": plan.notes})
+    print_notes({"notes": plan.notes})
     width = max(len(entry.step.title) for entry in explained)
     for entry in explained:
         reasons = "" if not entry.why else "; ".join(entry.why) if why else _brief(entry.why)
@@ -174,7 +154,7 @@ def status(
     counts = {state: sum(entry.state == state for entry in explained) for state in states}
     running = [entry.step for entry in explained if entry.state == "running"]
     if as_json:
-        _print_json({"study": plan.study, "counts": counts, "running": [step.title for step in running]})
+        print_json({"study": plan.study, "counts": counts, "running": [step.title for step in running]})
         return
     print(f"{plan.study}: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count))
     for step in running:
@@ -212,20 +192,20 @@ def show(
     shown = step_example(plan, found, store, example or 1) if has_rows else None
     if as_json:
         rest = {"example": asdict(shown) if shown else None} if has_rows else {}
-        _print_json(found.to_json() | {"folder": str(folder) if folder else None, "record": record} | rest)
+        print_json(found.to_json() | {"folder": str(folder) if folder else None, "record": record} | rest)
         return
     print(f"{found.title}  {found.id}  {'done' if folder else 'not done'}")
     for title, fields in (("what", found.what), ("how", found.how)):
-        _print_fields(title, fields)
-    _print_fields("inputs", {role: plan.by_id[i].title + f"  {i}" for role, i in found.inputs.items()})
+        print_fields(title, fields)
+    print_fields("inputs", {role: plan.by_id[i].title + f"  {i}" for role, i in found.inputs.items()})
     if record and folder:
         measured = dict(record["measurements"])
         accounts = measured.pop("data", {}) if found.kind == "mixture" else {}
-        _print_fields("measured", measured)
+        print_fields("measured", measured)
         for name, account in accounts.items():
             print(account_line(name, Account.from_json(account)))
-        _print_fields("provenance", record["provenance"])
-        _print_fields("files", {name: f"{size:,} bytes" for name, size in record["files"].items()})
+        print_fields("provenance", record["provenance"])
+        print_fields("files", {name: f"{size:,} bytes" for name, size in record["files"].items()})
         print(f"folder: {folder}")
     if log.exists():
         print(f"log: {log}")
@@ -280,7 +260,7 @@ def schema(
     if markdown:
         print(recipe_reference(), end="")
     else:
-        _print_json(recipe_schema())
+        print_json(recipe_schema())
 
 
 @app.command()
@@ -305,171 +285,17 @@ def adopt(
     notes = [] if is_local(place) else [taken]
     if as_json:
         found = {"recipe": str(recipe), "name": name, "line": line, "left": None if left is None else str(left)}
-        _print_json(found | {"notes": notes})
+        print_json(found | {"notes": notes})
         return
-    _print_notes({"notes": notes})
+    print_notes({"notes": notes})
     kind = "" if not folder.is_dir() else " (an adapter)" if is_adapter(folder) else " (a whole model)"
     print(f"{recipe}: adopted.{line}{kind}\nnext: " + (f"mixmerge check {recipe}" if left is None else f"mend {left}"))
-
-
-@app.command()
-def merge(
-    config: Annotated[Path, typer.Argument(help="A mergekit YAML; with --verify a merged model.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Argument(help="Folder of the merged model; must not be there.", show_default=False)
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all, say what would be read and written, write nothing.")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compute a merged model again and compare; write nothing.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the cores given.")] = None,
-    pickle: Annotated[
-        bool, typer.Option("--pickle", help="Read pickled weights (.bin) too, where there are no others; tensors only.")
-    ] = False,
-    device: Annotated[str, typer.Option("--device", help="Where blocks are worked on: cpu, or cuda.")] = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """Merge models as a mergekit YAML says, without a recipe."""
-    from mixmerge.merge import load_config, words
-    from mixmerge.merge import merge as merge_models
-    from mixmerge.merge import rehearse as rehearse_merge
-    from mixmerge.merge import verify as verify_merge
-    from mixmerge.merge.writer import refuse_existing
-
-    _say_when_compiling()
-    if verify:
-        if out is not None or dry_run:
-            raise UserError("--verify takes the merged model alone", do="mixmerge merge --verify MODEL")
-        found = verify_merge(config, threads=threads, progress=_bar("verify"), device=device)
-        _print_json(found) if as_json else print(words.verified(found, config))
-        return
-    if out is None and not dry_run:
-        raise UserError("no folder for the merged model", do="mixmerge merge CONFIG OUT")
-    checked = load_config(config, pickles=pickle)
-    if out is not None:
-        refuse_existing(out)
-    if dry_run:
-        found = rehearse_merge(checked, threads=threads, device=device)
-        _print_notes(found)
-        _print_json(found) if as_json else print(words.rehearsed(found))
-        return
-    assert out is not None
-    found = merge_models(checked, out, threads=threads, progress=_bar("merge"), device=device)
-    _print_notes(found)
-    _print_json(found | {"out": str(out)}) if as_json else print(words.merged(found, out))
-
-
-def _print_notes(found: Mapping[str, Any]) -> None:
-    for note in found.get("notes", ()):
-        print(f"note: {note}", file=sys.stderr)
-
-
-@app.command()
-def methods(
-    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
-    as_json: JsonOption = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page instead.")] = False,
-) -> None:
-    """List the merge methods, or show one in full with an example."""
-    from mixmerge.merge import METHODS, reference
-
-    if markdown and (name or as_json):
-        raise UserError("prints the page of all methods", where="--markdown", do="give neither NAME nor --json with it")
-    if markdown:
-        print(reference.methods_reference(), end="")
-    elif as_json:
-        found = [reference.describe_method(method) for method in ([name] if name else METHODS)]
-        _print_json(found[0] if name else found)
-    elif name is None:
-        _print_table(reference.METHOD_HEADS, reference.method_rows())
-        print("mixmerge methods NAME shows one in full. A parameter without a value must be given.")
-    else:
-        method = reference.describe_method(name)
-        print(f"{name}: {method['summary']}\nmerges {method['merges']}")
-        print(f"paper: {method['paper']}\n" if method["paper"] else "")
-        if method["parameters"]:
-            _print_table(reference.PARAMETER_HEADS, reference.parameter_rows(name))
-        print(f"\n{method['example']}", end="")
-
-
-@app.command("diagnose")
-def diagnose_(
-    config: Annotated[Path, typer.Argument(help="A mergekit YAML.", show_default=False)],
-    page: Annotated[Path | None, typer.Option("--page", help="Write a page with heat maps here as well.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default: the cores given.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare the models of a merge before it is paid for: angles, lengths, conflicting signs."""
-    from mixmerge.merge.diagnose import diagnose
-    from mixmerge.report.diagnosis import diagnosis_table, write_diagnosis
-
-    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
-        raise UserError("not a file in a folder that is there", where=str(page), do="name a file, e.g. diagnosis.html")
-    if page is not None and page.suffix.lower() not in (".html", ".htm"):
-        raise UserError("a page is an HTML file", where=f"--page {page}", do="name one, e.g. diagnosis.html")
-    _say_when_compiling()
-    found = diagnose(config, threads=threads, progress=_bar("diagnose"))
-    if page is not None:
-        write_diagnosis(page, found)
-    if as_json:
-        _print_json(found)
-        return
-    print("\n".join(found["conclusions"]))
-    for by in ("kinds", "layers"):
-        print()
-        _print_table(*diagnosis_table(found, by))
-    if page is not None:
-        print(f"\npage: {page}")
-
-
-@app.command("trim-vocab")
-def trim_vocab(
-    model: Annotated[Path, typer.Argument(help="A model folder with a BPE tokenizer.json.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder of the trimmed model; must not be there.", show_default=False)],
-    languages: Annotated[
-        str, typer.Option("--languages", help="Languages to keep, e.g. en,fr,hi.", show_default=False)
-    ],
-    size: Annotated[int, typer.Option("--size", min=1, help="About how many tokens to keep.")] = 80_000,
-    as_json: JsonOption = False,
-) -> None:
-    """Trim a model's vocabulary to the words of some languages; the rest goes through byte fallback."""
-    from mixmerge.model.trim import trim_vocabulary
-
-    codes = [code for code in languages.replace(",", " ").split() if code]
-    found = asdict(trim_vocabulary(model, out, languages=codes, size=size, progress=_bar("trim")))
-    if as_json:
-        _print_json(found | {"out": str(out)})
-        return
-    for key, value in found.items():
-        print(f"{key.replace('_', ' ')}: {_value(value)}")
-
-
-def main() -> None:
-    """Run the command line; every error becomes its line and its exit code."""
-    try:
-        app(prog_name="mixmerge")
-    except MixmergeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if isinstance(error, PermissionError):
-            print(f"error: {error.filename}: no permission", file=sys.stderr)
-            sys.exit(1)
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            print(f"error: {str(error.filename)[:80]}...: this name is too long", file=sys.stderr)
-            sys.exit(2)
-        import traceback
-
-        traceback.print_exc()
-        sys.exit(70)
 
 
 def recipe_file(name: str) -> Path:
     """A recipe that comes with mixmerge: inside the wheel, or beside `src` in a checkout."""
     here = Path(__file__).resolve()
-    folders = (here.parent / "recipes", here.parents[2] / "recipes")
+    folders = (here.parents[1] / "recipes", here.parents[3] / "recipes")
     return next(path for folder in folders if (path := folder / f"{name}.yaml").is_file())
 
 
@@ -492,68 +318,10 @@ def _brief(why: tuple[str, ...]) -> str:
 
 def _print_result(scores: dict[str, Any], page: Path, *, as_json: bool) -> None:
     if as_json:
-        _print_json({"report": str(page), "scores": scores})
+        print_json({"report": str(page), "scores": scores})
         return
     from mixmerge.report.tables import result_headers, result_table
 
-    _print_table(result_headers(scores), result_table(scores), between=1)
+    print_table(result_headers(scores), result_table(scores), between=1)
     print(scores["answer"]["sentence"])
     print(f"report: {page}")
-
-
-def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, between: int = 0) -> None:
-    """A table as wide as the terminal; 160 columns elsewhere. `between`: empty lines between rows."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*heads, box=None, pad_edge=False, padding=(0, 2, between, 0))
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _print_fields(title: str, fields: Any) -> None:
-    print(f"{title}:")
-    for key, value in fields.items():
-        print(f"  {key}: {_value(value)}")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=1))
-
-
-def _say_when_compiling() -> None:
-    from mixmerge.merge import compiling
-
-    told = "compiling the merge kernels, once on this machine: some seconds"
-    compiling.when_compiling.append(lambda: print(told, file=sys.stderr))
-
-
-def _bar(title: str) -> Any:
-    """A progress callback: a bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    bars = Bars(console=Console(stderr=True), transient=True)
-    task = bars.add_task(title, total=None)
-    bars.start()
-
-    def progress(done: int, total: int) -> None:
-        bars.update(task, completed=done, total=total)
-        if done >= total:
-            bars.stop()
-
-    return progress
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,58 @@
+"""How answers are printed: tables, fields, JSON, notes and progress; nothing else in the package prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, between: int = 0) -> None:
+    """A table as wide as the terminal; 160 columns elsewhere. `between`: empty lines between rows."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*heads, box=None, pad_edge=False, padding=(0, 2, between, 0))
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def print_fields(title: str, fields: Any) -> None:
+    print(f"{title}:")
+    for key, value in fields.items():
+        print(f"  {key}: {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def print_notes(found: Mapping[str, Any]) -> None:
+    for note in found.get("notes", ()):
+        print(f"note: {note}", file=sys.stderr)
+
+
+def bar(title: str) -> Any:
+    """A progress callback: a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    bars = Bars(console=Console(stderr=True), transient=True)
+    task = bars.add_task(title, total=None)
+    bars.start()
+
+    def progress(done: int, total: int) -> None:
+        bars.update(task, completed=done, total=total)
+        if done >= total:
+            bars.stop()
