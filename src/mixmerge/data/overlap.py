@@ -92,6 +92,12 @@ def counted(found: Iterable[Overlap]) -> Counts:
     return {kind: {lang: tally[k, lang] for k, lang in sorted(tally) if k == kind} for kind in kinds}
 
 
+def in_brief(text: str) -> str:
+    """A prompt on one line of at most 100 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 100 else line[:97] + "..."
+
+
 def in_words(counts: Mapping[str, Mapping[str, int]]) -> str:
     """Counts as a person reads them.
 

@@ -14,15 +14,14 @@ from typing import Any
 from mixmerge.data.account import Account, short_place
 from mixmerge.data.formats import Row
 from mixmerge.data.loading import Loaded, load_rows
-from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_words
-from mixmerge.data.sources import DataSource, fingerprint, read_records
+from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_brief, in_words
+from mixmerge.data.sources import DataSource
 from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
-from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
 from mixmerge.model.words import check_languages
+from mixmerge.plan.evaluation import EvaluationPlan
 from mixmerge.plan.graph import Plan, Step
-from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
 from mixmerge.plan.notes import left_to_defaults, missing_programs
@@ -36,7 +35,6 @@ from mixmerge.plan.training import (
     check_targets,
     training_step,
 )
-from mixmerge.recipe.budgets import budget_of
 from mixmerge.recipe.load import LoadedRecipe, merge_config
 from mixmerge.recipe.schema import Adopted, DataSet, Trained
 
@@ -74,9 +72,7 @@ class PlanBuilder:
         rows = self._without_overlap(rows, prompts)
         self._add_base()
         self._add_candidates(rows)
-        responses = self._add_generation(prompts)
-        verdicts = self._add_judging(prompts, responses)
-        self._add_report(prompts, responses, verdicts)
+        EvaluationPlan(self.loaded, self._add, self.models, self.index, self.dropped).add(prompts)
         dropped = {name: counted(found) for name, found in self.dropped.items()}
         models, notes = self.models, tuple(self.notes)
         return Plan(self.recipe.name, tuple(self.steps.values()), models, dropped, self.accounts, notes)
@@ -174,19 +170,15 @@ class PlanBuilder:
                 raise DataError(
                     f"{len(found)} training row(s) are also prompts: {in_words(counted(found))}; "
                     f"first row '{first.row_id}' ({first.kind}, {short_place(self.data[name].places[first.row_id])}): "
-                    f"'{_short(first.prompt)}'",
+                    f"'{in_brief(first.prompt)}'",
                     where=self._where("data", name),
                     do="take them out of one side, or set evaluation.overlap: drop or ignore",
                 )
-            gone = self._drop(name, found)
+            if found:
+                self.dropped[name] = found
+            gone = {overlap.row_id for overlap in found}
             kept[name] = [row for row in data if row.id not in gone]
         return kept
-
-    def _drop(self, name: str, found: list[Overlap]) -> set[str]:
-        """Note rows that are left out; their ids."""
-        if found:
-            self.dropped[name] = found
-        return {overlap.row_id for overlap in found}
 
     # Candidates
 
@@ -276,142 +268,8 @@ class PlanBuilder:
         what = {"config": config, "seed": self.recipe.seed}
         self.models[name] = self._add("merge", name, what, inputs=inputs, how=self._how("threads"))
 
-    # Evaluation
-
-    def _add_generation(self, prompts: Mapping[str, list[Prompt]]) -> dict[Asked, str]:
-        """Generate steps of every candidate, by candidate and prompt set."""
-        recipe, responses = self.recipe, {}
-        asked = {name: identity_of([prompt.identity() for prompt in found]) for name, found in prompts.items()}
-        for candidate in recipe.candidates():
-            for name, prompt_set in recipe.evaluation.prompts.items():
-                responses[candidate, name] = self._add(
-                    "generate",
-                    f"{candidate}.{name}",
-                    {
-                        "prompts": asked[name],
-                        "max_new_tokens": recipe.evaluation.max_new_tokens,
-                    },
-                    inputs={"model": self.models[candidate]},
-                    how={
-                        "set": name,
-                        "prompt_set": prompt_set.model_dump(),
-                        "languages": self.languages,
-                        "limit": {k: v for k, v in recipe.evaluation.limit.model_dump().items() if v is not None},
-                        "folder": str(self.loaded.folder),
-                        "batch_size": recipe.how.generate_batch_size,
-                    }
-                    | self._how("threads", "device"),
-                    group=f"generate {self.models[candidate]}",
-                )
-        return responses
-
-    def _add_judging(self, prompts: Mapping[str, list[Prompt]], responses: Mapping[Asked, str]) -> dict[str, str]:
-        """Judge steps of every candidate; returns `candidate/set/judge` -> judge step."""
-        recipe, verdicts = self.recipe, {}
-        judge = self._add_refusal_judge() if any(p[0].purpose != "general" for p in prompts.values()) else None
-        for candidate in recipe.candidates():
-            for name, prompt_set in recipe.evaluation.prompts.items():
-                response = responses[candidate, name]
-                judges: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-                    "language": ({"judge": "language", "languages": self.languages}, {})
-                }
-                if prompt_set.purpose != "general" and judge is not None:
-                    judges["refusal"] = ({"judge": "refusal"}, {"judge": judge})
-                elif candidate != "base":
-                    quality = {"judge": "quality", "margin": recipe.judges.quality.margin}
-                    judges["quality"] = (quality, {"opponent": responses["base", name]})
-                for kind, (what, inputs) in judges.items():
-                    verdicts[f"{candidate}/{name}/{kind}"] = self._add(
-                        "judge",
-                        f"{candidate}.{name}.{kind}",
-                        what,
-                        inputs={"responses": response} | inputs,
-                        how=self._prompts_how(name),
-                        group="judge",
-                    )
-        return verdicts
-
-    def _prompts_how(self, name: str) -> dict[str, Any]:
-        """What a step needs to read a prompt set again."""
-        generate = next(s for s in self.steps.values() if s.kind == "generate" and s.how["set"] == name)
-        keys = ("set", "prompt_set", "languages", "limit", "folder")
-        return {key: generate.how[key] for key in keys} | {"fingerprint": generate.what["prompts"]}
-
-    def _add_refusal_judge(self) -> str:
-        settings = self.recipe.judges.refusal
-        identity, gone = {}, {}
-        for key in ("answers", "refusals"):
-            source = DataSource(path=getattr(settings, key))
-            where = self._where("judges", "refusal", key)
-            try:
-                rows = load_rows(source, self.languages, self.loaded.folder).rows
-                identity[key] = fingerprint(source, self.languages, self.loaded.folder)
-            except DataError as error:
-                raise error.within(where) from error
-            found = self.index.find(rows)
-            if found and self.recipe.evaluation.overlap.action != "drop":
-                raise DataError(
-                    f"{len(found)} row(s) of the judge are also prompts: {in_words(counted(found))}; "
-                    f"first '{_short(found[0].prompt)}'",
-                    where=where,
-                    do="take them out of one side, or set evaluation.overlap: drop",
-                )
-            gone[key] = sorted(self._drop(f"judges.refusal.{key}", found))
-        labelled: list[LabelledText] = []
-        try:
-            for code in self.languages:
-                answers, refusals = (
-                    read_records(DataSource(path=path), code, self.loaded.folder)
-                    for path in (settings.answers, settings.refusals)
-                )
-                labelled += labelled_rows(answers, refusals, lang=code, without=gone)
-            check_labelled(labelled, seed=self.recipe.seed)
-        except DataError as error:
-            raise error.within(self._where("judges", "refusal")) from error
-        what = {"judge": "refusal", "rows": identity, "languages": self.languages, "seed": self.recipe.seed}
-        what |= {"dropped": gone} if any(gone.values()) else {}
-        how = {"folder": str(self.loaded.folder), "answers": settings.answers, "refusals": settings.refusals}
-        return self._add("fit-judge", "refusal", what, how=how, group="judge")
-
-    def _add_report(
-        self, prompts: Mapping[str, list[Prompt]], responses: Mapping[Asked, str], verdicts: Mapping[str, str]
-    ) -> None:
-        recipe = self.recipe
-        sets = {name: spec.purpose for name, spec in recipe.evaluation.prompts.items()}
-        needs = recipe.needs()
-        candidates = [
-            {"name": name, "kind": kind, "made_from": needs.get(name, [])} | self._budget_rule(name)
-            for name, kind in recipe.candidates().items()
-        ]
-        what = {
-            "candidates": candidates,
-            "prompt_sets": sets,
-            "languages": self.languages,
-            "statistics": recipe.statistics.model_dump(),
-            "seed": recipe.seed,
-        }
-        made = {f"model/{name}": step for name, step in self.models.items()}
-        judged = {f"verdicts/{key}": step for key, step in verdicts.items()}
-        score = self._add("score", recipe.name, what, inputs=judged | made)
-        answers = {f"responses/{candidate}/{name}": step for (candidate, name), step in responses.items()}
-        how = {"recipe": str(self.loaded.path), "sets": {name: self._prompts_how(name) for name in prompts}}
-        merges = {f"merge/{name}": self.models[name] for name in recipe.merges}
-        trained = {f"train/{name}": self.models[name] for name in recipe.experts | recipe.baselines}
-        inputs = {"score": score} | answers | judged | merges | trained
-        self._add("report", recipe.name, {"study": recipe.name}, inputs=inputs, how=how)
-
-    def _budget_rule(self, name: str) -> dict[str, str]:
-        """What the scores say of a baseline whose budget follows from the experts'."""
-        rule = budget_of(self.recipe, name, self.loaded.marks).rule if name in self.recipe.baselines else None
-        return {"budget_rule": rule} if rule else {}
-
     def _how(self, *keys: str) -> dict[str, Any]:
         return {key: getattr(self.recipe.how, key) for key in keys}
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 100 else line[:97] + "..."
 
 
 def data_source(data: DataSet) -> DataSource:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mixmerge.errors import RecipeError, UserError
 from mixmerge.recipe.load import load_recipe
-from mixmerge.recipe.schema import NAME
+from mixmerge.recipe.section import NAME
 from mixmerge.yaml import read_yaml
 
 

@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from mixmerge.recipe.schema import LANGUAGE, NAME, Recipe
+from mixmerge.recipe.schema import Recipe
+from mixmerge.recipe.section import LANGUAGE, NAME
 
 WRITTEN_NAME = r"^[A-Za-z0-9{][A-Za-z0-9._{}-]*$"
 WRITTEN_LANGUAGE = r"^([a-z]{2,3}|\{lang\})$"

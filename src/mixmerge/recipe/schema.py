@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Name = Annotated[str, StringConstraints(pattern=NAME, max_length=80)]
-LANGUAGE = r"^[a-z]{2,3}$"
-Language = Annotated[str, StringConstraints(pattern=LANGUAGE)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from mixmerge.recipe.evaluation import Evaluation, Judges, Statistics
+from mixmerge.recipe.section import Count, Fraction, Language, Name, Positive, Section, Share, distinct_names
+
 Loss = Literal[
     "sigmoid",
     "hinge",
@@ -35,22 +30,6 @@ Loss = Literal[
     "discopop",
     "sigmoid_norm",
 ]
-
-
-class Section(BaseModel):
-    """A mapping in the recipe: unknown keys refused, no coercion between types, immutable once read."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def distinct_names(value: list[Any]) -> list[str]:
-    """A list in which every name stands once; ValueError otherwise."""
-    for index, name in enumerate(value):
-        if not isinstance(name, str):
-            raise ValueError(f"expected a list of names, it has {name!r}")
-        if name in value[:index]:
-            raise ValueError(f"'{name}' is listed twice")
-    return value
 
 
 class Base(Section):
@@ -349,90 +328,6 @@ class Merge(Section):
         if isinstance(value, list):
             return {name: {} for name in distinct_names(value)}
         return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
-
-
-class PromptSet(Section):
-    """Prompts with a purpose, parallel across languages by id."""
-
-    purpose: Literal["general", "harmful", "harmless"] = Field(
-        description="general (has reference answers), harmful, or harmless (look-alikes that should be answered)."
-    )
-    path: str = Field(description="JSONL with id, prompt[, reference][, split]; {lang} stands for the language code.")
-    columns: dict[str, str] = Field({}, description="Our column name -> the file's.")
-
-
-class Limit(Section):
-    """How many parallel prompts of each split to use; null: all of them."""
-
-    dev: Annotated[int, Field(ge=0)] | None = Field(None, description="Prompts per set and language to choose on.")
-    test: Annotated[int, Field(ge=1)] | None = Field(None, description="Prompts per set and language to report on.")
-
-
-class Overlap(Section):
-    """What is done about training rows that ask what a prompt asks; a plain word is the `action`."""
-
-    action: Literal["refuse", "drop", "ignore"] = Field(
-        "refuse",
-        description="refuse the recipe, drop such rows from training and from the judge's rows (counted), or ignore them. "
-        "A prompt that also stands in another set or another split is refused unless it is ignore.",
-    )
-    near: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        0.8,
-        description="Least Jaccard similarity, over 5-character shingles, of a near duplicate; null: exact ones alone.",
-    )
-    parallel: dict[Name, list[Name]] = Field(
-        {},
-        description="Data sets whose row ids are the prompt ids of these prompt sets: equal ids are the same question, in "
-        "whatever language.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _action_alone(cls, value: Any) -> Any:
-        return {"action": value} if isinstance(value, str) else value
-
-
-class Evaluation(Section):
-    """What every candidate is asked."""
-
-    prompts: dict[Name, PromptSet] = Field(description="Prompt sets by name.")
-    limit: Limit = Field(default_factory=Limit, description="Use fewer prompts than there are.")
-    max_new_tokens: Count = Field(256, description="Longest response; a response cut there is counted as truncated.")
-    overlap: Overlap = Field(
-        default_factory=Overlap,
-        description="What to do when a prompt also stands in the training data, in another set or in another split: "
-        "refuse, drop, ignore, or a mapping.",
-    )
-
-
-class QualityJudge(Section):
-    """General quality: which answer is nearer to the reference answer (chrF++)?"""
-
-    margin: Fraction = Field(0.02, description="A chrF++ difference up to this is a tie.")
-
-
-class RefusalJudge(Section):
-    """Refused or complied: a classifier over sentence embeddings, fitted on labelled rows outside all prompt sets."""
-
-    answers: str = Field("starter:train/general.{lang}.jsonl", description="Rows whose completion is an answer.")
-    refusals: str = Field(
-        "starter:train/safety.{lang}.jsonl",
-        description="Rows with kind (harmful or harmless), chosen and rejected: refusals and answers, in twins.",
-    )
-
-
-class Judges(Section):
-    """The local judges; the report names them and says how far they are to be trusted."""
-
-    quality: QualityJudge = Field(default_factory=QualityJudge)
-    refusal: RefusalJudge = Field(default_factory=RefusalJudge)
-
-
-class Statistics(Section):
-    """How uncertainty is computed."""
-
-    draws: Annotated[int, Field(ge=100)] = Field(2000, description="Bootstrap draws.")
-    level: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of the intervals.")
 
 
 class How(Section):
