@@ -156,6 +156,7 @@ def test_verdict_rows_are_json_and_every_verdict_is_counted(judge: LanguageJudge
         "verdict": "wrong",
         "value": 0,
         "detected": "fr",
+        "characters": len(SENTENCES["fr"]),
     }
 
 

@@ -25,7 +25,7 @@ class LanguageJudge:
     """Right, wrong or unknown: is the response in the language of its prompt?
 
     `value` is the probability of the prompt's language among the recipe's; `detected` is the likeliest of those, or a
-    language outside the recipe where that one has more than 0.7 of the mass. Unknown: fewer than 8 letters of prose, or
+    language outside the recipe where that one has more than 0.7 of the mass; `characters` is the answer's length. Unknown: fewer than 8 letters of prose, or
     prose (letters outside code, mark-up and links) makes up less than half of the text.
 
     Raises:
@@ -69,13 +69,16 @@ class LanguageJudge:
             )
         found = self.probabilities(item.response)
         if found is None:
-            return Verdict(item.prompt, self.name, "unknown", None, {"detected": None})
+            return Verdict(
+                item.prompt, self.name, "unknown", None, {"detected": None, "characters": len(item.response)}
+            )
         inside, outside = found
         detected = max(inside, key=lambda code: inside[code])
         if outside is not None:
             detected = outside
         verdict = "right" if detected == lang else "wrong"
-        return Verdict(item.prompt, self.name, verdict, round(inside[lang], 6), {"detected": detected})
+        details = {"detected": detected, "characters": len(item.response)}
+        return Verdict(item.prompt, self.name, verdict, round(inside[lang], 6), details)
 
     def probabilities(self, text: str) -> tuple[dict[str, float], str | None] | None:
         """Probability of each of the judge's languages (their sum is 1), and a likelier language outside them, if any.

@@ -24,9 +24,9 @@ REVISIONS = {
     "merge": 1,
     "generate": 1,
     "fit-judge": 1,
-    "judge": 1,
-    "score": 3,
-    "report": 2,
+    "judge": 2,
+    "score": 4,
+    "report": 3,
 }
 KINDS = tuple(REVISIONS)
 
