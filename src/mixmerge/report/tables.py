@@ -10,7 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixmerge.report.words import AXES, KIND_ORDER, KINDS, METRICS, count, language, number, percent
+from mixmerge.report.words import (
+    AXES,
+    BENCHMARK,
+    KIND_ORDER,
+    KINDS,
+    METRICS,
+    count,
+    language,
+    metric_words,
+    number,
+    percent,
+)
 
 Scores = Mapping[str, Any]
 RESULT_METRICS = ("win", "harm", "over_refusal", "wrong_language", "invalid")
@@ -59,10 +70,11 @@ def result_columns(scores: Scores, split: str = "test") -> list[Column]:
     """The columns of the result table that this study has numbers for."""
     found = scores["splits"].get(split, {})
     columns = []
-    for metric in RESULT_METRICS:
+    for metric in (*RESULT_METRICS, *(key for key in found if key.startswith(BENCHMARK))):
         if metric in found:
             under = "win rate, %" if metric == "win" else "%"
-            columns.append(Column(metric, METRICS[metric].head, under, METRICS[metric].better))
+            words = metric_words(metric)
+            columns.append(Column(metric, words.head, under, words.better))
         if metric == "harm" and split == "test" and scores["relative_harm"]:
             columns.append(Column("relative_harm", "Harm vs base", "change, %", "lower"))
     if scores["balance"]:
@@ -140,7 +152,7 @@ def interval_text(estimate: Mapping[str, float], *, signed: bool = False) -> str
 def worst_languages(score: Mapping[str, Any], metric: str) -> list[str]:
     """The languages in which a candidate does worst on a metric, ties and all; none where there is no difference."""
     values = {code: found["value"] for code, found in score["languages"].items()}
-    worst = (min if METRICS[metric].better == "higher" else max)(values.values())
+    worst = (min if metric_words(metric).better == "higher" else max)(values.values())
     codes = [code for code, value in values.items() if value == worst]
     return codes if len(codes) < len(values) else []
 
@@ -170,11 +182,13 @@ class LanguageTable:
 
 def language_tables(scores: Scores, split: str) -> list[LanguageTable]:
     """Every metric of a split by language, tinted by value."""
-    return [_language_table(scores, split, metric) for metric in METRICS if metric in scores["splits"].get(split, {})]
+    found = scores["splits"].get(split, {})
+    known = [*METRICS, *(key for key in found if key.startswith(BENCHMARK))]
+    return [_language_table(scores, split, metric) for metric in known if metric in found]
 
 
 def _language_table(scores: Scores, split: str, metric: str) -> LanguageTable:
-    found, spec = scores["splits"][split][metric], METRICS[metric]
+    found, spec = scores["splits"][split][metric], metric_words(metric)
     values = [e["value"] for score in found.values() if score for e in score["languages"].values()]
     even = 0.5 if metric == "win" else 0.0
     reach = max([0.1, *(abs(value - even) for value in values)])

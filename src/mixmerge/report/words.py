@@ -51,6 +51,22 @@ METRICS: Mapping[str, Metric] = {
         "higher",
     ),
 }
+BENCHMARK = "bench/"
+
+
+def metric_words(key: str) -> Metric:
+    """A metric as a reader meets it, benchmarks (`bench/<name>`) among them.
+
+    >>> metric_words("bench/mgsm").head
+    'mgsm'
+    """
+    if not key.startswith(BENCHMARK):
+        return METRICS[key]
+    name = key.removeprefix(BENCHMARK)
+    meaning = "Answers that are right by the benchmark's own check; an answer that it cannot read is wrong."
+    return Metric(name, f"Benchmark: {name}", meaning, "higher")
+
+
 # The axes of the balance, on which larger is always better.
 AXES: Mapping[str, str] = {
     "win": "General quality (win rate)",
