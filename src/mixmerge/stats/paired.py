@@ -41,17 +41,26 @@ def means(values: Array) -> Array:
         return np.asarray(np.where(known, values, 0).sum(axis=2) / known.sum(axis=2))
 
 
+def cluster_weights(clusters: int, *, draws: int, seed: int, purpose: str) -> Array:
+    """How often each draw of the bootstrap takes each cluster: (draws, clusters), every row sums to `clusters`.
+
+    The same (seed, purpose) gives the same draws wherever it is asked, so that ratings and rates are drawn together.
+    """
+    taken = generator(seed, "bootstrap", purpose).integers(0, clusters, (draws, clusters))
+    taken += np.arange(draws)[:, None] * clusters
+    return np.bincount(taken.ravel(), minlength=draws * clusters).reshape(draws, clusters).astype(np.float64)
+
+
 def bootstrap_means(values: Array, *, draws: int, seed: int, purpose: str) -> Array:
     """Means of `draws` resamples of the clusters: (C, L, P) -> (draws, C, L).
 
     A language that a draw leaves empty takes its mean from the whole sample, so that a draw never loses a language.
     """
     candidates, languages, clusters = values.shape
-    weights = generator(seed, "bootstrap", purpose).multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
+    weights = cluster_weights(clusters, draws=draws, seed=seed, purpose=purpose)
     known = ~np.isnan(values)
-    flat = np.where(known, values, 0).reshape(candidates * languages, clusters)
-    totals = weights @ flat.T
-    counts = weights @ known.reshape(candidates * languages, clusters).T
+    totals = weights @ np.where(known, values, 0).reshape(-1, clusters).T
+    counts = weights @ known.reshape(-1, clusters).T.astype(np.float64)
     with np.errstate(invalid="ignore"):
         drawn = (totals / counts).reshape(draws, candidates, languages)
     return np.where(np.isnan(drawn), means(values)[None], drawn)
@@ -63,14 +72,33 @@ def interval(
     """Percentile interval of bootstrap draws, widened for few clusters; from one cluster nothing is known: `bounds`.
 
     The plain percentile interval of n clusters is too narrow by sqrt((n - 1) / n) and by normal for t quantiles; both are
-    mended by reading it at wider percentiles (Hesterberg 2015, "expanded percentile"). Measured on clustered binary data in
-    six languages at 95 %: 10 clusters cover 88 % plain, 92 % widened; 30 clusters 93 % and 95 %.
+    mended by reading it at wider percentiles (Hesterberg 2015, "expanded percentile"). It is for skewed quantities, such as
+    ratios; rates have `estimate`, differences `student_interval`, which cover better from few clusters.
     """
     if clusters < 2:
         return bounds
     tail = _expanded((1 - level) / 2, clusters)
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def student_interval(
+    value: float, drawn: Array, level: float, clusters: int, bounds: tuple[float, float] = (-1.0, 1.0)
+) -> tuple[float, float]:
+    """Interval of a difference or a mean of rates: bootstrap standard error, Student's quantile, cut at `bounds`.
+
+    drawn: (draws,). From one cluster nothing is known: `bounds`. Measured on differences of two candidates' rates in six
+    languages at 95 %: 8 and 10 clusters cover 93 to 96 % where `interval` covers 92 to 94 %, 20 to 200 clusters 95 to 96 %.
+    """
+    if clusters < 2:
+        return bounds
+    reach = float(stats.t.isf((1 - level) / 2, clusters - 1)) * _standard_error(drawn, clusters)
+    return max(bounds[0], value - reach), min(bounds[1], value + reach)
+
+
+def _standard_error(drawn: Array, clusters: int) -> float:
+    """Spread of the draws, without the bootstrap's bias for few clusters."""
+    return float(np.nanstd(drawn) * np.sqrt(clusters / (clusters - 1)))
 
 
 def _expanded(tail: float, clusters: int) -> float:
@@ -83,19 +111,35 @@ def clusters_in(values: Array) -> int:
 
 
 def estimate(values: Array, drawn: Array, level: float) -> Estimate:
-    """One candidate's mean over languages (macro-average) with its interval.
+    """One candidate's mean over languages (macro-average) of values in 0..1, with its interval.
 
-    values: (L, P); drawn: (draws, L). Where every value is the same the bootstrap sees no spread at all; then, for rates,
-    the interval is Wilson's for that many clusters (Wilson 1927), which is never empty.
+    values: (L, P); drawn: (draws, L). The interval is Wilson's (1927) with Student's quantile, for as many independent
+    verdicts as would have the standard error that the bootstrap of clusters found (Korn & Graubard 1998; Dean & Pagano 2015).
+    It stays within 0..1 and is not fooled by rare events: measured at 95 % on rates of 7 to 50 % in six languages, 8 and 10
+    clusters cover 95 to 98 % where the percentile interval covers 90 to 95 %, and 20 to 200 clusters 95 to 96 % (92 to 96 %).
+    Where every value is 0, or every one 1, the clusters are counted as verdicts.
     """
     mean = float(np.nanmean(means(values[None])[0]))
     clusters = clusters_in(values)
-    low, high = interval(np.nanmean(drawn, axis=1), level, clusters)
-    known = values[~np.isnan(values)]
-    if known.size and np.ptp(known) == 0 and mean in (0.0, 1.0):
+    known = int((~np.isnan(values)).sum())
+    if clusters == 0:
+        return Estimate(mean, 0.0, 1.0, known)
+    if min(mean, 1 - mean) < NO_SPREAD:
         found = stats.binomtest(round(mean * clusters), clusters).proportion_ci(level, method="wilson")
-        low, high = float(found.low), float(found.high)
-    return Estimate(mean, low, high, int(known.size))
+        return Estimate(mean, float(found.low), float(found.high), known)
+    if clusters < 2:
+        return Estimate(mean, 0.0, 1.0, known)
+    error = _standard_error(np.nanmean(drawn, axis=1), clusters)
+    quantile = float(stats.t.isf((1 - level) / 2, clusters - 1))
+    return Estimate(mean, *_wilson(mean, error, quantile), known)
+
+
+def _wilson(mean: float, error: float, quantile: float) -> tuple[float, float]:
+    """Wilson's interval of a mean in 0..1 with this standard error; without any, the mean itself."""
+    pull = quantile**2 * error**2 / (mean * (1 - mean))
+    middle = (mean + pull / 2) / (1 + pull)
+    reach = quantile * error * np.sqrt(1 + pull / (4 * mean * (1 - mean))) / (1 + pull)
+    return max(0.0, float(middle - reach)), min(1.0, float(middle + reach))
 
 
 def on_front(points: Array) -> NDArray[np.bool_]:

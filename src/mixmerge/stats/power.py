@@ -1,0 +1,149 @@
+"""What a study can detect, before it is run: the least difference that n parallel prompts show with given power.
+
+A parallel prompt is one cluster: its answers in several languages are correlated, so six languages are worth fewer than six
+prompts (Kish 1965, the design effect 1 + (L - 1) r). The mean of independent clusters is tested as in a paired t-test, whose
+power is the noncentral t's; the sign-flip test that is used has the same power, except that few clusters cannot reach a
+small p at all, which is counted. Differences, spreads and rates are fractions 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from mixmerge.stats.paired import Array
+
+POWER = 0.8  # Cohen 1988
+# Assumed before anything is measured; see `rate_spread` and `win_spread`.
+RATE = 0.3  # of harmful prompts complied with, of look-alikes refused
+TIES = 0.2  # of pairwise verdicts
+ALIKE = 0.3  # correlation of two candidates' answers to one prompt: both are made from one base
+LANGUAGES_ALIKE = 0.3  # correlation of differences across the languages of one parallel prompt
+MOST_PROMPTS = 1_000_000
+QUADRATURE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a comparison: `prompts` in parallel over `languages`.
+
+    `spread` is the standard deviation of one prompt's paired difference in one language, `correlation` that of two
+    languages' differences on one parallel prompt.
+    """
+
+    prompts: int
+    languages: int
+    spread: float
+    correlation: float = LANGUAGES_ALIKE
+
+    def variance(self) -> float:
+        """Variance of the mean difference over all its prompts and languages."""
+        effect = 1 + (self.languages - 1) * self.correlation
+        return self.spread**2 * effect / (self.languages * self.prompts)
+
+
+def rate_spread(rate: float = RATE, alike: float = ALIKE) -> float:
+    """Standard deviation of the difference of two candidates' 0/1 answers to one prompt, both having this rate.
+
+    >>> round(rate_spread(0.5, alike=0), 3), round(rate_spread(0.3, alike=0.3), 3)
+    (0.707, 0.542)
+    """
+    return float(np.sqrt(2 * rate * (1 - rate) * (1 - alike)))
+
+
+def win_spread(ties: float = TIES) -> float:
+    """Standard deviation of a win-or-loss against the base (1, 0.5, 0 less a half) where neither is better.
+
+    >>> win_spread(0), round(win_spread(0.2), 3)
+    (0.5, 0.447)
+    """
+    return float(np.sqrt((1 - ties) / 4))
+
+
+def detectable(axes: Sequence[Axis], *, level: float = 0.95, power: float = POWER, comparisons: int = 1) -> float:
+    """The least difference that a two-sided test at 1 - level finds with this power; infinite where none can be found.
+
+    One axis asks about that axis; several about their mean (the balance), over prompts of their own. `comparisons`: how many
+    candidates share the level by Holm's correction, whose first step is Bonferroni's. Above 1 means: not even the greatest.
+    """
+    alpha = (1 - level) / comparisons
+    if min(axis.prompts for axis in axes) < 2 or 2.0 ** (1 - sum(axis.prompts for axis in axes)) > alpha:
+        return float("inf")
+    variances = np.array([axis.variance() for axis in axes])
+    total = float(variances.sum())
+    if total == 0:
+        return 0.0
+    # Satterthwaite 1946: axes of unequal weight have fewer degrees of freedom than clusters
+    freedom = total**2 / float((variances**2 / np.array([axis.prompts - 1 for axis in axes])).sum())
+    return _shift(alpha, power, freedom) * float(np.sqrt(total)) / len(axes)
+
+
+def _shift(alpha: float, power: float, freedom: float) -> float:
+    """How many standard errors from nought a mean must be, that a t-test finds it with this power."""
+    limit = float(stats.t.isf(alpha / 2, freedom))
+    # The noncentral t as a mean over its chi, at midpoints of equal probability: scipy's own gives NaN in the far tail.
+    middles = (np.arange(QUADRATURE) + 0.5) / QUADRATURE
+    limits = limit * np.sqrt(stats.chi2.ppf(middles, freedom) / freedom)
+
+    def short(shift: float) -> float:
+        return float((special.ndtr(shift - limits) + special.ndtr(-shift - limits)).mean()) - power
+
+    most = 2.0 * (limit + 1)
+    while short(most) < 0:
+        most *= 2
+    return float(optimize.brentq(short, 0, most))
+
+
+def prompts_needed(
+    difference: float, axis: Axis, *, level: float = 0.95, power: float = POWER, comparisons: int = 1
+) -> int:
+    """Parallel prompts that show `difference` on one axis with this power; `axis.prompts` is not read.
+
+    Raises:
+        ValueError: more than a million, or a difference that is not above nought.
+    """
+
+    def enough(prompts: int) -> bool:
+        tried = Axis(prompts, axis.languages, axis.spread, axis.correlation)
+        return detectable([tried], level=level, power=power, comparisons=comparisons) <= difference
+
+    if difference <= 0 or not enough(MOST_PROMPTS):
+        raise ValueError(f"a difference of {difference:g} takes more than {MOST_PROMPTS:,} prompts")
+    low, high = 1, 2  # `low` is never enough
+    while not enough(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def measured(values: Array, first: int, second: int) -> Axis:
+    """The axis that verdicts have shown: spread and correlation of two candidates' paired differences.
+
+    values: (C, L, P), NaN where there is no value. The spread is within languages (a candidate that is better in one language
+    than in another is no noise); the correlation is the mean over pairs of languages, weighted by the prompts that both have.
+    One language, or no shared prompts, gives correlation 0.
+
+    Raises:
+        ValueError: fewer than two prompts in every language.
+    """
+    differences = values[first] - values[second]
+    known = ~np.isnan(differences)
+    here = known.sum(axis=1) > 1
+    differences, known = differences[here], known[here]
+    if not here.any():
+        raise ValueError("a spread takes two prompts in some language")
+    counts = known.sum(axis=1)
+    apart = np.where(known, differences - np.nanmean(differences, axis=1, keepdims=True), 0)
+    spread2 = float(((apart**2).sum(axis=1) / (counts - 1)).mean())
+    both = known.astype(np.float64) @ known.T
+    shared = (both - 1) * ((both > 1) & ~np.eye(len(both), dtype=bool))
+    products = (apart @ apart.T)[shared > 0].sum()
+    correlation = products / shared.sum() / spread2 if shared.any() and spread2 > 0 else 0.0
+    languages, prompts = len(values[first]), int(known.any(axis=0).sum())
+    least = -1 / (languages - 1) if languages > 1 else 0.0  # below it, a mean would have negative variance
+    return Axis(prompts, languages, float(np.sqrt(spread2)), float(np.clip(correlation, least, 1)))
