@@ -301,11 +301,11 @@ def _raw_and_corrected(
     values: Array, drawn: Array, found: Correction, candidate: int, languages: list[int], level: float
 ) -> dict[str, Any]:
     raw = estimate(values, drawn, level)
-    mended = float(mean_share(found.values[candidate, languages]))
+    mended, noisy = mean_share(found.values[candidate, languages], found.drawn[:, candidate, languages])
     if np.isnan(mended):
         return {"raw": asdict(raw), "corrected": None}
-    low, high = interval(mean_share(found.drawn[:, candidate, languages]), level, clusters_in(values))
-    return {"raw": asdict(raw), "corrected": asdict(Estimate(mended, low, high, raw.n))}
+    low, high = interval(noisy, level, clusters_in(values))
+    return {"raw": asdict(raw), "corrected": asdict(Estimate(float(mended), low, high, raw.n))}
 
 
 def table(calibration: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -144,14 +144,14 @@ def rogan_gladen(
     >>> rogan_gladen(23 / 150, 0.96, 0.89).round(3).item()
     0.051
     """
-    return np.clip(_unbounded(apparent, sensitivity, specificity, decided), 0, decided)
+    return np.asarray(np.clip(_unbounded(apparent, sensitivity, specificity, decided), 0, decided))
 
 
 def _unbounded(apparent: ArrayLike, sensitivity: ArrayLike, specificity: ArrayLike, decided: ArrayLike) -> Array:
     """Rogan & Gladen's share before it is cut to 0..1, within -1..2: one hopeless draw is not to carry a mean of languages."""
     numerator = np.asarray(apparent) - np.asarray(decided) * (1 - np.asarray(specificity))
     skill = np.maximum(np.asarray(sensitivity) + np.asarray(specificity) - 1, 1e-9)
-    return np.clip(numerator / skill, -1, 2)
+    return np.asarray(np.clip(numerator / skill, -1, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +168,17 @@ class Correction:
     pooled: tuple[str, ...]
 
 
-def mean_share(shares: Array) -> Array:
-    """Corrected shares (..., L) averaged over languages and cut to 0..1; NaN where one of them is not corrected."""
-    return np.clip(shares.mean(axis=-1), 0, 1)
+def mean_share(values: Array, drawn: Array) -> tuple[Array, Array]:
+    """Corrected shares averaged over languages, cut to 0..1: (..., L) -> (...), and their draws (draws, ..., L) -> (draws, ...).
+
+    NaN where a language is not corrected. Draws of several languages are centred on the mean: the prior holds every judge
+    for half an error worse at either word than its rows do, which is little in one language, but adds up where noise does
+    not. At 50 calibration rows, specificity 0.98 and a true share of 0.05 in six languages, 91 % of intervals cover without.
+    """
+    mean, noisy = values.mean(axis=-1), drawn.mean(axis=-1)
+    if values.shape[-1] > 1:
+        noisy = noisy + mean - noisy.mean(axis=0)
+    return np.asarray(np.clip(mean, 0, 1)), np.asarray(np.clip(noisy, 0, 1))
 
 
 def correct(
