@@ -144,7 +144,7 @@ def test_from_one_cluster_nothing_is_known() -> None:
     assert (found.low, found.high) == (-1.0, 1.0)
 
 
-def coverage(units: int, right: float, per_cluster: int, studies: int = 400) -> float:
+def coverage(units: int, right: float, per_cluster: int, studies: int = 250) -> float:
     """Share of simulated studies whose interval holds the alpha of the process."""
     rng = np.random.default_rng(units)
     truth = krippendorff_alpha(rated(rng, 3, 200_000, right))
@@ -158,7 +158,7 @@ def coverage(units: int, right: float, per_cluster: int, studies: int = 400) -> 
     return inside / studies
 
 
-# measured with 4,000 studies each: see the docstring of alpha_estimate
+# The docstring of `alpha_estimate` has what 2,000 studies of each setting measured; here fewer, with room for chance.
 @pytest.mark.parametrize(("units", "right", "per_cluster"), [(60, 0.7, 1), (200, 0.9, 1), (300, 0.7, 3)])
 def test_intervals_cover_the_alpha_of_the_process(units: int, right: float, per_cluster: int) -> None:
-    assert 0.92 <= coverage(units, right, per_cluster) <= 0.98
+    assert 0.9 <= coverage(units, right, per_cluster) <= 0.99

@@ -54,7 +54,8 @@ def alpha_estimate(
     clusters: one key a unit; units with the same key (translations of a prompt, answers to it) are drawn together. Each
     unit is its own where None. A draw without two different verdicts has no alpha and is left out. Where judges agree on
     every unit the bootstrap sees no spread: then the lower end takes the disagreement that Wilson's interval for that many
-    clusters still allows. Measured at 95 %, three judges: see tests/stats/test_agreement.py.
+    clusters still allows. Measured at 95 %, three judges who agree in part (alpha about 0.5): 20 to 300
+    units cover 95 to 96 %; nearly at one (alpha 0.8 and 0.94), 200 units cover 93 %.
 
     Raises:
         ValueError: codes that are no (judges, units) array, or another number of cluster keys than of units.

@@ -206,7 +206,10 @@ def correct(
     A language is not corrected where it has no rows of either word, where the judge is no better than chance, or where
     more than (1 - level) / 2 of the draws say that it may not be.
 
-    Measured at 95 %, 100 clusters, 100 calibration rows of each word: see tests/stats/test_judge_error.py.
+    Measured at 95 % on simulated judges (sensitivity 0.75 to 0.99, specificity 0.8 to 0.98, 50 or 200 calibration rows of
+    each word, 100 clusters, true shares 0.05 to 0.4): intervals of one language cover 93 to 96 %, of the mean of six 92 to
+    97 %, of differences between candidates 93 to 98 %; raw ones 0 to 96 %. The low ends are true shares of 0.05. With 20 to
+    30 rows of each word in each of many languages intervals are too wide: 98 to 99 % cover.
     """
     draws = len(drawn)
     apparent, noisy = means(values), _with_spread(values, drawn, languages, seed)
