@@ -20,16 +20,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixmerge.errors import CheckpointError, DataError, ModelError, StepError, UserError
+from mixmerge.errors import CheckpointError, ModelError, StepError, UserError
 from mixmerge.evaluate.harness import run_harness
 from mixmerge.evaluate.harness_results import read_harness, scores
-from mixmerge.evaluate.harness_tasks import check_tasks, identity
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
     reason="lm-evaluation-harness is not installed: pip install 'mixmerge[lm-eval]'",
 )
-SOURCE = Path(__file__).parents[2] / "src"
 
 CHOICE = """\
 task: tiny_choice
@@ -62,6 +60,17 @@ filter_list:
   - {name: whole, filter: [{function: take_first}]}
   - {name: number, filter: [{function: regex, regex_pattern: "([0-9]+)"}, {function: take_first}]}
 metadata: {version: 1}
+"""
+TEXTS = """\
+task: tiny_texts
+dataset_path: json
+dataset_kwargs: {data_files: {test: texts.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list:
+  - {metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}
 """
 GROUP = """\
 group: tiny_both
@@ -310,7 +319,9 @@ def test_weights_that_are_nan_are_named_and_nothing_is_written(
         weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
 
     broken = copy_of(tiny_base, tmp_path / "broken", spoil)
-    with pytest.raises(ModelError, match=r"broken: the model's logits are NaN; .*: 1, 'model.layers.1.mlp.up_proj"):
+    with pytest.raises(
+        ModelError, match=r"broken: the model's logits are not finite; .*: 1, 'model.layers.1.mlp.up_proj"
+    ):
         run_harness(broken, [f"tiny_{kind}"], tmp_path / "out", include_path=tasks, device="cpu")
     assert not (tmp_path / "out").exists()
 
@@ -444,106 +455,114 @@ def test_local_tasks_ask_the_hub_nothing_and_a_missing_data_set_is_named(
 
 
 @needs_harness
-def test_the_harness_own_names_are_found_without_it(tmp_path: Path) -> None:
-    """Groups, tags and includes of some of its folders, against its own reading of them."""
-    import lm_eval.tasks
-
-    folders = [Path(lm_eval.tasks.__file__).parent / name for name in ("mmlu", "acpbench", "scrolls", "arc", "glue")]
-    manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=[str(folder) for folder in folders])
-    found = check_tasks(manager.all_tasks)
-    assert set(manager.all_tasks) <= set(found)
-    for name in manager.all_tags:
-        assert found[name].members == tuple(sorted(manager.task_index[name].tags))
-    mmlu = check_tasks(["mmlu"])
-    leaves = [definition for definition in mmlu.values() if not definition.members]
-    assert len(leaves) == 57
-    assert {definition.hub for definition in leaves} == {("cais/mmlu",)}
-
-
-@needs_harness
-def test_an_unknown_task_is_answered_with_the_nearest_name(tasks: Path) -> None:
-    with pytest.raises(UserError, match=r"lm-evaluation-harness: unknown task 'helaswag'; did you mean 'hellaswag'\?"):
-        check_tasks(["helaswag"])
-    write_choice(tasks)
-    with pytest.raises(UserError, match=r"tasks: unknown task 'tiny_chioce'; did you mean 'tiny_choice'\?"):
-        check_tasks(["tiny_choice", "tiny_chioce"], tasks)
-    with pytest.raises(UserError, match=r"no task of lm-evaluation-harness is named; name at least one"):
-        check_tasks([])
-    with pytest.raises(UserError, match=r"none: no such folder of tasks"):
-        check_tasks(["tiny_choice"], tasks / "none")
+def test_perplexity_is_that_of_the_text_by_hand_and_lower_is_better(
+    tasks: Path, tmp_path: Path, tiny_base: Path, opened: tuple[Any, Any]
+) -> None:
+    texts = ["The sky is blue.", "Grass and the sun", "why why why"]
+    write_rows(tasks / "texts.jsonl", [{"text": text} for text in texts])
+    (tasks / "texts.yaml").write_text(TEXTS, encoding="utf-8")
+    result = run_harness(tiny_base, ["tiny_texts"], tmp_path / "out", include_path=tasks, device="cpu", batch_size=1)
+    total = sum(log_likelihood(opened, "<s>", text) for text in texts)
+    words = sum(len(text.split()) for text in texts)
+    metric = result["tasks"]["tiny_texts"]["metrics"]["word_perplexity"]
+    assert metric["value"] == pytest.approx(math.exp(-total / words), rel=1e-3)
+    assert (metric["better"], metric["paired"], metric["n"]) == ("lower", False, 3)
+    assert [row["scores"] for row in read_harness(tmp_path / "out")[1]] == [{}, {}, {}]
 
 
 @needs_harness
-def test_a_definition_that_cannot_be_used_is_named(tasks: Path) -> None:
+def test_functions_of_a_task_of_ones_own_are_called(tasks: Path, tmp_path: Path, tiny_base: Path) -> None:
     write_choice(tasks)
-    place = tasks / "choice.yaml"
-
-    def told(text: str) -> str:
-        place.write_text(text, encoding="utf-8")
-        with pytest.raises((UserError, DataError)) as caught:
-            check_tasks(["tiny_choice"], tasks)
-        return str(caught.value)
-
-    assert "runs code that the model writes; leave it out" in told(CHOICE + "unsafe_code: true\n")
-    assert "shows images or sound" in told(CHOICE + "doc_to_image: [picture]\n")
-    assert "choice.yaml: the definition includes itself" in told(CHOICE + "include: choice.yaml\n")
-    assert "choice.yaml: cannot read the task's definition: ParserError" in told(CHOICE + "metric_list: [}\n")
-    assert "none.jsonl is not there" in told(CHOICE.replace("choice.jsonl", "none.jsonl"))
-    assert "none.yaml: cannot read the task's definition: FileNotFoundError" in told(CHOICE + "include: none.yaml\n")
-
-
-@needs_harness
-def test_a_task_written_in_another_style_is_still_found(tasks: Path) -> None:
-    write_choice(tasks)
-    (tasks / "choice.yaml").unlink()
-    (tasks / "flow.yaml").write_text(
-        "{task: flowing, tag: [streams], dataset_path: json, dataset_kwargs: {data_files: {test: choice.jsonl}}}\n",
-        encoding="utf-8",
+    (tasks / "choice.yaml").write_text(CHOICE + "process_results: !function own.score\n", encoding="utf-8")
+    (tasks / "own.py").write_text(
+        "def score(doc, results):\n    return {'acc': doc['gold'], 'acc_norm': 1 - doc['gold']}\n", encoding="utf-8"
     )
-    assert check_tasks(["flowing"], tasks)["flowing"].own
-    assert check_tasks(["streams"], tasks)["streams"].members == ("flowing",)
+    run_harness(tiny_base, ["tiny_choice"], tmp_path / "out", include_path=tasks, device="cpu")
+    found = [row["scores"] for row in read_harness(tmp_path / "out")[1]]
+    assert found == [{"acc": i % 2, "acc_norm": 1 - i % 2} for i in range(9)]
 
 
 @needs_harness
-def test_identity_holds_what_decides_results_and_no_path(tasks: Path, tmp_path: Path) -> None:
+def test_a_metric_without_a_finite_value_is_refused(tasks: Path, tmp_path: Path, tiny_base: Path) -> None:
     write_choice(tasks)
-    (tasks / "shared.yml").write_text("description: Answer.\n", encoding="utf-8")
-    text = CHOICE + "include: shared.yml\nprocess_docs: !function own.process\n"
-    (tasks / "choice.yaml").write_text(text, encoding="utf-8")
-    (tasks / "own.py").write_text("def process(docs):\n    return docs\n", encoding="utf-8")
-
-    def found(folder: Path = tasks) -> str:
-        return json.dumps(identity(check_tasks(["tiny_choice"], folder)), sort_keys=True)
-
-    first = found()
-    moved = Path(shutil.copytree(tasks, tmp_path / "moved"))
-    (moved / "choice.jsonl").rename(moved / "renamed.jsonl")
-    (moved / "choice.yaml").write_text(
-        "# a comment\n" + text.replace("choice.jsonl", "renamed.jsonl"), encoding="utf-8"
+    (tasks / "choice.yaml").write_text(CHOICE + "process_results: !function own.score\n", encoding="utf-8")
+    (tasks / "own.py").write_text(
+        "def score(doc, results):\n    return {'acc': float('nan'), 'acc_norm': 1.0}\n", encoding="utf-8"
     )
-    assert found(moved) == first
-    assert str(tmp_path) not in first
-    seen = {first}
-    for name, old, new in (
-        ("choice.yaml", "acc_norm", "brier_score"),
-        ("shared.yml", "Answer", "Choose"),
-        ("own.py", "return docs", "return docs.select([0])"),
-        ("choice.jsonl", "blue", "red"),
+    with pytest.raises(StepError, match=r"tiny_choice: 'acc,none' has no finite value: nan"):
+        run_harness(tiny_base, ["tiny_choice"], tmp_path / "out", include_path=tasks, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_harness
+def test_weights_that_overflow_on_the_way_are_told_from_broken_ones(
+    tasks: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    write_choice(tasks)
+
+    def grow(weights: dict[str, torch.Tensor]) -> None:
+        weights["lm_head.weight"].fill_(3e38)
+
+    grown = copy_of(tiny_base, tmp_path / "grown", grow)
+    with pytest.raises(
+        ModelError, match=r"grown: the model's logits are not finite; its weights are finite: they overflow"
     ):
-        before = (tasks / name).read_text(encoding="utf-8")
-        (tasks / name).write_text(before.replace(old, new), encoding="utf-8")
-        seen.add(found())
-    assert len(seen) == 5
-    assert identity(check_tasks(["hellaswag"]))["tasks"]["hellaswag"]["hub"] == ["Rowan/hellaswag"]
+        run_harness(grown, ["tiny_choice"], tmp_path / "out", include_path=tasks, device="cpu")
 
 
-def test_without_the_harness_the_error_says_how_to_install_it(tmp_path: Path) -> None:
-    code = (
-        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom mixmerge.errors import UserError\n"
-        "from mixmerge.evaluate.harness_tasks import check_tasks\n"
-        "try:\n    check_tasks(['hellaswag'])\nexcept UserError as error:\n    print(error)\n"
-    )
-    found = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(SOURCE)], capture_output=True, encoding="utf-8", check=True
-    )
-    assert found.stdout == "the package 'lm-eval' is not installed; pip install 'mixmerge[lm-eval]'\n"
+@needs_harness
+def test_one_task_asked_for_twice_is_refused(tasks: Path, tmp_path: Path, tiny_base: Path) -> None:
+    write_choice(tasks)
+    other = CHOICE.replace("tiny_choice", "tiny_other")
+    (tasks / "other.yaml").write_text(other, encoding="utf-8")
+    (tasks / "both.yaml").write_text(GROUP, encoding="utf-8")
+    with pytest.raises(UserError, match=r"Duplicate task 'tiny_choice'.*; name each task once"):
+        run_harness(tiny_base, ["tiny_both", "tiny_choice"], tmp_path / "out", include_path=tasks, device="cpu")
+
+
+@needs_harness
+def test_results_that_cannot_be_written_are_one_line(tasks: Path, tmp_path: Path, tiny_base: Path) -> None:
+    write_choice(tasks, 2)
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"out: cannot write: FileExistsError"):
+        run_harness(tiny_base, ["tiny_choice"], tmp_path / "out", include_path=tasks, device="cpu")
+
+
+@needs_harness
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("limit", 0)])
+def test_sizes_that_are_not_positive_are_refused(name: str, value: int, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=r"must be positive"):
+        run_harness(tmp_path, ["tiny_choice"], tmp_path / "out", **settings)
+
+
+@needs_harness
+def test_paths_may_be_relative_to_where_the_user_stands(
+    tasks: Path, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_choice(tasks, 2)
+    (tmp_path / "model").symlink_to(tiny_base, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    run_harness(Path("model"), ["tiny_choice"], Path("out"), include_path=Path("tasks"), device="cpu", threads=1)
+    assert len(read_harness(tmp_path / "out")[1]) == 2
+    assert Path.cwd() == tmp_path
+
+
+@needs_harness
+def test_nothing_of_the_harness_is_left_behind(
+    tasks: Path, tmp_path: Path, tiny_base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither its log's settings, nor bars on the terminal, nor an environment variable."""
+    import logging
+
+    import tqdm
+
+    write_choice(tasks, 2)
+    log = logging.getLogger("lm_eval")
+    before = (log.level, log.propagate, list(log.handlers), tqdm.tqdm.__init__, dict(os.environ))
+    capfd.readouterr()
+    run_harness(tiny_base, ["tiny_choice"], tmp_path / "out", include_path=tasks, device="cpu")
+    told = capfd.readouterr()
+    assert (log.level, log.propagate, list(log.handlers), tqdm.tqdm.__init__, dict(os.environ)) == before
+    assert told.out == ""
+    assert "it/s" not in told.err

@@ -159,7 +159,7 @@ def _evaluate(lm: Any, loaded: Mapping[str, Any], limit: int | None, seed: int, 
 def _language_model(
     model: Path, batch_size: int, device: str, threads: int | None, chat: bool, progress: Progress
 ) -> Any:
-    """The harness' model for transformers around a network of ours, that counts requests and refuses NaN."""
+    """The harness' model for transformers around a network of ours, that counts requests and refuses logits that are no numbers."""
     import torch
     import transformers
     from lm_eval.models.huggingface import HFLM
@@ -185,9 +185,10 @@ def _language_model(
     ends.add(tokenizer.eos_token_id)
     network.generation_config = transformers.GenerationConfig(eos_token_id=sorted(ends - {None}) or None)
 
-    def refuse_nan(numbers: Any) -> Any:
-        if bool(numbers.isnan().any()):
-            raise ModelError("the model's logits are NaN", where=str(model), do=_nan_weights(network))
+    def refuse_broken(numbers: Any) -> Any:
+        # a token may be ruled out (-inf), but the best of each position is a number, or log-probabilities are none
+        if not bool(numbers.amax(-1).isfinite().all()):
+            raise ModelError("the model's logits are not finite", where=str(model), do=_broken_weights(network))
         return numbers
 
     class Counted(HFLM):  # type: ignore[misc]
@@ -208,10 +209,10 @@ def _language_model(
             return super().generate_until(requests, disable_tqdm=True)
 
         def _model_call(self, *arguments: Any, **named: Any) -> Any:
-            return refuse_nan(super()._model_call(*arguments, **named))
+            return refuse_broken(super()._model_call(*arguments, **named))
 
         def _model_generate(self, *arguments: Any, **named: Any) -> Any:
-            check = transformers.LogitsProcessorList([lambda ids, numbers: refuse_nan(numbers)])
+            check = transformers.LogitsProcessorList([lambda ids, numbers: refuse_broken(numbers)])
             with torch.inference_mode():
                 return super()._model_generate(*arguments, logits_processor=check, **named)
 
@@ -225,7 +226,7 @@ def _language_model(
     return lm
 
 
-def _nan_weights(network: Any) -> str:
+def _broken_weights(network: Any) -> str:
     broken = [name for name, weight in network.named_parameters() if not bool(weight.isfinite().all())]
     if not broken:
         return "its weights are finite: they overflow on the way; check how it was made"
