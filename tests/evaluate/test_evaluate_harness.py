@@ -521,6 +521,15 @@ def test_one_task_asked_for_twice_is_refused(tasks: Path, tmp_path: Path, tiny_b
 
 
 @needs_harness
+def test_a_package_that_a_task_needs_is_named(tasks: Path, tmp_path: Path, tiny_base: Path) -> None:
+    write_choice(tasks)
+    (tasks / "choice.yaml").write_text(CHOICE + "process_docs: !function own.process\n", encoding="utf-8")
+    (tasks / "own.py").write_text("import no_such_package\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"tiny_choice: the task's functions .*; pip install no_such_package, or what"):
+        run_harness(tiny_base, ["tiny_choice"], tmp_path / "out", include_path=tasks, device="cpu")
+
+
+@needs_harness
 def test_results_that_cannot_be_written_are_one_line(tasks: Path, tmp_path: Path, tiny_base: Path) -> None:
     write_choice(tasks, 2)
     (tmp_path / "out").write_text("a file", encoding="utf-8")

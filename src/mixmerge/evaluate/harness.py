@@ -53,7 +53,7 @@ def run_harness(
     mapping; a filter other than the default is part of the name: `exact_match@strict-match`.
 
     Raises:
-        UserError: as check_tasks; one task named twice through groups.
+        UserError: as check_tasks; one task named twice through groups; a package that a task needs is missing.
         DataError: a definition that cannot be read, or a data set that cannot be had.
         ModelError: a model that cannot be loaded, has no chat template where one is asked for, or gives NaN.
         StepError: the harness failed, or a metric has no finite value.
@@ -93,6 +93,7 @@ def _load_tasks(
     """The harness' own tasks and groups with their data.
 
     Raises:
+        UserError: a package that a task's functions need is missing; one task named twice.
         DataError: a data set that cannot be had.
     """
     import datasets
@@ -107,6 +108,10 @@ def _load_tasks(
         for name in tasks:
             try:
                 loaded = manager.load([name])
+            except ImportError as error:
+                what = f"the task's functions cannot be imported: {reason(error)}"
+                do = f"pip install {error.name}, or what the task's page asks for" if error.name else None
+                raise UserError(what, where=name, do=do) from error
             except Exception as error:  # of `datasets`, of its HTTP client, of the task's own functions
                 hubs = sorted({hub for each in definitions.values() for hub in each.hub})
                 do = f"check that the Hub has {', '.join(hubs[:3])} and can be reached" if hubs else None
