@@ -79,7 +79,7 @@ def read_harness(out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         ) from error
     if hashlib.sha256(data).hexdigest() != written:
         raise CheckpointError("not the rows that the results belong to", where=str(out / SAMPLES), do="run it again")
-    return result, [json.loads(line) for line in data.decode().splitlines()]
+    return result, [json.loads(line) for line in data.splitlines()]
 
 
 def scores(result: Mapping[str, Any]) -> dict[str, tuple[str, Score]]:
