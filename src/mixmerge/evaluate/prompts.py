@@ -1,28 +1,41 @@
 """Prompt sets: what every candidate is asked, with a language, a purpose, a split and an id parallel across languages.
 
 A prompt is known by `set/lang/pid`; rows with one pid in several languages are one cluster to the statistics, so a pid
-must keep its split in every language, and a limit keeps the same pids in each.
+must keep its split in every language, and a limit keeps the same pids in each. Files of others are read as they are: a
+column map, a filter on columns, and rules for ids and splits say how. `evaluate.ready` has them for known sets.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from mixmerge.data.overlap import normalised
 from mixmerge.data.sources import DataSource, read_records
 from mixmerge.errors import DataError, RecipeError, did_you_mean
+from mixmerge.evaluate.choices import INSTRUCTION, letter_of, read_choices, render
+from mixmerge.evaluate.instructions import Instruction, read_instructions
 
 Purpose = Literal["general", "harmful", "harmless"]
 Split = Literal["dev", "test"]
-COLUMNS = ("id", "prompt", "reference", "lang", "split")
+# The last three are read only where a column map names them.
+COLUMNS = ("id", "prompt", "reference", "lang", "split", "choices", "instructions", "arguments")
+SPLIT_WORDS = (*get_args(Split), "skip")
+MOST_VALUES = 12  # of a filtered column, in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question to a candidate; `reference` is a known good answer where there is one, `where` its `file:row`."""
+    """One question to a candidate; `reference` is a known good answer where there is one, `where` its `file:row`.
+
+    With `choices` the text names them by letter, and the reference is a letter. `instructions` are what the text asks of
+    the form of an answer, for a checker.
+    """
 
     id: str
     pid: str
@@ -33,10 +46,18 @@ class Prompt:
     text: str
     reference: str | None = None
     where: str = field(default="", compare=False)
+    choices: tuple[str, ...] = ()
+    instructions: tuple[Instruction, ...] = ()
 
     def identity(self) -> dict[str, Any]:
-        """All that can change a result: where the prompt stands cannot."""
-        return {name: value for name, value in asdict(self).items() if name != "where"}
+        """All that can change a result: where the prompt stands cannot. What it has not is not named."""
+        names = ("id", "pid", "set", "lang", "purpose", "split", "text", "reference")
+        out: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.choices:
+            out["choices"] = list(self.choices)
+        if self.instructions:
+            out["instructions"] = [{"id": each.id, "arguments": each.named()} for each in self.instructions]
+        return out
 
     def key(self) -> dict[str, str]:
         """What response and verdict rows say of their prompt."""
@@ -59,45 +80,75 @@ def read_prompts(
     relative_to: Path,
     limit: Mapping[str, int | None] | None = None,
     columns: Mapping[str, str] | None = None,
+    where: Mapping[str, Any] | None = None,
+    covers: Sequence[str] | None = None,
+    language_in_id: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    dev_share: float | None = None,
+    seed: int = 0,
+    ask: Mapping[str, str] | None = None,
 ) -> list[Prompt]:
     """Read the prompt set `name`, by language and in the order of its files.
 
     A template with `{lang}` names a file a language. One without names a file of all: there a `lang` column tells the
     language (rows in others are passed over), and may be missing only where there is one language. A file without a split
     column is `test` throughout. `limit` {"dev": n, "test": n} (None or absent: all) keeps, of each split, the first n ids
-    that every language has, in the order of the first language. `columns` maps our names (`COLUMNS`) to the file's.
+    that every language has, in the order of the first language.
+
+    Args:
+        columns: our names (`COLUMNS`) -> the file's. `choices` (a list) makes a multiple-choice question of the prompt:
+            the reference is then read as a letter, an index from 0 or a choice's text, and becomes the letter.
+            `instructions` (a list of ids) and `arguments` (a list of mappings) are IFEval's.
+        where: column -> value or values; a row counts where each column has one of them. A text with `*` or `?` is a
+            pattern. For files that hold several sets.
+        covers: the languages that the set has; others of `languages` are passed over. None: it has all of them.
+        language_in_id: how the language stands in an id (`-{lang}-`, exactly once); what stands before `{lang}` is left
+            in its place, so that translations share an id.
+        splits: the file's words for a split -> dev, test or skip (such rows are left out); `*` is every word.
+        dev_share: the share of ids, 0..1, that is drawn as `dev` where the file has none. An id is drawn by its own hash
+            and `seed`, so it has one split in every language, and keeps it when rows are added. Ids that ask the same
+            are drawn together.
+        ask: language -> a text put after each prompt; for choices it replaces the one that is there for six languages.
 
     Raises:
         DataError: a missing column, empty prompt, unknown split, repeated id, id whose split differs between languages,
-            or a language without rows; names file and row.
-        RecipeError: `columns` or `limit` with a key that does not exist.
+            or a language without rows; a bad choice, answer or instruction; names file and row.
+        RecipeError: `columns` or `limit` with a key that does not exist; a rule that cannot be.
     """
-    columns, limit = dict(columns or {}), dict(limit or {})
-    for given, known in ((columns, COLUMNS), (limit, get_args(Split))):
-        for key in given:
-            if key not in known:
-                raise RecipeError(f"unknown key {key!r} in prompt set {name!r}", do=did_you_mean(key, known))
+    columns, limit, splits = dict(columns or {}), dict(limit or {}), dict(splits or {})
+    _check_rules(name, columns, limit, splits, dev_share, language_in_id)
+    read = [code for code in languages if covers is None or code in covers]
+    if not read:
+        raise DataError(
+            f"prompt set {name!r} has {', '.join(covers or ())}, none of {', '.join(languages)}", where=path_template
+        )
+    rules = _Rules(name, purpose, columns, splits, language_in_id, dict(ask or {}))
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
-    splits: dict[str, tuple[str, str]] = {}
-    for language in languages:
+    given: dict[str, tuple[str, str]] = {}
+    for language in read:
         before = len(prompts)
-        for where, record in _records(path_template, language, relative_to, columns, only=len(languages) == 1):
-            prompt = _prompt(record, name, purpose, language, columns, where)
+        rows = _records(path_template, language, relative_to, columns, only=len(languages) == 1)
+        for place, record in _matching(rows, dict(where or {}), path_template):
+            prompt = _prompt(record, rules, language, place)
+            if prompt is None:
+                continue
             if prompt.id in seen:
-                raise DataError(f"id {prompt.pid!r} stands at {seen[prompt.id]} already", where=where)
-            split, place = splits.setdefault(prompt.pid, (prompt.split, where))
+                raise DataError(f"id {prompt.pid!r} stands at {seen[prompt.id]} already", where=place)
+            split, other = given.setdefault(prompt.pid, (prompt.split, place))
             if split != prompt.split:
                 raise DataError(
-                    f"id {prompt.pid!r} is {prompt.split} here and {split} at {place}",
-                    where=where,
+                    f"id {prompt.pid!r} is {prompt.split} here and {split} at {other}",
+                    where=place,
                     do="a parallel id keeps its split in every language",
                 )
-            seen[prompt.id] = where
+            seen[prompt.id] = place
             prompts.append(prompt)
         if len(prompts) == before:
             raise DataError(f"prompt set {name!r} has no rows in {language!r}", where=path_template)
-    return _limited(prompts, limit, languages, path_template)
+    if dev_share is not None:
+        prompts = _drawn(prompts, dev_share, seed)
+    return _limited(prompts, limit, read, path_template)
 
 
 def asked_again(prompts: Iterable[Prompt]) -> tuple[Prompt, Prompt] | None:
@@ -111,6 +162,101 @@ def asked_again(prompts: Iterable[Prompt]) -> tuple[Prompt, Prompt] | None:
         if (other.set, other.split) != (prompt.set, prompt.split):
             return prompt, other
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """How a record becomes a prompt."""
+
+    name: str
+    purpose: Purpose
+    columns: Mapping[str, str]
+    splits: Mapping[str, str]
+    language_in_id: str | None
+    ask: Mapping[str, str]
+
+
+def _check_rules(
+    name: str,
+    columns: Mapping[str, str],
+    limit: Mapping[str, int | None],
+    splits: Mapping[str, str],
+    dev_share: float | None,
+    language_in_id: str | None,
+) -> None:
+    for given, known in ((columns, COLUMNS), (limit, get_args(Split))):
+        for key in given:
+            if key not in known:
+                raise RecipeError(f"unknown key {key!r} in prompt set {name!r}", do=did_you_mean(key, known))
+    for word, split in splits.items():
+        if split not in SPLIT_WORDS:
+            raise RecipeError(f"splits of prompt set {name!r}: {word!r} is {split!r}", do="dev, test or skip")
+    if dev_share is not None and not 0 < dev_share < 1:
+        raise RecipeError(f"prompt set {name!r}: a dev share of {dev_share} is not between 0 and 1")
+    if language_in_id is not None and language_in_id.count("{lang}") != 1:
+        raise RecipeError(
+            f"prompt set {name!r}: no {{lang}} in {language_in_id!r}", do="write it as it stands in the ids: -{lang}-"
+        )
+    if "arguments" in columns and "instructions" not in columns:
+        raise RecipeError(f"prompt set {name!r}: arguments of no instructions", do="map `instructions` too")
+
+
+def _matching(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], where: Mapping[str, Any], path: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows that a filter lets through; DataError with what stands there where it lets none through."""
+    wanted = {column: value if isinstance(value, list | tuple) else [value] for column, value in where.items()}
+    seen: dict[str, set[str]] = {column: set() for column in wanted}
+    columns: set[str] = set()
+    found = False
+    for place, record in rows:
+        columns.update(record)
+        for column in wanted:
+            if column in record:
+                seen[column].add(str(record[column]))
+        if all(column in record and any(_is(record[column], v) for v in values) for column, values in wanted.items()):
+            found = True
+            yield place, record
+    if found or not columns:
+        return
+    for column, values in seen.items():
+        if not values:
+            raise DataError(f"no column {column!r} to filter on", where=path, do=did_you_mean(column, columns))
+        if not any(_is(value, each) for value in values for each in wanted[column]):
+            there = ", ".join(repr(value) for value in sorted(values)[:MOST_VALUES])
+            raise DataError(f"no row where {column!r} is {where[column]!r}", where=path, do=f"there: {there}")
+    raise DataError("no row that fits the whole of the filter", where=path)
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, str) and ("*" in wanted or "?" in wanted):
+        return fnmatchcase(str(value), wanted.replace("[", "[[]"))
+    return bool(value == wanted or str(value) == str(wanted))
+
+
+def _drawn(prompts: list[Prompt], share: float, seed: int) -> list[Prompt]:
+    """The prompts with a share of the ids as dev; ids that have a text in common, in any language, go together."""
+    for prompt in prompts:
+        if prompt.split == "dev":
+            raise DataError("a dev row, where a share is to be drawn", where=prompt.where, do="leave out the dev share")
+    parent = {prompt.pid: prompt.pid for prompt in prompts}
+
+    def root(pid: str) -> str:
+        while parent[pid] != pid:
+            parent[pid] = pid = parent[parent[pid]]
+        return pid
+
+    first: dict[str, str] = {}
+    for prompt in prompts:
+        one, other = root(first.setdefault(normalised(prompt.text), prompt.pid)), root(prompt.pid)
+        parent[max(one, other)] = min(one, other)
+
+    def is_dev(pid: str) -> bool:
+        # without the set's name, so that parallel sets (harmful, and look-alikes) with the same ids split alike
+        digest = hashlib.sha256(json.dumps([seed, "dev share", root(pid)], ensure_ascii=False).encode()).digest()
+        return int.from_bytes(digest[:8]) < share * 2**64
+
+    return [replace(prompt, split="dev" if is_dev(prompt.pid) else "test") for prompt in prompts]
 
 
 def _limited(
@@ -154,23 +300,87 @@ def _records(
         yield where, record
 
 
-def _prompt(
-    record: Mapping[str, Any], name: str, purpose: Purpose, language: str, columns: Mapping[str, str], where: str
-) -> Prompt:
+def _prompt(record: Mapping[str, Any], rules: _Rules, language: str, where: str) -> Prompt | None:
+    """The prompt of a record; None where its split is to be skipped."""
+    columns = rules.columns
     pid, text = (_text(record, columns.get(key, key), where) for key in ("id", "prompt"))
-    split = _optional(record, "split", columns, where) or "test"
+    word = _optional(record, "split", columns, where) or "test"
+    split = rules.splits.get(word, rules.splits.get("*", word))
+    if split == "skip":
+        return None
     if split not in get_args(Split):
-        raise DataError(f"split {split!r} is neither dev nor test", where=where)
-    reference = _optional(record, "reference", columns, where)
-    return Prompt(f"{name}/{language}/{pid}", pid, name, language, purpose, cast(Split, split), text, reference, where)
+        raise DataError(
+            f"split {split!r} is neither dev nor test", where=where, do=f"say what it is: splits: {{{word}: test}}"
+        )
+    ask = rules.ask.get(language)
+    choices, instructions = _choices(record, columns, where), _instructions(record, columns, where)
+    if choices:
+        reference: str | None = letter_of(record.get(columns.get("reference", "reference")), choices, where)
+        ask = ask or INSTRUCTION.get(language)
+        if ask is None:
+            do = f"write it in the set: ask: {{{language}: ...}}"
+            raise DataError(f"nothing that asks for a letter in {language!r}", where=where, do=do)
+        text = render(text, choices, ask)
+    else:
+        reference = _reference(record, columns, where)
+        text = f"{text}\n\n{ask}" if ask else text
+    pid = _shared_id(pid, rules.language_in_id, language, where)
+    return Prompt(
+        id=f"{rules.name}/{language}/{pid}",
+        pid=pid,
+        set=rules.name,
+        lang=language,
+        purpose=rules.purpose,
+        split=cast(Split, split),
+        text=text,
+        reference=reference,
+        where=where,
+        choices=choices,
+        instructions=instructions,
+    )
+
+
+def _shared_id(row_id: str, mark: str | None, language: str, where: str) -> str:
+    if mark is None:
+        return row_id
+    here = mark.replace("{lang}", language)
+    if row_id.count(here) != 1:
+        raise DataError(
+            f"{here!r} does not stand in id {row_id!r} exactly once", where=where, do="map another id column"
+        )
+    return row_id.replace(here, mark[: mark.index("{lang}")])
+
+
+def _choices(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[str, ...]:
+    column = columns.get("choices")
+    return () if column is None else read_choices(record.get(column), column, where)
+
+
+def _instructions(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[Instruction, ...]:
+    column = columns.get("instructions")
+    if column is None:
+        return ()
+    arguments = columns.get("arguments")
+    return read_instructions(record.get(column), None if arguments is None else record.get(arguments), where)
 
 
 def _optional(record: Mapping[str, Any], key: str, columns: Mapping[str, str], where: str) -> str | None:
     """The text of a column that may be empty, and absent too unless the column map names it."""
     column = columns.get(key, key)
-    if (column in record or key not in columns) and record.get(column) in (None, ""):
+    if (column in record or key not in columns) and record.get(column) in (None, "", []):
         return None
     return _text(record, column, where)
+
+
+def _reference(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> str | None:
+    """A known good answer: text, a number, or the first of a list (a turn's, or one of several that are right)."""
+    column = columns.get("reference", "reference")
+    value = record.get(column)
+    if isinstance(value, list) and value:
+        record = {**record, column: value[0]}
+    elif isinstance(value, float):
+        record = {**record, column: repr(value)}
+    return _optional(record, "reference", columns, where)
 
 
 def _text(record: Mapping[str, Any], column: str, where: str) -> str:

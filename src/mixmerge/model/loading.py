@@ -11,13 +11,18 @@ from typing import Any
 
 from mixmerge.errors import CheckpointError, ModelError, reason
 
-_WHAT = {"AutoTokenizer": "the tokenizer", "AutoModelForCausalLM": "the model"}
+_WHAT = {
+    "AutoTokenizer": "the tokenizer",
+    "AutoModelForCausalLM": "the model",
+    "AutoModelForSequenceClassification": "the classifier",
+}
 # Stored by old versions of transformers, and computed by every version.
 _BUFFERS = ("inv_freq", "attn.bias", "attn.masked_bias", "position_ids")
 
 
 def load_pretrained(loader: str, model: Path, **options: Any) -> Any:
-    """`transformers.<loader>.from_pretrained(model)`: AutoTokenizer or AutoModelForCausalLM.
+    """`transformers.<loader>.from_pretrained(model)`: AutoTokenizer, AutoModelForCausalLM or
+    AutoModelForSequenceClassification.
 
     Raises:
         ModelError: it cannot be loaded, or its weights are not those that its configuration describes (transformers
@@ -28,7 +33,7 @@ def load_pretrained(loader: str, model: Path, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     load = getattr(transformers, loader).from_pretrained
-    if loader == "AutoModelForCausalLM":
+    if loader != "AutoTokenizer":
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told below, with names
     try:
         loaded = load(model, local_files_only=True, trust_remote_code=False, **options)
@@ -36,7 +41,7 @@ def load_pretrained(loader: str, model: Path, **options: Any) -> Any:
         raise CheckpointError(f"a weight file cannot be read: {reason(error)}", where=str(model)) from error
     except Exception as error:
         raise ModelError(f"cannot load {_WHAT[loader]}: {reason(error)}", where=str(model)) from error
-    if loader != "AutoModelForCausalLM":
+    if loader == "AutoTokenizer":
         return loaded
     network, found = loaded
     do = "config.json and weights must belong together: copy both again"
