@@ -209,7 +209,7 @@ def _readings(written: str) -> list[str]:
     if " " in body:
         grouped = re.fullmatch(r"\d{1,3}(?: \d{3})+(?:[.,]\d+)?", body)
         out += [sign + body.replace(" ", "").replace(",", ".")] if grouped else []
-        return out + [each for each in _readings(body.rsplit(" ", 1)[1])]
+        return out + _readings(body.rsplit(" ", 1)[1])
     if "'" in body:
         return [sign + body.replace("'", "").replace(",", ".")]
     marks = [c for c in body if c in ".,"]

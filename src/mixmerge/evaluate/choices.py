@@ -116,7 +116,8 @@ def read_letter(response: str, choices: Sequence[str]) -> str | None:
     text = "".join(c for c in unicodedata.normalize("NFKC", response) if unicodedata.category(c) != "Cf")
     lines = [re.sub(r"[*_`]+", "", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
-    led, bare = set(), set()
+    led: set[str] = set()
+    bare: set[str] = set()
     for line in lines:
         rest = _LEAD.sub("", line, count=1)
         letter = _line_letter(rest, choices)
@@ -129,7 +130,7 @@ def read_letter(response: str, choices: Sequence[str]) -> str | None:
         return None
     whole = " ".join(lines)
     if small := re.fullmatch(r"[(\[]?([a-z])[)\].:]*", whole):
-        letter = small[1].upper()
+        letter = str(small[1]).upper()
         return letter if letter in LETTERS[: len(choices)] else None
     same = [i for i, choice in enumerate(choices) if _plain(choice) == _plain(whole)]
     return LETTERS[same[0]] if len(same) == 1 else None

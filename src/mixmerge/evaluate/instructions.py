@@ -152,7 +152,7 @@ _KINDS = {
 
 
 def _related(arguments: Mapping[str, Any], found: int, relation: str, asked: str) -> bool:
-    return RELATIONS[arguments[relation]](found, arguments[asked])
+    return RELATIONS[arguments[relation]](found, int(arguments[asked]))
 
 
 def _plain(text: str) -> str:
@@ -215,7 +215,7 @@ def _words(text: str, language: str, given: Mapping[str, Any]) -> bool:
 def _paragraphs(text: str, language: str, given: Mapping[str, Any]) -> bool:
     """Divided by `***`; a divider may open or close the text, but no paragraph between two may be empty."""
     parts = [part.strip() for part in re.split(r"(?<!\*)\*\*\*(?!\*)", text)]
-    return all(parts[1:-1]) and sum(map(bool, parts)) == given["num_paragraphs"]
+    return all(parts[1:-1]) and sum(map(bool, parts)) == int(given["num_paragraphs"])
 
 
 def _nth_first_word(text: str, language: str, given: Mapping[str, Any]) -> bool:
@@ -231,7 +231,7 @@ def _nth_first_word(text: str, language: str, given: Mapping[str, Any]) -> bool:
 
 
 def _placeholders(text: str, language: str, given: Mapping[str, Any]) -> bool:
-    return len(re.findall(r"\[[^\[\]\n]+\]", text)) >= given["num_placeholders"]
+    return len(re.findall(r"\[[^\[\]\n]+\]", text)) >= int(given["num_placeholders"])
 
 
 def _postscript(text: str, language: str, given: Mapping[str, Any]) -> bool:
@@ -242,7 +242,7 @@ def _postscript(text: str, language: str, given: Mapping[str, Any]) -> bool:
 
 
 def _bullets(text: str, language: str, given: Mapping[str, Any]) -> bool:
-    return len(re.findall(r"(?m)^[ \t]*[*-][ \t]+\S", text)) == given["num_bullets"]
+    return len(re.findall(r"(?m)^[ \t]*[*-][ \t]+\S", text)) == int(given["num_bullets"])
 
 
 def _constrained(text: str, language: str, given: Mapping[str, Any]) -> bool:
@@ -264,12 +264,12 @@ CLOSED_ANSWERS: Mapping[str, tuple[str, ...]] = {
 
 def _highlights(text: str, language: str, given: Mapping[str, Any]) -> bool:
     found = re.findall(r"(?<!\*)(\*{1,3})(?![\s*])([^\n*]+?)(?<!\s)\1(?!\*)", text)
-    return len(found) >= given["num_highlights"]
+    return len(found) >= int(given["num_highlights"])
 
 
 def _sections(text: str, language: str, given: Mapping[str, Any]) -> bool:
     splitter = re.escape(given["section_spliter"].strip())
-    return len(re.findall(rf"(?<![\w{_MARK}]){splitter}[ \t]*\d+", text)) >= given["num_sections"]
+    return len(re.findall(rf"(?<![\w{_MARK}]){splitter}[ \t]*\d+", text)) >= int(given["num_sections"])
 
 
 def _json(text: str, language: str, given: Mapping[str, Any]) -> bool:
