@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -299,6 +301,32 @@ def test_a_model_that_counts_positions_from_its_padding_reads_as_many_as_it_can(
     assert judge.max_tokens == 18
     (verdict,) = judge.judge([item("".join(f" Word {i} of many." for i in range(50)))])
     assert verdict.details == {"truncated": True}
+
+
+def test_a_classifier_made_of_a_language_model_reads_each_text_alike_alone_and_in_a_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reader = tokenizer()
+    reader.pad_token, reader.eos_token = None, "[SEP]"
+    config = LlamaConfig(
+        vocab_size=len(reader),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        id2label={0: "REFUSAL", 1: "ANSWER"},
+    )
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    reader.save_pretrained(tmp_path)
+    judge = ClassifierJudge(tmp_path, Reading(MAP))
+    given = [item(text) for text in ("Maps.", "I am sorry, but no.", "First take some bread and look at it.")]
+    together = [verdict.value for verdict in judge.judge(given)]
+    alone = [judge.judge([each])[0].value for each in given]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len(set(together)) == 3
+    reader.eos_token = None
+    reader.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"the tokenizer has no padding token"):
+        ClassifierJudge(tmp_path, Reading(MAP))
 
 
 def test_thresholds_are_fitted_for_languages_with_enough_rows() -> None:

@@ -146,11 +146,18 @@ class ClassifierJudge:
         self.folder, self.reading, self.name, self.reads = folder, reading, name, reads
         self.verdicts = reading.verdicts
         self._device, self._batch_size = torch.device(device), batch_size
-        self._tokenizer: Any = load_pretrained("AutoTokenizer", folder, truncation_side="right")
+        self._tokenizer: Any = load_pretrained("AutoTokenizer", folder, padding_side="right", truncation_side="right")
         model: Any = load_pretrained("AutoModelForSequenceClassification", folder, dtype="auto", use_safetensors=True)
         # half-precision probabilities would move with the batch, and a CPU is slow with them
         self._model: Any = (model.float() if self._device.type == "cpu" else model).to(self._device).eval()
         config = self._model.config
+        # classifiers made of language models look for the last token that is not padding, by this id
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        if self._tokenizer.pad_token is None:
+            raise ModelError("the tokenizer has no padding token", where=str(folder), do="give it a pad_token")
+        if config.model_type not in _OFFSET_POSITIONS:
+            config.pad_token_id = self._tokenizer.pad_token_id
         self._labels = [str(config.id2label[i]) for i in range(config.num_labels)]
         self._independent = config.problem_type == "multi_label_classification" or config.num_labels == 1
         reading.check(self._labels, str(folder))
