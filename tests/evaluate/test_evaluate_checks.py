@@ -156,6 +156,12 @@ def test_a_span_is_not_found_inside_a_longer_word() -> None:
         "B)",
         "B. Rome",
         "Answer: B",
+        "answer: b",
+        "So the answer is B.",
+        "I think the answer is (B)",
+        "'B'",
+        "“B”",
+        r"$\boxed{B}$",
         "The correct answer is (B).",
         "Let me think.\nRome is in Italy.\n\n**Answer: B**",
         "La bonne réponse est B.",
@@ -195,6 +201,9 @@ def test_a_letter_is_read_in_its_usual_forms(response: str) -> None:
         "Be careful",
         "В",
         "I choose b",
+        "The answer is a",
+        "Answer: a lot",
+        "The answer is B because Rome",
         "The answer depends. A lot.",
         "a\nb",
         "<answer>B</answer>",
@@ -206,6 +215,12 @@ def test_a_letter_is_read_in_its_usual_forms(response: str) -> None:
 )
 def test_what_names_no_letter_or_two_names_none(response: str) -> None:
     assert read_letter(response, CHOICES) is None
+
+
+def test_a_letter_with_its_choice_may_keep_the_marks_of_the_choice() -> None:
+    choices = ("$x_1$", "«да»", "नहीं\u200d है", "[0, 1]")
+    responses = ("A. $x_1$", "B) «да»", "C. नहीं\u200d है।", "D: [0, 1]", "«да»")
+    assert [read_letter(response, choices) for response in responses] == ["A", "B", "C", "D", "B"]
 
 
 def test_a_choice_is_correct_wrong_unparsed_or_invalid() -> None:

@@ -33,7 +33,7 @@ _OTHER_LETTERS: Mapping[str, str] = {
     **dict(zip(("ए", "बी", "सी", "डी"), "ABCD", strict=True)),
 }
 _ANSWER = (
-    r"(?:the |my |final |correct |right |best )*(?:answer|option|choice)(?: is)?",
+    r"(?:(?:so|thus|hence|therefore|i think|i believe),? (?:that )?)?(?:the |my |final |correct |right |best )*(?:answer|option|choice)(?: is)?",
     r"(?:la |ma )?(?:bonne |réponse finale|)(?:réponse|option)(?: correcte| finale)?(?: est)?(?: la lettre)?",
     r"(?:la |mi )?(?:respuesta|opción)(?: correcta| final)?(?: es)?(?: la letra)?",
     r"(?:мой |правильный |верный )*(?:ответ|вариант)(?: ответа)?",
@@ -107,19 +107,21 @@ def read_letter(response: str, choices: Sequence[str]) -> str | None:
 
     A line names a letter where it is nothing but the letter (`B`, `B.`, `(B)`, also in bold), after `Answer:` in one of
     six languages or not, followed by nothing or by that choice's own text. A response that is one choice's text names it
-    too, and a small letter counts where the response is nothing else. Lines with `Answer:` count before the others; where
-    they name several letters, none is named. Also read: Arabic and Hindi letters in their order, and Cyrillic А and С.
+    too, and a small letter counts after a colon and where the response is nothing else. Lines with `Answer:` count before
+    the others; where they name several letters, none is named. Also read: Arabic and Hindi letters in their order, and
+    Cyrillic А and С.
 
     >>> [read_letter(text, ["Oslo", "Rome"]) for text in ("**B**", "The answer is (B).", "B. Rome", "A or B", "Rome")]
     ['B', 'B', 'B', None, 'B']
     """
-    text = "".join(c for c in unicodedata.normalize("NFKC", response) if unicodedata.category(c) != "Cf")
-    lines = [re.sub(r"[*_`]+", "", line).strip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
+    text = re.sub(r"\\boxed\{([^{}\n]*)\}", r"\1", _unmarked(response))
+    lines = [line for each in text.splitlines() if (line := each.strip(" \t'"))]
     led: set[str] = set()
     bare: set[str] = set()
     for line in lines:
         rest = _LEAD.sub("", line, count=1)
+        if re.match(r"[a-z]\W*$", rest) and re.search(r"[:：]\s*$", line[: len(line) - len(rest)]):
+            rest = rest.upper()
         letter = _line_letter(rest, choices)
         if letter:
             (bare if rest == line else led).add(letter)
@@ -147,6 +149,12 @@ def _line_letter(line: str, choices: Sequence[str]) -> str | None:
     return letter if rest in ("", "है", _plain(choices[LETTERS.index(letter)])) else None
 
 
+def _unmarked(text: str) -> str:
+    """Without marks of format, quotation and direction."""
+    text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return re.sub(r"[*_`$\"“”«»]+", "", text)
+
+
 def _plain(text: str) -> str:
-    """Compared without case, white space, and marks at the ends."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(".:;,!?।؟\"'«»()[]- ")
+    """Compared without these, case, white space, and points at the ends."""
+    return " ".join(_unmarked(text).casefold().split()).strip(".:;,!?।؟'()[]- ")
