@@ -23,10 +23,11 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from mixmerge.data.sources import DataSource, read_records
 from mixmerge.errors import CheckpointError, DataError, ModelError, UserError
 from mixmerge.evaluate.classifier import ClassifierJudge, PipelineJudge, Reading, fit_thresholds, folder_sha256
 from mixmerge.evaluate.judge import Item, Judge
-from mixmerge.evaluate.ngrams import LabelledAnswer, NgramJudge, fit_ngrams
+from mixmerge.evaluate.ngrams import LabelledAnswer, NgramJudge, fit_ngrams, labelled_answers
 from mixmerge.evaluate.prompts import Prompt
 
 TOPICS = ["bread", "glass", "paper", "rivers", "ships", "bees", "clocks", "paint", "maps", "snow"]
@@ -362,6 +363,31 @@ def test_a_classifier_is_fitted_from_rows_measured_by_language_and_read_without_
     verdicts = judge.judge([item(REFUSED["en"].format("wood")), item(""), item(HELPED["ru"].format("лёд"), "ru")])
     assert [verdict.verdict for verdict in verdicts] == ["refused", "invalid", "complied"]
     assert json.loads(json.dumps(judge.describe()))["trust"] == trust
+
+
+def test_labelled_rows_are_read_from_a_file_by_a_map_of_columns_and_labels(tmp_path: Path) -> None:
+    lines = [
+        {"answer": "No.", "refusal": 1, "language": "fr", "pid": 7},
+        {"answer": "Sure.", "refusal": False, "language": "en", "pid": "8"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    columns = {"text": "answer", "label": "refusal", "lang": "language", "group": "pid"}
+    labels = {"1": "refused", "false": "complied"}
+
+    def read(labels: Mapping[str, str], lang: str | None = None) -> list[LabelledAnswer]:
+        records = read_records(DataSource(path="rows.jsonl"), None, tmp_path)
+        return labelled_answers(records, labels=labels, columns=columns, lang=lang)
+
+    assert read(labels) == [
+        LabelledAnswer("No.", "fr", "refused", "7"),
+        LabelledAnswer("Sure.", "en", "complied", "8"),
+    ]
+    assert {row.lang for row in read(labels, "hi")} == {"hi"}
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: label 'false' has no verdict"):
+        read({"1": "refused"})
+    columns["text"] = "text"
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: no text in column 'text'; map it"):
+        read(labels)
 
 
 def test_what_was_fitted_gives_what_scikit_learn_gives(tmp_path: Path) -> None:

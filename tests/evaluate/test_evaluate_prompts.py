@@ -192,7 +192,7 @@ def test_the_identity_of_a_plain_prompt_is_what_it_was_before_choices_and_instru
     (prompt,) = read(tmp_path, languages=["en"])
     assert json.dumps(prompt.identity()) == json.dumps(IDENTITY)
     found = fingerprint([prompt.identity()])
-    assert found == "1671900eb8cc3738f975753711651d7c0ca608051408c0edde322b646f4b27ff"  # as version 0.1 gave it
+    assert found == "1671900eb8cc3738f975753711651d7c0ca608051408c0edde322b646f4b27ff"  # as it was without them
     bare = Prompt("s/en/a", "a", "s", "en", "harmful", "test", "How?")
     assert json.dumps(bare.identity()).endswith('"text": "How?", "reference": null}')
 

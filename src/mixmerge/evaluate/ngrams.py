@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixmerge.errors import DataError, ModelError, reason
+from mixmerge.errors import DataError, ModelError, did_you_mean, reason
 from mixmerge.evaluate.classifier import Reading, judge_texts
 from mixmerge.evaluate.judge import Item, Verdict
 
@@ -34,6 +34,40 @@ class LabelledAnswer:
     lang: str
     label: str
     group: str
+
+
+def labelled_answers(
+    records: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    labels: Mapping[str, str],
+    columns: Mapping[str, str] | None = None,
+    lang: str | None = None,
+) -> list[LabelledAnswer]:
+    """Labelled rows from (`file:row`, record) pairs, as `data.sources.read_records` yields them.
+
+    `labels` maps the file's labels (as text: 1 is `1`, true is `true`) to verdicts; rows of other labels are an error, so
+    that none is dropped unseen. `columns` maps `text`, `label`, `lang` and `group` to the file's columns; the group is the
+    row's `id` where it is not mapped, and `lang` may be fixed for the whole file.
+
+    Raises:
+        DataError: a missing or empty column, or a label that the map has not; names file and row.
+    """
+    columns = {"text": "text", "label": "label", "lang": "lang", "group": "id"} | dict(columns or {})
+    rows = []
+    for where, record in records:
+        found = {}
+        for name, column in columns.items():
+            value = lang if name == "lang" and lang is not None else record.get(column)
+            value = str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int) else value
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(f"no text in column {column!r}", where=where, do="map it with `columns`")
+            found[name] = value
+        if found["label"] not in labels:
+            raise DataError(
+                f"label {found['label']!r} has no verdict", where=where, do=did_you_mean(found["label"], labels)
+            )
+        rows.append(LabelledAnswer(found["text"], found["lang"], labels[found["label"]], found["group"]))
+    return rows
 
 
 def fit_ngrams(rows: Sequence[LabelledAnswer], out: Path, *, seed: int) -> dict[str, Any]:
