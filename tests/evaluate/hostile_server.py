@@ -83,7 +83,7 @@ def spoken(name: str, text: str, key: str, usage: dict | None) -> bytes | None:
         "deep": lambda: reply(200, b"[" * 200_000 + b"]" * 200_000),
         "digits": lambda: reply(200, b'{"choices": ' + b"9" * 10_000 + b"}"),
         "huge": lambda: reply(200, b'{"choices": "' + b"x" * 3_000_000),
-        "bomb": lambda: reply(200, gzip.compress(b" " * 200_000_000, 9), {"Content-Encoding": "gzip"}),
+        "bomb": lambda: reply(200, gzip.compress(b" " * 30_000_000, 9), {"Content-Encoding": "gzip"}),
         "zipped": lambda: reply(200, gzip.compress(whole), {"Content-Encoding": "gzip"}),
         "bad zip": lambda: reply(200, gzip.compress(whole)[:-9], {"Content-Encoding": "gzip"}),
         "long length": lambda: reply(200, whole, length=len(whole) + 50),

@@ -1,6 +1,6 @@
 """How many requests a server takes at once, found by watching it: no clock and no network in here.
 
-A server has one of two ways to be full. It refuses (429): then the number it was working on is its capacity, and the limit
+A server has one of two ways to be full. It refuses (429): then fewer than were in flight are its capacity, and the limit
 goes there at once. Or it queues: then more requests bring no more answers a second, only longer waits. By Little's law the
 rate is requests in flight / mean latency, so each window compares that at two limits and keeps the larger only where it
 paid. Growth doubles until one of the two happens, then probes upwards, less often the less it finds.
@@ -9,13 +9,22 @@ paid. Growth doubles until one of the two happens, then probes upwards, less oft
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 START = 8
+FULL = 0.6  # of the limit in use on average: below, a window says nothing about a larger one
 WINDOW = 6  # fewest answers that a decision rests on
 HEADROOM = 1.15  # over the knee, so that the server never runs dry between two requests
 STEP = 1.25  # a probe above a knee found by latency
 PAID = 0.4  # a larger limit must bring this share of the rate that it would bring a server with room
 FIRST_PROBE, LAST_PROBE = 2, 32  # windows between two probes: doubled after one that found nothing
+
+
+class Ticket(NamedTuple):
+    """What was known when a request was sent: the window it counts for, and how many were in flight with it."""
+
+    window: int
+    among: int
 
 
 class Capacity:
@@ -38,46 +47,50 @@ class Capacity:
         self._window = 0  # requests carry it, so that a window counts only those sent under its limit
         self._open_window()
 
-    def began(self) -> int:
+    def began(self) -> Ticket:
         """A request was sent; give the result back with its outcome."""
         self.in_flight += 1
         self._flying += self.in_flight
         self._sent += 1
-        return self._window
+        return Ticket(self._window, self.in_flight)
 
-    def answered(self, window: int, seconds: float) -> None:
+    def answered(self, ticket: Ticket, seconds: float) -> None:
         """The server did the work."""
         self.in_flight -= 1
-        if self._fixed or window != self._window:
+        if self._fixed or ticket.window != self._window:
             return
         self._seconds += seconds
         self._answers += 1
-        if self._answers >= max(WINDOW, self.limit):
+        # half a round is enough to see whether doubling paid, and a ramp costs what it waits
+        if self._answers >= max(WINDOW, self.limit // 2 if self._doubling else self.limit):
             self._decide()
 
     def ended(self) -> None:
         """The request came to nothing, and that says nothing about load."""
         self.in_flight -= 1
 
-    def refused(self) -> None:
-        """The server refused the request because it has enough (429): what it still works on is what it takes."""
+    def refused(self, ticket: Ticket) -> None:
+        """The server refused the request because it has enough (429): it takes fewer than were in flight with it."""
         self.in_flight -= 1
         if self._fixed:
             return
         self._refuses = True
-        if self.limit > max(1, self.in_flight):
-            self._settle(max(1, self.in_flight), found=None if self._held is None else False)
+        # of replies on their way nothing is known here, so this is never below what the server takes
+        takes = ticket.among - 1 if self.in_flight else self.limit // 2
+        if takes < self.limit:
+            self._settle(max(1, takes), found=None if self._held is None else False)
 
-    def overloaded(self, window: int) -> None:
+    def overloaded(self, ticket: Ticket) -> None:
         """The server broke under the load or timed out: half the limit, once for all that were sent under it."""
         self.in_flight -= 1
-        if not self._fixed and window == self._window:
+        if not self._fixed and ticket.window == self._window:
             self._settle(max(1, self.limit // 2), found=False)
 
     def _decide(self) -> None:
         """At the end of a window: grow, keep or go back."""
-        full = self._flying / max(1, self._sent) >= 0.75 * self.limit
-        rate = self.limit * self._answers / max(self._seconds, 1e-9)
+        at_once = self._flying / max(1, self._sent)
+        full = at_once >= FULL * self.limit
+        rate = at_once * self._answers / max(self._seconds, 1e-9)
         if not full:  # there was not enough to ask: the window says nothing about a larger limit
             self._open_window()
         elif self._doubling:

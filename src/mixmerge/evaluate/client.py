@@ -104,7 +104,7 @@ class Client:
         missing = [request_of(key, body) for key, body in wanted.items() if key not in answers]
         if missing:
             secret = None if self._key_env is None else read_key(self._key_env)
-            _run(self._ask(missing, secret, landed))
+            _run(self._ask(missing, secret, len(answers), landed))
         return [answers[key] for key in keys]
 
     def stats(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Client:
         return f"Client({self.scope!r})"
 
     async def _ask(
-        self, missing: Sequence[Request], secret: str | None, landed: Callable[[bytes, Answer], None]
+        self, missing: Sequence[Request], secret: str | None, done: int, landed: Callable[[bytes, Answer], None]
     ) -> None:
         async with AsyncExitStack() as stack:
             stack.enter_context(BlackOut(secret))
@@ -159,6 +159,7 @@ class Client:
                 budget=self._budget,
                 limits=self._limits,
                 tally=self._tally,
+                done=done,
                 landed=landed,
             ).run()
 

@@ -19,13 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mixmerge.evaluate.answers import Answers, Reply, Spent
-from mixmerge.evaluate.capacity import Capacity
-from mixmerge.evaluate.exchange import Again, Answer, Answered, Hopeless, Line, Outcome, read
+from mixmerge.evaluate.capacity import Capacity, Ticket
+from mixmerge.evaluate.exchange import GIVEN_UP, Again, Answer, Answered, Hopeless, Line, Outcome, read
 from mixmerge.evaluate.limits import Budget, BudgetError, Limits, ServerError
 
 STRIKES = 3  # failures in a row after which a server is tried with one request at a time
 ALL_REFUSED = 20  # refusals, and not one answer ever: the request's form is at fault, not its content
-GIVEN_UP = 0  # the status under which a request is filed that failed by itself again and again
 CHARACTERS_A_TOKEN = 3  # a guess, where a server does not count
 USUAL_COMPLETION = 256  # tokens, where a request names no limit and nothing is known yet
 # Failures of a server that is up and works for others: the request itself is at fault
@@ -40,6 +39,7 @@ class Replica:
     capacity: Capacity
     free_at: float = 0.0
     strikes: int = 0
+    struck_at: float = 0.0
     dead: Hopeless | None = None
 
     def room(self, now: float) -> bool:
@@ -100,12 +100,13 @@ class Dispatch:
         budget: Budget,
         limits: Limits,
         tally: Tally,
+        done: int,
         landed: Callable[[bytes, Answer], None],
     ) -> None:
         self._ready = deque(requests)
         self._waiting: list[tuple[float, int, Request]] = []
         self._open = len(requests)
-        self._asked = len(requests)
+        self._asked = done + len(requests)
         self._replicas, self._lines = replicas, lines
         self._answers, self._scope, self._budget, self._limits = answers, scope, budget, limits
         self._tally, self._landed = tally, landed
@@ -167,6 +168,9 @@ class Dispatch:
                 self._ready.appendleft(request)
             if self._over(self._ready[0]):
                 return None
+            # what is in flight or not yet on disk is what a kill would cost: never more than the concurrency
+            if len(self._flying) + len(self._uncommitted) >= sum(r.capacity.limit for r in self._replicas):
+                return None
             roomy = [r for r in self._replicas if r.room(now)]
             if not roomy:
                 return min((r.free_at for r in self._replicas if r.dead is None and r.free_at > now), default=None)
@@ -176,14 +180,14 @@ class Dispatch:
 
     def _send(self, request: Request, replica: Replica, now: float) -> None:
         request.first_sent = request.first_sent or now
-        window = replica.capacity.began()
+        ticket = replica.capacity.began()
         self._flying[request.key] = request.guess
         self._tally.sent += 1
-        task = asyncio.create_task(self._carry(request, replica, window))
+        task = asyncio.create_task(self._carry(request, replica, ticket))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry(self, request: Request, replica: Replica, window: int) -> None:
+    async def _carry(self, request: Request, replica: Replica, ticket: Ticket) -> None:
         began = time.monotonic()
         try:
             outcome = await self._lines[replica.url].ask(request.body)
@@ -195,12 +199,12 @@ class Dispatch:
         finally:
             self._flying.pop(request.key, None)
             self._news.set()
-        self._take_in(request, replica, window, outcome, began)
+        self._take_in(request, replica, ticket, outcome, began)
 
-    def _take_in(self, request: Request, replica: Replica, window: int, outcome: Outcome, began: float) -> None:
+    def _take_in(self, request: Request, replica: Replica, ticket: Ticket, outcome: Outcome, began: float) -> None:
         now = time.monotonic()
         if isinstance(outcome, Answered):
-            replica.capacity.answered(window, now - began)
+            replica.capacity.answered(ticket, now - began)
             replica.strikes, replica.free_at, self._last_good = 0, 0.0, now
             if outcome.answer.finish == "error" and not self._ever_answered():
                 self._hold(request, outcome)
@@ -213,9 +217,10 @@ class Dispatch:
             if all(r.dead for r in self._replicas):
                 self._fail(outcome.why, outcome.do, replica.url)
         else:
-            self._take_failure(request, replica, window, outcome, now)
+            self._take_failure(request, replica, ticket, outcome, began)
 
-    def _take_failure(self, request: Request, replica: Replica, window: int, outcome: Again, now: float) -> None:
+    def _take_failure(self, request: Request, replica: Replica, ticket: Ticket, outcome: Again, began: float) -> None:
+        now = time.monotonic()
         self._last_why = outcome.why
         self._tally.retried[outcome.kind] += 1
         request.tries += 1
@@ -223,19 +228,20 @@ class Dispatch:
             self._tally.lost += 1
             self._owe(Spent(0, 1, request.guess.tokens_in, 0))
         if outcome.kind == "rate_limit":
-            replica.capacity.refused()
+            replica.capacity.refused(ticket)
             # while it works on others, it is only full; when it works on none, it wants to be left alone
             strike = pause = replica.capacity.in_flight == 0
         else:
             if outcome.kind in ("overload", "timeout"):
-                replica.capacity.overloaded(window)
+                replica.capacity.overloaded(ticket)
             else:
                 replica.capacity.ended()
             strike = True
             pause = outcome.wait_s is not None or outcome.kind == "connection" or replica.strikes + 1 >= STRIKES
-            request.faults += 1
+            request.faults += outcome.kind != "connection" or outcome.charged  # else it was never sent
         request.first_failed = request.first_failed or now
-        replica.strikes += strike
+        if strike and began >= replica.struck_at:  # requests that fail together are one strike
+            replica.strikes, replica.struck_at = replica.strikes + 1, now
         if pause:
             wait = self._backoff(replica.strikes) if outcome.wait_s is None else outcome.wait_s
             replica.free_at = max(replica.free_at, now + wait)
@@ -263,8 +269,9 @@ class Dispatch:
         self._queue(request, Answered(reply, answer))
 
     def _backoff(self, failures: int) -> float:
-        longest = min(self._limits.backoff_most_s, self._limits.backoff_s * 2.0 ** min(failures - 1, 30))
-        return longest * self._random.uniform(0.5, 1)
+        # several tries fit into any patience
+        most = min(self._limits.backoff_most_s, self._limits.patience_s / 8)
+        return min(most, self._limits.backoff_s * 2.0 ** min(max(failures, 1) - 1, 30)) * self._random.uniform(0.5, 1)
 
     def _fail(self, why: str, do: str, where: str) -> None:
         kept = f"{self._asked - self._open} of {self._asked} requests are answered and kept"
@@ -279,7 +286,7 @@ class Dispatch:
             await self._wait(until)
             self._tally.waited_s += time.monotonic() - now
         else:
-            what = f"no answer for {now - self._last_good:.0f} s ({self._last_why})"
+            what = f"no answer for {now - self._last_good:.3g} s ({self._last_why})"
             if until is not None and now <= end:
                 what = f"no answer, and none to be had for another {until - now:.0f} s ({self._last_why})"
             where = ", ".join(r.url for r in self._replicas)

@@ -25,6 +25,7 @@ from mixmerge.evaluate.answers import Reply
 if TYPE_CHECKING:
     import httpx2
 
+GIVEN_UP = 0  # the status under which a request is filed that failed by itself again and again; the body says why
 SECRET = 12  # a shorter key is a placeholder such as EMPTY: blacking it out would spoil answers
 BLACKED = "[key]"
 MOST_TOKENS = 10**9  # a server that reports more tokens for one request reports nonsense
@@ -115,7 +116,10 @@ class Line:
             return Again("timeout", f"no whole answer within {self.timeout_s:g} s", charged=sent)
         except (httpx2.TransportError, httpx2.StreamError) as error:
             why = self._black(reason(error))
-            kind = "connection" if isinstance(error, httpx2.NetworkError | httpx2.ProxyError) else "bad_reply"
+            dropped = (
+                isinstance(error, httpx2.NetworkError | httpx2.ProxyError) or "disconnected" in why or "closed" in why
+            )
+            kind = "connection" if dropped else "bad_reply"
             return Again("connection" if not sent else kind, why, charged=sent)
 
     async def _exchange(self, body: bytes, trace: Any) -> Outcome:
@@ -179,6 +183,8 @@ def weigh(reply: Reply, headers: Mapping[str, str]) -> Outcome:
 def read(reply: Reply) -> Answer | None:
     """The answer in a reply; None where there is none to be read. Reading a kept reply again gives the same answer."""
     parsed = _load(reply.body)
+    if reply.status == GIVEN_UP:
+        return Answer("", "error", reply.body.decode("utf-8", "replace"))
     if reply.status != 200:
         said = _quote(reply.body, parsed)
         if CONTENT.search(said):
