@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.answers import Answers, Reply, Spent
 from mixmerge.evaluate.capacity import Capacity, Ticket
 from mixmerge.evaluate.exchange import GIVEN_UP, Again, Answer, Answered, Hopeless, Line, Outcome, read
@@ -146,9 +147,13 @@ class Dispatch:
             for task in [*self._tasks, committer]:
                 task.cancel()
             ends = await asyncio.gather(committer, *self._tasks, return_exceptions=True)
-            if isinstance(ends[0], Exception):
+            if isinstance(ends[0], CheckpointError):
                 raise ends[0]
-            self._done(self._uncommitted, self._owed, self._answers.keep(self._scope, self._rows(), self._owed))
+            batch, owed = self._uncommitted, self._owed
+            spent = self._answers.keep(self._scope, self._rows(), owed)
+            if isinstance(ends[0], Exception):  # the caller's progress broke off: what came in since is safe now
+                raise ends[0]
+            self._done(batch, owed, spent)
 
     def _fill(self) -> float | None:
         """Send what can be sent now; give the moment at which time alone lets more be sent, None where it will not."""
