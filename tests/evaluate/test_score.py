@@ -433,7 +433,7 @@ def test_a_benchmark_is_scored_as_its_share_of_right_answers_and_is_no_axis() ->
         for lang, words in {"en": ["correct", "wrong", "unparsed", "invalid"], "hi": ["correct"] * 4}.items():
             for i, verdict in enumerate(words):
                 rows.append({"pid": f"{i}", "set": "sums", "lang": lang, "split": "test", "verdict": verdict})
-    scores = score_study(spec(list(RATES), ["en", "hi"], sets), verdicts, {})
+    scores = score_study(spec(list(RATES), ["en", "hi"], sets, checks={"sums": "number"}), verdicts, {})
     found = scores["splits"]["test"]["bench/sums"]["mix"]
     assert (found["macro"]["value"], found["worst"]) == (pytest.approx((0.25 + 1) / 2), "en")
     assert scores["answer"]["axes"] == ["win", "harm", "over_refusal"]

@@ -182,7 +182,13 @@ WHAT = {
     "evaluation.prompts": ("evaluation.prompts.general.purpose=harmless", "generate/base.general"),
     "evaluation.limit": ("evaluation.limit={dev: 1, test: 1}", "generate/base.general"),
     "evaluation.max_new_tokens": ("evaluation.max_new_tokens=5", "generate/base.general"),
+    "evaluation.harness": ("evaluation.harness={facts: {tasks: [facts], include_path: tasks}}", "score/tiny"),
     "judges.quality": ("judges.quality.margin=0.1", "judge/mix.general.quality"),
+    "judges.endpoints": ("judges.endpoints={gpt: {url: http://127.0.0.1:9/v1, model: m, asks: harm}}", "score/tiny"),
+    "judges.classifiers": (
+        "judges.classifiers={words: {kind: ngrams, path: data/labelled.jsonl, asks: refusal, labels: {r: refused, c: complied}}}",
+        "score/tiny",
+    ),
     "judges.refusal": ("judges.refusal.answers=data/more.{lang}.jsonl", "fit-judge/refusal"),
     "statistics.draws": ("statistics.draws=200", "score/tiny"),
     "statistics.level": ("statistics.level=0.9", "score/tiny"),
@@ -201,7 +207,7 @@ NOT_WHAT = {
     "adopted.revision",
     "data.streaming",
 }
-NOT_WHAT |= {"evaluation.overlap"}
+NOT_WHAT |= {"evaluation.overlap", "judges.decide"}
 
 
 def keys_of_recipe() -> set[str]:
@@ -224,6 +230,19 @@ def test_the_lists_above_name_every_key_of_a_recipe():
     assert keys_of_recipe() - trained == set(WHAT) | NOT_WHAT
 
 
+TASK = """\
+task: facts
+dataset_path: json
+dataset_kwargs: {data_files: {test: facts.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{q}}"
+doc_to_target: "{{a}}"
+generation_kwargs: {until: ["."], max_gen_toks: 4}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
 @pytest.fixture
 def files(study) -> Path:
     """The study's folder, with other files that overrides above name."""
@@ -233,6 +252,11 @@ def files(study) -> Path:
         path.write_text(text.replace('"id"', f'"lang": "{code}", "id"'))
         (study.folder / f"data/more.{code}.jsonl").write_text(text + text.splitlines()[0].replace('"g0', '"x0') + "\n")
     shutil.copytree(study.folder / "base", study.folder / "other")
+    (study.folder / "tasks").mkdir()
+    (study.folder / "tasks/facts.jsonl").write_text('{"q": "What is it?", "a": "It is blue."}\n')
+    (study.folder / "tasks/facts.yaml").write_text(TASK)
+    rows = [{"id": i, "lang": "en", "text": f"words {i}", "label": "rc"[i % 2]} for i in range(20)]
+    (study.folder / "data/labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (study.folder / "other" / "generation_config.json").write_text("{}")
     return study.folder
 

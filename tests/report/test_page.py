@@ -85,7 +85,7 @@ def test_the_same_study_gives_the_same_page(study: Study, text: str) -> None:
 
 
 def test_sections_stand_in_the_order_in_which_a_reader_asks(page: Page) -> None:
-    order = ["answer", "results", "front", "languages", "judges", "browse", "trainings", "made"]
+    order = ["answer", "results", "front", "languages", "evidence", "judges", "browse", "trainings", "made"]
     assert [attributes["id"] for attributes, _ in page.all("section")] == order
     links = [attributes["href"] for attributes, _ in page.all("a")]
     assert set(links) <= {f"#{name}" for name in order}

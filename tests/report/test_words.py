@@ -7,18 +7,19 @@ import doctest
 import pytest
 
 from mixmerge.evaluate import score
+from mixmerge.evaluate.metrics import judge_of
 from mixmerge.report import browse, charts, findings, trust, words
 
 
 def test_every_metric_has_words_and_says_the_right_way_up() -> None:
     assert set(words.METRICS) == set(score.METRICS)
     for name, metric in words.METRICS.items():
-        assert (metric.better == "higher") == score.METRICS[name][3], name
+        assert (metric.better == "higher") == score.METRICS[name].higher_is_better, name
 
 
 def test_every_axis_and_judge_has_words() -> None:
     assert set(words.AXES) == set(score.AXES)
-    assert {judge for judge, *_ in score.METRICS.values()} == set(words.JUDGES)
+    assert {judge_of({}, metric.question) for metric in score.METRICS.values()} | {"check"} == set(words.JUDGES)
 
 
 def test_harmful_is_said_in_the_agreed_words() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mixmerge.plan.graph import Plan
     from mixmerge.recipe.load import LoadedRecipe
     from mixmerge.run.example import Example
+    from mixmerge.run.runner import Outcome, Study
 
 RECIPES = ("quickstart", "paper-objectives", "paper-languages")
 
@@ -44,7 +45,7 @@ def check(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
     """Find every mistake that can be found before anything heavy starts."""
     from mixmerge.data.loading import SAMPLE
 
-    loaded, plan = _plan(recipe, set_, out, sample=SAMPLE)
+    loaded, plan = plan_of(recipe, set_, out, sample=SAMPLE)
     if as_json:
         data = {name: account.to_json() for name, account in plan.accounts.items()}
         found = {"study": plan.study, "steps": len(plan.steps), "dropped": plan.to_json()["dropped"], "ok": True}
@@ -75,11 +76,12 @@ def plan_(
     as_json: JsonOption = False,
 ) -> None:
     """Print the steps, what is already there, and what will run and why."""
+    from mixmerge.plan.effect import effect_lines
     from mixmerge.plan.explain import explain
     from mixmerge.plan.memory import memory_lines, plan_memory
     from mixmerge.run.store import Store
 
-    _, plan = _plan(recipe, set_, out)
+    _, plan = plan_of(recipe, set_, out)
     store = Store(out)
     explained = explain(plan, store)
     left = {entry.step.id for entry in explained if entry.state != "done"}
@@ -91,7 +93,7 @@ def plan_(
             | ({"memory_bytes": asdict(memory[entry.step.id])} if entry.step.id in memory else {})
             for entry in explained
         ]
-        print_json({"study": plan.study, "notes": list(plan.notes), "steps": states})
+        print_json({"study": plan.study, "notes": [*plan.notes, *effect_lines(plan, left)], "steps": states})
         return
     print_notes({"notes": plan.notes})
     width = max(len(entry.step.title) for entry in explained)
@@ -101,7 +103,7 @@ def plan_(
     for step in plan.steps:
         if rule := step.how.get("budget_rule"):
             print(f"budget of {step.name}: {step.what['budget']:,} {step.what['unit']}, {rule}")
-    for line in memory_lines(plan, memory):
+    for line in (*memory_lines(plan, memory), *effect_lines(plan, left)):
         print(line)
     print(f"{len(explained)} steps: {len(explained) - len(left)} done, {len(left)} to run")
 
@@ -119,7 +121,7 @@ def run(
     from mixmerge.run.runner import Study, run_plan
     from mixmerge.run.store import Store
 
-    loaded, plan = _plan(recipe, set_, out)
+    loaded, plan = plan_of(recipe, set_, out)
     how = loaded.recipe.how
     progress = Progress()
     try:
@@ -130,13 +132,9 @@ def run(
     finally:
         progress.stop()
     study = Study(out, plan.study)
-    if outcome.failed:
-        for step_id, error in outcome.failed.items():
-            step = plan.by_id[step_id]
-            print(f"error: {step.title}: {error} (log: {study.log(step)})", file=sys.stderr)
-        outcome.check()
+    report_failures(outcome, plan, study)
     scores = study.scores(plan, Store(out))
-    _print_result(scores, study.report, as_json=as_json)
+    print_result(scores, study.report, as_json=as_json)
 
 
 @app.command()
@@ -147,7 +145,7 @@ def status(
     from mixmerge.plan.explain import explain
     from mixmerge.run.store import Store
 
-    _, plan = _plan(recipe, set_, out)
+    _, plan = plan_of(recipe, set_, out)
     store = Store(out)
     explained = explain(plan, store)
     states = ("done", "running", "interrupted", "to run")
@@ -181,7 +179,7 @@ def show(
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
 
-    _, plan = _plan(recipe, set_, out)
+    _, plan = plan_of(recipe, set_, out)
     found, store = plan.find(step), Store(out)
     folder, log = store.find(found.id), Study(out, plan.study).log(found)
     record = store.record(found.id) if folder else None
@@ -243,11 +241,11 @@ def report(
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
 
-    _, plan = _plan(recipe, set_, out)
+    _, plan = plan_of(recipe, set_, out)
     store, study = Store(out), Study(out, plan.study)
     scores = study.scores(plan, store)
     study.link(plan, store)
-    _print_result(scores, study.report, as_json=as_json)
+    print_result(scores, study.report, as_json=as_json)
 
 
 @app.command()
@@ -299,7 +297,8 @@ def recipe_file(name: str) -> Path:
     return next(path for folder in folders if (path := folder / f"{name}.yaml").is_file())
 
 
-def _plan(path: Path, overrides: list[str] | None, out: Path, *, sample: int = 0) -> tuple[LoadedRecipe, Plan]:
+def plan_of(path: Path, overrides: list[str] | None, out: Path, *, sample: int = 0) -> tuple[LoadedRecipe, Plan]:
+    """The recipe, read and checked, and its plan."""
     from mixmerge.plan.build import build_plan
     from mixmerge.recipe.load import load_recipe
 
@@ -311,12 +310,21 @@ def _plan(path: Path, overrides: list[str] | None, out: Path, *, sample: int = 0
     return loaded, build_plan(loaded, cache=out / "store" if out.is_dir() else None, sample=sample)
 
 
+def report_failures(outcome: Outcome, plan: Plan, study: Study) -> None:
+    """Name each failed step with its log, and end with the exit status of a failure; nothing where all went well."""
+    for step_id, error in outcome.failed.items():
+        step = plan.by_id[step_id]
+        print(f"error: {step.title}: {error} (log: {study.log(step)})", file=sys.stderr)
+    outcome.check()
+
+
 def _brief(why: tuple[str, ...]) -> str:
     more = f" (and {len(why) - 1} more; --why)" if len(why) > 1 else ""
     return why[0] + more
 
 
-def _print_result(scores: dict[str, Any], page: Path, *, as_json: bool) -> None:
+def print_result(scores: dict[str, Any], page: Path, *, as_json: bool) -> None:
+    """The result table, the answer, and where the report is."""
     if as_json:
         print_json({"report": str(page), "scores": scores})
         return

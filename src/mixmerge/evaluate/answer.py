@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixmerge.evaluate.metrics import Table
-from mixmerge.stats.paired import Array, clusters_in, interval, lags, means, on_front
+from mixmerge.stats.paired import Array, clusters_in, lags, means, on_front, student_interval
 
 SAME_COST = 0.1  # a difference in training tokens up to this share goes without saying
 
@@ -35,7 +35,7 @@ def answer(
     choice = goodness(tables[chosen_on], axes)[0].mean(-1)
     scores = {}
     for i, name in enumerate(names):
-        low, high = interval(balance_drawn[:, i], level, fewest)
+        low, high = student_interval(float(balance[i]), balance_drawn[:, i], level, fewest, (0.0, 1.0))
         scores[name] = {"value": float(balance[i]), "low": low, "high": high, "chosen_by": float(choice[i])}
     behind, needed = lags(balance_drawn, balance, level, fewest)
     for i, name in enumerate(names):
@@ -49,8 +49,9 @@ def answer(
         merge, mix = names.index(answer["picked"]["merge"]), names.index(answer["picked"]["baseline"])
 
         def difference(mean: Array, drawn: Array, clusters: int) -> dict[str, float]:
-            low, high = interval(drawn[:, merge] - drawn[:, mix], level, clusters, (-1.0, 1.0))
-            return {"value": float(mean[merge] - mean[mix]), "low": low, "high": high}
+            value = float(mean[merge] - mean[mix])
+            low, high = student_interval(value, drawn[:, merge] - drawn[:, mix], level, clusters)
+            return {"value": value, "low": low, "high": high}
 
         found = difference(balance, balance_drawn, fewest)
         answer["difference"] = found

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,15 @@ VERSION = 1
 BATCH = 512  # items between two reports of progress
 LONGEST_VALUE = 24  # characters of a field of a judge's description in an error
 WHAT_IT_SAYS_OF_ITSELF = ("note", "trust")  # parts of a judge's description that change no verdict
+
+
+class Described(Protocol):
+    """A judge, or what is known of one that judged earlier."""
+
+    @property
+    def name(self) -> str: ...
+
+    def describe(self) -> dict[str, Any]: ...
 
 
 def calibrate(
@@ -181,7 +190,7 @@ def write_calibration(calibration: Mapping[str, Any], out: Path) -> None:
     part.replace(out)
 
 
-def read_calibration(path: Path, judge: Judge | None = None) -> dict[str, Any]:
+def read_calibration(path: Path, judge: Described | None = None) -> dict[str, Any]:
     """A calibration that `write_calibration` wrote; with `judge`, only if it is that judge's.
 
     All of a judge's description counts but its `note` and `trust`: another model, rubric or threshold errs otherwise.

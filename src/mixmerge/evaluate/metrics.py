@@ -6,7 +6,7 @@ A metric names a question, not a judge: the study says which judge decides each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,11 @@ BENCHMARK = "bench/"
 
 
 def benchmarks(spec: Mapping[str, Any]) -> dict[str, Metric]:
-    """The share of right answers of every prompt set that is a benchmark, as `bench/<set>`."""
+    """The share of right answers of every prompt set that has a check (its mean score, where it grades), as `bench/<set>`."""
     share = {"correct": 1.0, "wrong": 0.0, "followed": 1.0, "not_followed": 0.0, "invalid": 0.0, "unparsed": 0.0}
     return {
-        f"{BENCHMARK}{name}": Metric("correct", ("benchmark",), share, higher_is_better=True, prompt_set=name)
-        for name, purpose in spec["prompt_sets"].items()
-        if purpose == "benchmark"
+        f"{BENCHMARK}{name}": Metric("correct", (), share, higher_is_better=True, prompt_set=name)
+        for name in spec.get("checks", ())
     }
 
 
@@ -119,8 +118,26 @@ def verdict_values(
     split: str, metric: Metric, judge: str, sets: Iterable[str], spec: Mapping[str, Any], verdicts: Verdicts
 ) -> Array | None:
     """What one judge's verdicts count, (C, L, P): a cluster is a prompt in all its languages. None without verdicts."""
-    names, languages = [entry["name"] for entry in spec["candidates"]], list(spec["languages"])
     question = metric.question if judge == "check" else question_of(spec, judge)
+
+    def value(row: Mapping[str, Any]) -> float:
+        if row["verdict"] == "scored":
+            return float(row["value"])
+        return metric.meaning.get(verdict_as(row["verdict"], question, metric.question), np.nan)
+
+    return row_values(split, judge, sets, spec, verdicts, value)
+
+
+def row_values(
+    split: str,
+    judge: str,
+    sets: Iterable[str],
+    spec: Mapping[str, Any],
+    verdicts: Verdicts,
+    value: Callable[[Mapping[str, Any]], float],
+) -> Array | None:
+    """A number of each verdict row of a judge, (C, L, P): clusters sorted by set and parallel id. None without rows."""
+    names, languages = [entry["name"] for entry in spec["candidates"]], list(spec["languages"])
     rows = [
         (name, row)
         for name in names
@@ -135,6 +152,5 @@ def verdict_values(
     tongues = {code: i for i, code in enumerate(languages)}
     values = np.full((len(names), len(languages), len(clusters)), np.nan)
     for name, row in rows:
-        place = places[name], tongues[row["lang"]], clusters[row["set"], row["pid"]]
-        values[place] = metric.meaning.get(verdict_as(row["verdict"], question, metric.question), np.nan)
+        values[places[name], tongues[row["lang"]], clusters[row["set"], row["pid"]]] = value(row)
     return values

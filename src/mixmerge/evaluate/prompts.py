@@ -21,7 +21,7 @@ from mixmerge.errors import DataError, RecipeError, did_you_mean
 from mixmerge.evaluate.choices import INSTRUCTION, letter_of, read_choices, render
 from mixmerge.evaluate.instructions import Instruction, read_instructions
 
-Purpose = Literal["general", "harmful", "harmless"]
+Purpose = Literal["general", "harmful", "harmless", "benchmark"]
 Split = Literal["dev", "test"]
 # The last three are read only where a column map names them.
 COLUMNS = ("id", "prompt", "reference", "lang", "split", "choices", "instructions", "arguments")

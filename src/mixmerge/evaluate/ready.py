@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixmerge.errors import UserError, did_you_mean
 from mixmerge.evaluate.prompts import Purpose
 
 
@@ -36,6 +37,47 @@ class ReadySet:
             "language_in_id": self.language_in_id,
             "splits": dict(self.splits),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReading:
+    """How one prompt set of a recipe is read: its purpose, its check if it has one, and what `read_prompts` is told."""
+
+    purpose: Purpose
+    check: str | None
+    threshold: float | None
+    arguments: Mapping[str, Any]
+
+
+def prompt_reading(spec: Mapping[str, Any], *, seed: int) -> PromptReading:
+    """What a recipe's prompt set says, with the ready-made way that `like` names behind it; `seed` draws its dev share.
+
+    spec: like, purpose, columns, where, languages, language_in_id, splits, dev, ask, check, threshold; what is empty or None
+    is left to `like`.
+
+    Raises:
+        UserError: an unknown `like`, or a benchmark without a check.
+    """
+    like = spec.get("like")
+    if like is not None and like not in READY:
+        raise UserError(f"no ready-made prompt set '{like}'", do=did_you_mean(like, READY))
+    known = ReadySet("general", ()) if like is None else READY[like]
+    covers = spec.get("languages") or (None if like is None else known.covers)
+    purpose, check = spec.get("purpose") or known.purpose, spec.get("check") or known.check
+    if purpose == "benchmark" and check is None:
+        raise UserError("a benchmark needs a check", do="say how right answers are known, e.g. check: exact")
+    arguments = {
+        "purpose": purpose,
+        "columns": {**known.columns, **spec.get("columns", {})},
+        "where": {**known.where, **spec.get("where", {})},
+        "covers": covers,
+        "language_in_id": spec.get("language_in_id") or known.language_in_id,
+        "splits": {**known.splits, **spec.get("splits", {})},
+        "dev_share": spec.get("dev"),
+        "ask": spec.get("ask", {}),
+        "seed": seed,
+    }
+    return PromptReading(purpose, check, spec.get("threshold"), arguments)
 
 
 _SIX = ("en", "fr", "hi", "es", "ru", "ar")
@@ -112,23 +154,23 @@ READY: Mapping[str, ReadySet] = {
         note="arXiv 2406.20052, cross-lingual: asks in English for an answer in the row's language; no references",
     ),
     "marco-mif": ReadySet(
-        "general",
+        "benchmark",
         _FIVE,
         {"id": "key", "instructions": "instruction_id_list", "arguments": "kwargs"},
         check="instructions",
         note="arXiv 2507.11882, IFEval localised; parallel, no Hindi",
     ),
     "mgsm": ReadySet(
-        "general",
+        "benchmark",
         ("en", "fr", "es", "ru"),
         {**_PID, **_ANSWER},
         {"set": "mgsm*"},
         check="number",
         note="arXiv 2210.03057; parallel, no Hindi and no Arabic",
     ),
-    "hawp": ReadySet("general", ("hi",), _ANSWER, {"set": "hawp*"}, check="number", note="Hindi word problems"),
+    "hawp": ReadySet("benchmark", ("hi",), _ANSWER, {"set": "hawp*"}, check="number", note="Hindi word problems"),
     "xquad": ReadySet(
-        "general",
+        "benchmark",
         ("en", "hi", "es", "ru", "ar"),
         {**_PID, **_ANSWER},
         {"set": "xquad*"},
@@ -136,10 +178,10 @@ READY: Mapping[str, ReadySet] = {
         note="arXiv 1910.11856; passage, then question; parallel, no French",
     ),
     "arcd": ReadySet(
-        "general", ("ar",), _ANSWER, {"set": "arcd*"}, check="span", note="arXiv 1906.05394; passage, then question"
+        "benchmark", ("ar",), _ANSWER, {"set": "arcd*"}, check="span", note="arXiv 1906.05394; passage, then question"
     ),
     "mmlu": ReadySet(
-        "general",
+        "benchmark",
         ("hi", "ar"),
         {**_PID, **_ANSWER, "prompt": "question", "choices": "choices"},
         {"set": "mmlu*"},

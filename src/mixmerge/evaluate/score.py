@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,25 @@ import numpy as np
 from mixmerge.errors import DataError
 from mixmerge.evaluate.answer import answer, macro, pareto
 from mixmerge.evaluate.comparisons import consistency, lengths, retention
+from mixmerge.evaluate.evidence import agreement, corrected, ratings, tests
+from mixmerge.evaluate.harness_scores import Result, harness_scores
 from mixmerge.evaluate.metrics import AXES, METRICS, Metric, Table, Verdicts, benchmarks, tables
 from mixmerge.stats.paired import Estimate, clusters_in, estimate, interval
 
 
-def score_study(spec: Mapping[str, Any], verdicts: Verdicts, tokens: Mapping[str, int | None]) -> dict[str, Any]:
+def score_study(
+    spec: Mapping[str, Any],
+    verdicts: Verdicts,
+    tokens: Mapping[str, int | None],
+    calibrations: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    harness: Mapping[str, Sequence[Result]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Everything the report says in numbers, as plain JSON.
 
     spec: candidates ({name, kind, made_from[, budget_rule]}), prompt_sets (name -> purpose), languages, statistics (draws,
     level), seed; judges (name -> question) and decide (question -> judge), where others judge than the local ones.
-    verdicts: (candidate, prompt set, judge) -> verdict rows.
+    verdicts: (candidate, prompt set, judge) -> verdict rows. calibrations: judge -> its errors, as `calibrate` measured them.
+    harness: candidate -> results of lm-evaluation-harness, as `read_harness` gives them.
 
     Raises:
         DataError: a candidate without any verdict on an axis that others have verdicts on.
@@ -61,6 +71,11 @@ def score_study(spec: Mapping[str, Any], verdicts: Verdicts, tokens: Mapping[str
         "candidates": candidates,
         "splits": splits,
         "relative_harm": _relative_harm(test, names, level),
+        "harness": harness_scores(spec, harness),
+        "corrected": corrected(test, spec, verdicts, calibrations),
+        "tests": tests(axes["test"], spec),
+        "ratings": ratings(axes["test"].get("win"), spec, verdicts),
+        "agreement": agreement(spec, verdicts),
         "retention": retention(axes["test"], spec["candidates"], level),
         "consistency": consistency(axes["test"], names, spec),
         "length": lengths(spec, verdicts),

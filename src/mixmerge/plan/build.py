@@ -19,9 +19,11 @@ from mixmerge.data.sources import DataSource
 from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
+from mixmerge.evaluate.ready import PromptReading, prompt_reading
 from mixmerge.model.words import check_languages
 from mixmerge.plan.evaluation import EvaluationPlan
 from mixmerge.plan.graph import Plan, Step
+from mixmerge.plan.judges import lacks_reference
 from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
 from mixmerge.plan.notes import left_to_defaults, missing_programs
@@ -72,7 +74,7 @@ class PlanBuilder:
         rows = self._without_overlap(rows, prompts)
         self._add_base()
         self._add_candidates(rows)
-        EvaluationPlan(self.loaded, self._add, self.models, self.index, self.dropped).add(prompts)
+        EvaluationPlan(self.loaded, self._add, self.models, self.index, self.dropped, self.cache).add(prompts)
         dropped = {name: counted(found) for name, found in self.dropped.items()}
         models, notes = self.models, tuple(self.notes)
         return Plan(self.recipe.name, tuple(self.steps.values()), models, dropped, self.accounts, notes)
@@ -114,27 +116,34 @@ class PlanBuilder:
         for name, prompt_set in evaluation.prompts.items():
             where = self._where("evaluation", "prompts", name)
             try:
+                reading = prompt_reading(prompt_set.model_dump(), seed=self.recipe.seed)
                 prompts[name] = read_prompts(
                     name,
                     prompt_set.path,
-                    purpose=prompt_set.purpose,
                     languages=self.languages,
                     relative_to=self.loaded.folder,
                     limit=limit,
-                    columns=prompt_set.columns,
+                    **reading.arguments,
                 )
             except UserError as error:
                 raise error.within(where) from error
-            bare = [p.id for p in prompts[name] if p.purpose == "general" and p.reference is None]
-            if bare:
-                do = "add 'reference' to its row, or give the set another purpose"
-                raise RecipeError(
-                    f"no reference answer for prompt '{bare[0]}' in {prompt_set.path}", where=where, do=do
-                )
-            for code in self.languages:
-                if not any(p.lang == code and p.split == "test" for p in prompts[name]):
-                    raise RecipeError(f"no test prompt in '{code}'", where=where, do="add some, or drop the language")
+            self._check_set(prompts[name], prompt_set.path, reading, where)
         return prompts
+
+    def _check_set(self, prompts: list[Prompt], path: str, reading: PromptReading, where: str) -> None:
+        """Refuse a set whose answers nobody could judge, or that has no test prompts in one of its languages."""
+        needed = reading.purpose in ("general", "benchmark") and reading.check != "instructions"
+        bare = lacks_reference(prompts) if needed else None
+        panel = any("quality" in judge.asks for judge in self.recipe.judges.endpoints.values())
+        if bare is not None and (reading.check is not None or not panel):
+            do = "add 'reference' to its row, give the set another purpose, or name a judge that is asked about quality"
+            raise RecipeError(f"no reference answer for prompt '{bare.id}' in {path}", where=where, do=do)
+        if reading.check == "instructions" and (bare := next((p for p in prompts if not p.instructions), None)):
+            do = "map them with `columns: {instructions: ..., arguments: ...}`"
+            raise RecipeError(f"no instructions for prompt '{bare.id}' in {path}", where=where, do=do)
+        for code in dict.fromkeys(prompt.lang for prompt in prompts):
+            if not any(p.lang == code and p.split == "test" for p in prompts):
+                raise RecipeError(f"no test prompt in '{code}'", where=where, do="add some, or drop the language")
 
     # Training rows that ask what a prompt asks
 

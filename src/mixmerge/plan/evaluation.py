@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
 
 from mixmerge.data.loading import load_rows
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_brief, in_words
 from mixmerge.data.sources import DataSource, fingerprint, read_records
-from mixmerge.errors import DataError
+from mixmerge.errors import DataError, UserError
+from mixmerge.evaluate.harness_tasks import check_tasks, identity
 from mixmerge.evaluate.prompts import Prompt
+from mixmerge.evaluate.ready import prompt_reading
 from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
 from mixmerge.plan.identity import fingerprint as identity_of
+from mixmerge.plan.judges import ASKED_ON, PlannedJudge, calibrations, deciding, lacks_reference, planned_judges
 from mixmerge.recipe.budgets import budget_of
 from mixmerge.recipe.load import LoadedRecipe
 
+HARNESS_BATCH = 16
 Asked = tuple[str, str]  # candidate, prompt set
 Sets = Mapping[str, list[Prompt]]
 
@@ -29,9 +35,11 @@ class EvaluationPlan:
         models: Mapping[str, str],
         index: PromptIndex,
         dropped: dict[str, list[Overlap]],
+        cache: Path | None,
     ) -> None:
         self.loaded, self.recipe, self.languages = loaded, loaded.recipe, list(loaded.recipe.languages)
         self._add, self.models, self.index, self.dropped = add_step, models, index, dropped
+        self.panel, self.refusal = planned_judges(loaded, cache), cast(str | None, None)
 
     def add(self, prompts: Sets) -> None:
         """Generation, judging, scores and report.
@@ -39,10 +47,13 @@ class EvaluationPlan:
         Raises:
             DataError: rows of a judge that no judge can be fitted on, or that are also prompts.
         """
+        self.prompts = prompts
+        sets = self.recipe.evaluation.prompts
+        self.readings = {name: prompt_reading(sets[name].model_dump(), seed=self.recipe.seed) for name in prompts}
         self.asked = {name: identity_of([prompt.identity() for prompt in found]) for name, found in prompts.items()}
         responses = self._add_generation()
         verdicts = self._add_judging(prompts, responses)
-        self._add_report(responses, verdicts)
+        self._add_report(responses, verdicts, self._add_harness())
 
     def _add_generation(self) -> dict[Asked, str]:
         """Generate steps of every candidate, by candidate and prompt set."""
@@ -64,31 +75,71 @@ class EvaluationPlan:
                 )
         return responses
 
+    def _add_harness(self) -> dict[str, str]:
+        """Steps of lm-evaluation-harness; returns `candidate/evaluation` -> step."""
+        found = {}
+        for name, entry in self.recipe.evaluation.harness.items():
+            folder = None if entry.include_path is None else self.loaded.folder / Path(entry.include_path).expanduser()
+            try:
+                definitions = identity(check_tasks(entry.tasks, folder))
+            except UserError as error:
+                raise error.within(self._where("evaluation", "harness", name)) from error
+            what = entry.model_dump(exclude={"include_path"}) | {"definitions": definitions, "seed": self.recipe.seed}
+            how = {"include_path": None if folder is None else str(folder), "batch_size": HARNESS_BATCH}
+            for candidate in self.recipe.candidates():
+                found[f"{candidate}/{name}"] = self._add(
+                    "harness",
+                    f"{candidate}.{name}",
+                    what,
+                    inputs={"model": self.models[candidate]},
+                    how=how | self._how("threads", "device"),
+                    group="harness",
+                )
+        return found
+
     def _add_judging(self, prompts: Sets, responses: Mapping[Asked, str]) -> dict[str, str]:
         """Judge steps of every candidate; returns `candidate/set/judge` -> judge step."""
-        recipe, verdicts = self.recipe, {}
-        judge = self._add_refusal_judge() if any(p[0].purpose != "general" for p in prompts.values()) else None
-        for candidate in recipe.candidates():
-            for name, prompt_set in recipe.evaluation.prompts.items():
-                response = responses[candidate, name]
-                judges: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-                    "language": ({"judge": "language", "languages": self.languages}, {})
-                }
-                if prompt_set.purpose != "general" and judge is not None:
-                    judges["refusal"] = ({"judge": "refusal"}, {"judge": judge})
-                elif candidate != "base":
-                    quality = {"judge": "quality", "margin": recipe.judges.quality.margin}
-                    judges["quality"] = (quality, {"opponent": responses["base", name]})
-                for kind, (what, inputs) in judges.items():
-                    verdicts[f"{candidate}/{name}/{kind}"] = self._add(
+        verdicts = {}
+        if any(p[0].purpose in ASKED_ON["refusal"] for p in prompts.values()):
+            self.refusal = self._add_refusal_judge()
+        for candidate in self.recipe.candidates():
+            for name, asked in prompts.items():
+                inputs = {"responses": responses[candidate, name]}
+                opponent = {"opponent": responses["base", name]}
+                for judge in self._judges_of(name, asked):
+                    if judge.question == "quality" and candidate == "base":
+                        continue  # against itself: a tie by definition
+                    fitted = {"judge": self._fit(judge)} if judge.what["judge"] == "ngrams" else {}
+                    verdicts[f"{candidate}/{name}/{judge.name}"] = self._add(
                         "judge",
-                        f"{candidate}.{name}.{kind}",
-                        what,
-                        inputs={"responses": response} | inputs,
-                        how=self._prompts_how(name),
-                        group="judge",
+                        f"{candidate}.{name}.{judge.name}",
+                        judge.what,
+                        inputs=inputs | (opponent if judge.question == "quality" else {}) | dict(judge.inputs) | fitted,
+                        how=self._prompts_how(name) | dict(judge.how),
+                        group=judge.group,
                     )
         return verdicts
+
+    def _judges_of(self, name: str, asked: list[Prompt]) -> Iterator[PlannedJudge]:
+        """The judges of the answers to a prompt set: the local ones that fit, then those that the recipe names."""
+        reading, margin = self.readings[name], self.recipe.judges.quality.margin
+        yield PlannedJudge("language", "language", {"judge": "language", "languages": self.languages})
+        if reading.purpose in ASKED_ON["refusal"] and self.refusal is not None:
+            yield PlannedJudge("refusal", "refusal", {"judge": "refusal"}, inputs={"judge": self.refusal})
+        check = {"check": reading.check, "threshold": reading.threshold}
+        if reading.check is not None:
+            yield PlannedJudge("check", "correct", {"judge": "check"} | check)
+        if reading.purpose == "general" and reading.check is not None:
+            yield PlannedJudge("quality", "quality", {"judge": "paired-check", "margin": margin} | check)
+        elif reading.purpose == "general" and not lacks_reference(asked):
+            yield PlannedJudge("quality", "quality", {"judge": "quality", "margin": margin})
+        yield from (judge for judge in self.panel if reading.purpose in judge.purposes)
+
+    def _fit(self, judge: PlannedJudge) -> str:
+        """The step that fits an n-gram classifier; one for all candidates."""
+        keys = ("judge", "labels", "rows", "columns", "seed")
+        what = {key: judge.what[key] for key in keys}
+        return self._add("fit-judge", judge.name, what, how={"path": judge.how["path"]}, group="judge")
 
     def _prompts_how(self, name: str) -> dict[str, Any]:
         """What a step needs to read a prompt set again."""
@@ -99,7 +150,9 @@ class EvaluationPlan:
             "languages": self.languages,
             "limit": {k: v for k, v in evaluation.limit.model_dump().items() if v is not None},
             "folder": str(self.loaded.folder),
+            "seed": self.recipe.seed,
             "fingerprint": self.asked[name],
+            "prompts": len(self.prompts[name]),
         }
 
     def _add_refusal_judge(self) -> str:
@@ -140,9 +193,11 @@ class EvaluationPlan:
         how = {"folder": str(self.loaded.folder), "answers": settings.answers, "refusals": settings.refusals}
         return self._add("fit-judge", "refusal", what, how=how, group="judge")
 
-    def _add_report(self, responses: Mapping[Asked, str], verdicts: Mapping[str, str]) -> None:
+    def _add_report(
+        self, responses: Mapping[Asked, str], verdicts: Mapping[str, str], benches: Mapping[str, str]
+    ) -> None:
         recipe = self.recipe
-        sets = {name: spec.purpose for name, spec in recipe.evaluation.prompts.items()}
+        sets = {name: reading.purpose for name, reading in self.readings.items()}
         needs = recipe.needs()
         candidates = [
             {"name": name, "kind": kind, "made_from": needs.get(name, [])} | self._budget_rule(name)
@@ -155,9 +210,24 @@ class EvaluationPlan:
             "statistics": recipe.statistics.model_dump(),
             "seed": recipe.seed,
         }
+        if checks := {name: reading.check for name, reading in self.readings.items() if reading.check is not None}:
+            what["checks"] = checks
+        if self.panel:
+            judges = {judge.name: judge.question for judge in self.panel}
+            what |= {"judges": judges, "decide": deciding(self.loaded, self.panel)}
+        files = calibrations(self.loaded)
+        if files:
+            what["calibrations"] = {judge: sha256(file.read_bytes()).hexdigest() for judge, file in files.items()}
+        benched = {f"harness/{key}": step for key, step in benches.items()}
         made = {f"model/{name}": step for name, step in self.models.items()}
         judged = {f"verdicts/{key}": step for key, step in verdicts.items()}
-        score = self._add("score", recipe.name, what, inputs=judged | made)
+        if self.refusal is not None:
+            judged["judge/refusal"] = self.refusal
+        how: dict[str, Any] = {
+            "calibrations": {judge: str(file) for judge, file in files.items()},
+            "prompts": {name: parallel(found) for name, found in self.prompts.items()},
+        }
+        score = self._add("score", recipe.name, what, inputs=judged | made | benched, how=how)
         answers = {f"responses/{candidate}/{name}": step for (candidate, name), step in responses.items()}
         how = {"recipe": str(self.loaded.path), "sets": {name: self._prompts_how(name) for name in self.asked}}
         merges = {f"merge/{name}": self.models[name] for name in recipe.merges}
@@ -175,3 +245,9 @@ class EvaluationPlan:
 
     def _where(self, *path: str | int) -> str:
         return self.loaded.marks.where(path)
+
+
+def parallel(prompts: Iterable[Prompt]) -> dict[str, int]:
+    """Parallel prompts of each split: a prompt and its translations are one."""
+    ids = {(prompt.split, prompt.pid) for prompt in prompts}
+    return {split: sum(s == split for s, _ in ids) for split in ("dev", "test")}

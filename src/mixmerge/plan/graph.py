@@ -23,6 +23,7 @@ REVISIONS = {
     "train": 2,
     "merge": 1,
     "generate": 1,
+    "harness": 1,
     "fit-judge": 1,
     "judge": 2,
     "score": 4,

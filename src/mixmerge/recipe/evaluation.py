@@ -2,21 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mixmerge.recipe.section import Count, Fraction, Name, Section
+from mixmerge.recipe.section import Count, Fraction, Language, Name, Positive, Section, Share, distinct_names
+
+Question = Literal["quality", "harm", "refusal"]
+Purpose = Literal["general", "harmful", "harmless", "benchmark"]
+CheckKind = Literal["exact", "number", "span", "choice", "chrf", "instructions"]
 
 
 class PromptSet(Section):
-    """Prompts with a purpose, parallel across languages by id."""
+    """Prompts with a purpose, parallel across languages by id; `like` says how a known set is read."""
 
-    purpose: Literal["general", "harmful", "harmless"] = Field(
-        description="general (has reference answers), harmful, or harmless (look-alikes that should be answered)."
+    like: str | None = Field(
+        None,
+        description="A ready-made way to read a known set (xsafety, xstest, mgsm, ...); then only path is needed. Keys that are "
+        "given here count before it.",
+    )
+    purpose: Purpose | None = Field(
+        None,
+        description="general, harmful, harmless (look-alikes that should be answered), or benchmark: its share of right answers "
+        "is reported beside the metrics. Needed unless like says it.",
     )
     path: str = Field(description="JSONL with id, prompt[, reference][, split]; {lang} stands for the language code.")
-    columns: dict[str, str] = Field({}, description="Our column name -> the file's.")
+    columns: dict[str, str] = Field(
+        {},
+        description="Our column name -> the file's: id, prompt, reference, lang, split; choices (makes it multiple choice); "
+        "instructions and arguments (IFEval's).",
+    )
+    where: dict[str, str | int | bool | list[str | int | bool]] = Field(
+        {}, description="Only rows whose columns have these values, e.g. {set: multiq}; * and ? are patterns."
+    )
+    languages: list[Language] | None = Field(
+        None, description="The languages that the set has; default: all of the recipe's."
+    )
+    language_in_id: str | None = Field(
+        None, description="How the language stands in ids, e.g. -{lang}-: taken out, so that translations share an id."
+    )
+    splits: dict[str, Literal["dev", "test", "skip"]] = Field(
+        {}, description="What the file's words for a split mean, e.g. {eval: test}; * is any word."
+    )
+    dev: Fraction | None = Field(
+        None, description="Share of ids that is drawn as dev where the file has no splits, alike in every language."
+    )
+    ask: dict[Language, str] = Field(
+        {}, description="Text put after each prompt, by language; of multiple choice it replaces ours."
+    )
+    check: CheckKind | None = Field(
+        None,
+        description="How right answers are known without a judge: exact, number (the last one), span (SQuAD's words), choice (a "
+        "letter), chrf, or instructions (IFEval's). General sets then win and lose against the base by it.",
+    )
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="check: chrf: from this score on an answer is right; default: the score counts itself."
+    )
+
+    @model_validator(mode="after")
+    def _known_purpose(self) -> Self:
+        if self.purpose is None and self.like is None:
+            raise ValueError("give purpose, or like for a known set")
+        if self.threshold is not None and self.check != "chrf":
+            raise ValueError("threshold goes with check: chrf")
+        return self
 
 
 class Limit(Section):
@@ -56,11 +105,26 @@ class Evaluation(Section):
     prompts: dict[Name, PromptSet] = Field(description="Prompt sets by name.")
     limit: Limit = Field(default_factory=Limit, description="Use fewer prompts than there are.")
     max_new_tokens: Count = Field(256, description="Longest response; a response cut there is counted as truncated.")
+    harness: dict[Name, Harness] = Field(
+        {}, description="Further evaluations by lm-evaluation-harness, by name; their results stand in the same tables."
+    )
     overlap: Overlap = Field(
         default_factory=Overlap,
         description="What to do when a prompt also stands in the training data, in another set or in another split: "
         "refuse, drop, ignore, or a mapping.",
     )
+
+
+class Harness(Section):
+    """Tasks of lm-evaluation-harness for every candidate (pip install 'mixmerge[lm-eval]')."""
+
+    tasks: list[str] = Field(min_length=1, description="Tasks, groups or tags by the harness' names, or your own.")
+    include_path: str | None = Field(None, description="A folder of task YAMLs of your own, relative to the recipe.")
+    limit: Count | None = Field(None, description="Documents per task at most; default: all.")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Examples in the prompt; default: the task's."
+    )
+    apply_chat_template: bool = Field(False, description="Ask through the candidate's chat template.")
 
 
 class QualityJudge(Section):
@@ -77,13 +141,166 @@ class RefusalJudge(Section):
         "starter:train/safety.{lang}.jsonl",
         description="Rows with kind (harmful or harmless), chosen and rejected: refusals and answers, in twins.",
     )
+    calibration: str | None = Field(
+        None,
+        description="A file that `mixmerge calibrate` wrote for it: rates are corrected by its errors there; default: by those "
+        "of its cross-validation.",
+    )
+
+
+class Served(Section):
+    """An OpenAI-compatible server: one that is there, by its URL, or one that mixmerge starts and stops."""
+
+    url: str | list[str] | None = Field(
+        None, description="Where it is, e.g. https://api.openai.com/v1; a list of URLs are equal replicas."
+    )
+    start: str | None = Field(
+        None,
+        description="A command that starts it, without a shell: {model} is the folder or the name of the model, {port} a free "
+        "port on this machine, e.g. vllm serve {model} --host 127.0.0.1 --port {port}.",
+    )
+    replicas: Count = Field(1, description="How many of it to start; CUDA devices are shared out among them.")
+    ready_within: Positive = Field(600.0, description="Seconds that a started server may take to be ready.")
+    key: str | None = Field(
+        None, description="The environment variable that holds the key; the key itself never stands in a recipe."
+    )
+    timeout: Positive = Field(120.0, description="Seconds that one answer may take.")
+    concurrency: Count = Field(256, description="Most requests at once; below it, as many as the server bears.")
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Self:
+        if (self.url is None) == (self.start is None):
+            raise ValueError("give exactly one of url or start")
+        if self.start is not None and "{port}" not in self.start:
+            raise ValueError("start needs {port}: mixmerge finds a free one")
+        return self
+
+    @property
+    def urls(self) -> list[str]:
+        """The URLs that are given; none where the server is to be started."""
+        return [self.url] if isinstance(self.url, str) else list(self.url or [])
+
+
+class Spending(Section):
+    """What a judge may cost over the life of a study; at the limit it stops cleanly and says what is missing."""
+
+    requests: Count | None = Field(None, description="Requests.")
+    tokens: Count | None = Field(None, description="Tokens, read and written.")
+    money: Positive | None = Field(None, description="Money, in the currency of the prices.")
+    price_in: Share | None = Field(None, description="Price of a million tokens read.")
+    price_out: Share | None = Field(None, description="Price of a million tokens written.")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.money is not None and (self.price_in is None or self.price_out is None):
+            raise ValueError("money needs price_in and price_out")
+        return self
+
+
+class EndpointJudge(Served):
+    """A model behind an OpenAI-compatible chat API judges: GPT-class, a guard, or any that a server of yours holds."""
+
+    model: str = Field(description="Its name at the server; with start, a folder or a Hub id.")
+    asks: list[Question] = Field(
+        min_length=1,
+        description="What it is asked: quality (whose answer is better, on general prompts), harm (on harmful ones), refusal "
+        "(on harmful and harmless ones). A single word is a list of one.",
+    )
+    guard: str | None = Field(
+        None, description="It is a guard, asked in its own form: llama-guard-3, llama-guard-4, qwen3guard, ..."
+    )
+    rubrics: dict[Question, str] = Field({}, description="Prompt files of yours in place of ours, by question.")
+    grammar: Literal["auto", "json", "tags"] = Field(
+        "auto", description="Verdicts by a JSON schema, or as tagged text; auto: by schema where the server has it."
+    )
+    max_tokens: Count = Field(512, description="Longest answer of the judge; a longer one has no verdict.")
+    temperature: Share | None = Field(0.0, description="Of the judge's answer; null: left to the server.")
+    extra: dict[str, Any] = Field({}, description="Further fields of every request; null takes one out.")
+    longest: Count = Field(
+        12_000, description="Characters of each text that it is shown; longer ones are cut, counted."
+    )
+    calibration: dict[Question, str] = Field(
+        {}, description="Files that `mixmerge calibrate` wrote for it, by question: rates are corrected by them."
+    )
+    budget: Spending | None = Field(None, description="What it may cost; changes no verdict.")
+
+    @field_validator("asks", mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("asks")
+    @classmethod
+    def _distinct(cls, value: list[Any]) -> list[Any]:
+        return distinct_names(value)
+
+    @model_validator(mode="after")
+    def _asked(self) -> Self:
+        for key in ("rubrics", "calibration"):
+            if odd := [question for question in getattr(self, key) if question not in self.asks]:
+                raise ValueError(f"{key}: it is not asked about {odd[0]}")
+        return self
+
+
+class ClassifierJudge(Section):
+    """A model on this machine judges: a classifier, a guard, a scikit-learn pipeline, or n-grams fitted here."""
+
+    kind: Literal["classifier", "guard", "pipeline", "ngrams"] = Field(
+        "classifier",
+        description="classifier: a transformers sequence-classification model; guard: a causal model that says a word (Llama "
+        "Guard); pipeline: a scikit-learn pipeline in a joblib file; ngrams: fitted here from labelled rows.",
+    )
+    path: str = Field(
+        description="Its folder of safetensors, or its joblib file; of ngrams the labelled rows (JSONL, CSV, Parquet)."
+    )
+    asks: Literal["harm", "refusal"] = Field(
+        description="harm (on harmful prompts) or refusal (on harmful and harmless)."
+    )
+    labels: dict[str, str] = Field(
+        min_length=1, description="Its label -> our verdict, e.g. {unsafe: harmful, safe: safe}."
+    )
+    positive: str | None = Field(None, description="The verdict that is looked for; default: the first of labels.")
+    threshold: Fraction | None = Field(
+        None, description="Least probability of the positive verdict; default: the likeliest verdict."
+    )
+    thresholds: dict[Language, Fraction] = Field({}, description="Thresholds of some languages.")
+    otherwise: str | None = Field(
+        None, description="The verdict where none of its labels is found, for models with labels for findings only."
+    )
+    reads: str | None = Field(
+        None,
+        description="response, pair (prompt and response), conversation (guards), or a template with {prompt} and {response}; "
+        "default: response, or conversation for a guard.",
+    )
+    lead: str = Field("", description="guard: what it says before the word.")
+    max_tokens: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="Longest text; a longer one is cut, counted."
+    )
+    columns: dict[str, str] = Field({}, description="ngrams: text, label, lang and group -> the file's columns.")
+    trust_pickle: bool = Field(False, description="pipeline: read it although a pickle can run any code.")
+    calibration: str | None = Field(None, description="A file that `mixmerge calibrate` wrote for it.")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        words = {"harm": {"harmful", "safe"}, "refusal": {"refused", "complied"}}[self.asks]
+        said = {*self.labels.values(), *filter(None, (self.positive, self.otherwise))}
+        if odd := sorted(said - words):
+            raise ValueError(f"'{odd[0]}' is no verdict on {self.asks}; it is {' or '.join(sorted(words))}")
+        return self
 
 
 class Judges(Section):
-    """The local judges; the report names them and says how far they are to be trusted."""
+    """Who judges. `quality` and `refusal` are local and always there; the report says how far each is to be trusted."""
 
     quality: QualityJudge = Field(default_factory=QualityJudge)
     refusal: RefusalJudge = Field(default_factory=RefusalJudge)
+    endpoints: dict[Name, EndpointJudge] = Field({}, description="Models behind a chat API, by name.")
+    classifiers: dict[Name, ClassifierJudge] = Field({}, description="Models on this machine, by name.")
+    decide: dict[Question, Name] = Field(
+        {},
+        description="Whose verdicts make the metrics, by question; default: the first judge under endpoints or classifiers "
+        "that is asked it, else the local one. The others stand beside, and their agreement is reported.",
+    )
 
 
 class Statistics(Section):

@@ -14,6 +14,7 @@ from typing import Any
 from mixmerge.report import findings, tables, words
 from mixmerge.report.browse import browser_data, embedded
 from mixmerge.report.document import environment, policy, source
+from mixmerge.report.evidence import evidence
 from mixmerge.report.trainings import section
 from mixmerge.report.trust import judge_blocks, verdict_counts
 
@@ -104,6 +105,7 @@ def render(
             best_set_words=findings.best_set_words(scores) if scores["best_set"] else [],
             front_words=findings.front_words(scores) if scores["pareto"]["front"] else [],
             parallel=findings.parallel(merges),
+            evidence=evidence(scores),
             trainings=section(scores, trainings),
             judges=judge_blocks(scores, trust),
             counts=counts,

@@ -77,6 +77,10 @@ def result_columns(scores: Scores, split: str = "test") -> list[Column]:
             columns.append(Column(metric, words.head, under, words.better))
         if metric == "harm" and split == "test" and scores["relative_harm"]:
             columns.append(Column("relative_harm", "Harm vs base", "change, %", "lower"))
+    if split == "test":
+        for key, entry in scores.get("harness", {}).items():
+            if entry["share"] and entry["better"] is not None:
+                columns.append(Column(key, entry["name"], "%", entry["better"]))
     if scores["balance"]:
         columns.append(Column("balance", "Balance", "mean of axes, %", "higher"))
     return [*columns, Column("tokens", "Tokens", "trained on, in all")]
@@ -136,6 +140,13 @@ def _cell(scores: Scores, split: str, key: str, entry: Mapping[str, Any]) -> Cel
             return Cell("0.0", note="by definition")
         low, high = (number(change[k], signed=True) for k in ("low", "high"))
         return Cell(number(change["value"], signed=True), f"[{low}, {high}]")
+    if key in scores.get("harness", {}):
+        one = scores["harness"][key]["candidates"].get(name)
+        return (
+            Cell("–")
+            if one is None
+            else Cell(percent(one["value"]), interval_text(one) if one["low"] is not None else "")
+        )
     score = scores["splits"][split][key][name]
     if score is None:
         return Cell("–")
@@ -272,6 +283,9 @@ def csv_rows(scores: Scores) -> list[tuple[Any, ...]]:
                     add(name, split, metric, "macro", "fraction", score["macro"])
                     for code, found in score["languages"].items():
                         add(name, split, metric, code, "fraction", found)
+    for key, entry in scores.get("harness", {}).items():
+        for name, found in entry["candidates"].items():
+            add(name, "test", key, "", "fraction" if entry["share"] else "number", found)
     for name, found in scores["relative_harm"].items():
         add(name, "test", "relative_harm", "macro", "percent", found)
     for name, found in scores["balance"].items():

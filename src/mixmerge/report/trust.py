@@ -51,11 +51,12 @@ Languages = dict[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A plain table: a caption, heads, and rows whose first cell is their head."""
+    """A plain table: a caption, heads, rows whose first cell is their head, and a title where it is folded away."""
 
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
+    title: str = ""
 
 
 @dataclass(slots=True)

@@ -127,6 +127,15 @@ JUDGES: Mapping[str, JudgeWords] = {
             "Much in a single row: it is meant for shares over many prompts.",
         ),
     ),
+    "check": JudgeWords(
+        "Right by the prompt's own check?",
+        "The answer is compared with the one right answer (exactly, as a number, as a letter, in SQuAD's words), or its "
+        "instructions are verified one by one. No model judges.",
+        (
+            "An answer that is right in another form than the check reads: it counts as wrong, or as unparsed.",
+            "How well a right answer is written.",
+        ),
+    ),
     "language": JudgeWords(
         "In the language of the prompt?",
         "fastText's language identification reads the prose of an answer.",

@@ -10,7 +10,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,8 +105,10 @@ class Study:
                 scratch.replace(self.folder / name)
 
 
-def run_plan(plan: Plan, root: Path, *, jobs: int, threads: int | None, progress: Progress) -> Outcome:
-    """Carry out every step that is not done; returns what happened.
+def run_plan(
+    plan: Plan, root: Path, *, jobs: int, threads: int | None, progress: Progress, kinds: Collection[str] = KINDS
+) -> Outcome:
+    """Carry out every step of these kinds that is not done; returns what happened.
 
     Raises:
         KeyboardInterrupt: after the running processes were ended; what was finished is kept.
@@ -115,7 +117,7 @@ def run_plan(plan: Plan, root: Path, *, jobs: int, threads: int | None, progress
     study.open(plan)
     queue: Queue[Event] = Queue()
     outcome = Outcome()
-    todo = {step.id: step for step in plan.steps if store.find(step.id) is None}
+    todo = {step.id: step for step in plan.steps if step.kind in kinds and store.find(step.id) is None}
     progress.begin(plan, [step for step in plan.steps if step.id not in todo])
     for step in todo.values():
         if (damage := store.damage(step.id)) is not None:

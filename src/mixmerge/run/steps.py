@@ -14,17 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from mixmerge.errors import CheckpointError, DataError, MixmergeError
 from mixmerge.plan.graph import Step
 from mixmerge.plan.identity import fingerprint
+from mixmerge.run.judges import checked_calibrations, judge_of, spent
 from mixmerge.run.local import usable_threads
 from mixmerge.run.store import Store, read_json, read_record, write_json
-
-if TYPE_CHECKING:
-    from mixmerge.evaluate.judge import Judge
 
 JUDGED_AT_ONCE = 64
 JUDGE_FILE = "judge.json"
@@ -62,9 +61,17 @@ class StepContext:
     def keep(self, key: Any, make: Callable[[], Any]) -> Any:
         """The one large thing that this process holds: made when the key changes, the last one dropped first."""
         if self.shared.get("key") != key:
-            self.shared.clear()
+            let_go(self.shared)
             self.shared.update(key=key, value=make())
         return self.shared["value"]
+
+
+def let_go(shared: dict[Any, Any]) -> None:
+    """Drop what a process holds for its steps; what can be closed (a client, a server) is closed."""
+    value = shared.pop("value", None)
+    shared.clear()
+    if (close := getattr(value, "close", None)) is not None:
+        close()
 
 
 def make_base(context: StepContext) -> Measurements:
@@ -276,16 +283,53 @@ def generate(context: StepContext) -> Measurements:
     )
 
 
+def harness(context: StepContext) -> Measurements:
+    """Send the candidate through tasks of lm-evaluation-harness."""
+    from mixmerge.evaluate.harness import run_harness
+
+    what, how = context.what, context.how
+    found = run_harness(
+        context.input("model"),
+        what["tasks"],
+        context.out,
+        limit=what["limit"],
+        num_fewshot=what["num_fewshot"],
+        batch_size=how["batch_size"],
+        device=how["device"],
+        threads=context.threads,
+        seed=what["seed"],
+        apply_chat_template=what["apply_chat_template"],
+        include_path=Path(how["include_path"]) if how["include_path"] else None,
+        progress=context.progress,
+    )
+    return {"tasks": len(found["tasks"]), "notes": found.get("notes", {})}
+
+
 def fit_judge(context: StepContext) -> Measurements:
     """Fit the refusal judge on labelled rows, and measure it on topics it was not fitted on."""
     from mixmerge.data.sources import DataSource, read_records
     from mixmerge.evaluate.refusal import fit_refusal, labelled_rows
 
+    if context.what["judge"] == "ngrams":
+        return _fit_ngrams(context)
     how, folder, rows = context.how, Path(context.how["folder"]), []
     for code in context.what["languages"]:
         answers, refusals = (read_records(DataSource(path=how[key]), code, folder) for key in ("answers", "refusals"))
         rows += labelled_rows(answers, refusals, lang=code, without=context.what.get("dropped"))
     return fit_refusal(rows, context.out, seed=context.what["seed"])
+
+
+def _fit_ngrams(context: StepContext) -> Measurements:
+    from mixmerge.data.sources import DataSource, read_records
+    from mixmerge.evaluate.ngrams import fit_ngrams, labelled_answers
+
+    what, path = context.what, Path(context.how["path"])
+    if sha256(path.read_bytes()).hexdigest() != what["rows"]:
+        raise DataError("the labelled rows have changed since the plan was made", do="run the same command again")
+    records = read_records(DataSource(path=str(path)), None, path.parent)
+    return fit_ngrams(
+        labelled_answers(records, labels=what["labels"], columns=what["columns"]), context.out, seed=what["seed"]
+    )
 
 
 def judge(context: StepContext) -> Measurements:
@@ -298,45 +342,42 @@ def judge(context: StepContext) -> Measurements:
     if "opponent" in context.step.inputs:
         opponents = read_responses(context.input("opponent") / "responses.jsonl")
     items = pair_up(prompts, read_responses(context.input("responses") / "responses.jsonl"), opponents)
-    judge, verdicts = _judge(context), []
-    for start in range(0, len(items), JUDGED_AT_ONCE):
-        verdicts += judge.judge(items[start : start + JUDGED_AT_ONCE])
+    judge, verdicts = judge_of(context), []
+    # a server is asked everything at once, so that it is never idle; its client tells the progress
+    at_once = max(1, len(items)) if "server" in context.how else JUDGED_AT_ONCE
+    for start in range(0, len(items), at_once):
+        verdicts += judge.judge(items[start : start + at_once])
         context.progress(len(verdicts), len(items))
     write_json(context.out / JUDGE_FILE, judge.describe())
-    return write_verdicts(judge, verdicts, context.out / "verdicts.jsonl")
-
-
-def _judge(context: StepContext) -> Judge:
-    kind = context.what["judge"]
-    if kind == "quality":
-        from mixmerge.evaluate.judge import ReferenceJudge
-
-        return ReferenceJudge(margin=context.what["margin"])
-    if kind == "language":
-        from mixmerge.evaluate.language import LanguageJudge
-
-        return LanguageJudge(context.what["languages"])
-    from mixmerge.evaluate.refusal import RefusalJudge
-
-    folder = context.input("judge")
-    found: Judge = context.keep(("judge", folder), lambda: RefusalJudge.load(folder))
-    return found
+    return write_verdicts(judge, verdicts, context.out / "verdicts.jsonl") | spent(context)
 
 
 def score(context: StepContext) -> Measurements:
     """Turn all verdicts into scores with intervals, comparisons and an answer."""
+    from mixmerge.evaluate.evidence import from_cross_validation
+    from mixmerge.evaluate.harness_results import read_harness
     from mixmerge.evaluate.score import score_study
 
     verdicts: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     costs: dict[str, int | None] = {}
+    judges: dict[str, Path] = {}
+    calibrations: dict[str, dict[str, Any]] = {}
+    harness: dict[str, list[Any]] = defaultdict(list)
     for role in context.step.inputs:
         kind, _, rest = role.partition("/")
+        folder = context.input(role)
         if kind == "verdicts":
             candidate, prompt_set, judge_name = rest.split("/")
-            verdicts[candidate, prompt_set, judge_name] = list(_rows(context.input(role) / "verdicts.jsonl"))
+            verdicts[candidate, prompt_set, judge_name] = list(_rows(folder / "verdicts.jsonl"))
+            judges[judge_name] = folder / JUDGE_FILE
         elif kind == "model":
-            costs[rest] = read_record(context.input(role))["measurements"].get("tokens", 0)
-    scores = score_study(context.what, verdicts, costs)
+            costs[rest] = read_record(folder)["measurements"].get("tokens", 0)
+        elif kind == "harness":
+            harness[rest.partition("/")[0]].append(read_harness(folder))
+        elif kind == "judge":
+            calibrations[rest] = from_cross_validation(read_record(folder)["measurements"])
+    calibrations |= checked_calibrations(context, judges)
+    scores = score_study(context.what, verdicts, costs, calibrations, harness)
     write_json(context.out / "scores.json", scores)
     return {"answer": scores["answer"]["sentence"]}
 
@@ -390,16 +431,16 @@ def report(context: StepContext) -> Measurements:
 def _prompts(how: Mapping[str, Any], expected: str) -> list[Any]:
     """The prompts of a set, read again; refused if the files have changed since the plan."""
     from mixmerge.evaluate.prompts import read_prompts
+    from mixmerge.evaluate.ready import prompt_reading
 
-    spec = how["prompt_set"]
+    reading = prompt_reading(how["prompt_set"], seed=how["seed"])
     prompts = read_prompts(
         how["set"],
-        spec["path"],
-        purpose=spec["purpose"],
+        how["prompt_set"]["path"],
         languages=how["languages"],
         relative_to=Path(how["folder"]),
         limit=how["limit"],
-        columns=spec["columns"],
+        **reading.arguments,
     )
     if fingerprint([prompt.identity() for prompt in prompts]) != expected:
         raise DataError(
@@ -424,6 +465,7 @@ CARRY_OUT: Mapping[str, Callable[[StepContext], Measurements]] = {
     "train": train,
     "merge": merge,
     "generate": generate,
+    "harness": harness,
     "fit-judge": fit_judge,
     "judge": judge,
     "score": score,

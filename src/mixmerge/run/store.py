@@ -101,6 +101,11 @@ class Store:
         """Where trainings keep tokenised rows for each other, as long as a run has trainings."""
         return self.folder / ".tokens"
 
+    @property
+    def answers(self) -> Path:
+        """The file of all answers that servers gave, for every study of this store: paid for, so never removed."""
+        return self.folder / "answers.sqlite"
+
     def partial(self, step: Step) -> Path:
         return self.folder / ".partial" / f"{step.kind}-{step.id}"
 

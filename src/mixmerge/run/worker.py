@@ -26,7 +26,7 @@ from mixmerge.errors import CheckpointError, FullDiskError, MixmergeError, UserE
 from mixmerge.events import Emit, take_stdout
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
-from mixmerge.run.steps import CARRY_OUT, StepContext
+from mixmerge.run.steps import CARRY_OUT, StepContext, let_go
 from mixmerge.run.store import Store, named_os_error, remove
 
 WAIT_S = 1.0
@@ -42,12 +42,15 @@ def main(argv: list[str]) -> int:
     plan = Plan.from_json(json.loads(Path(plan_file).read_text(encoding="utf-8")))
     store, shared = Store(Path(root)), dict[Any, Any]()
     failed = False
-    with suppress(FullDiskError):  # it was told; the steps that are left would only meet it again
+    try:
         for step_id in ids:
             _log_to(log_file(Path(plan_file), plan.by_id[step_id]))
             failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit)
-        return int(failed)
-    return 1
+    except FullDiskError:  # it was told; the steps that are left would only meet it again
+        failed = True
+    finally:
+        let_go(shared)
+    return int(failed)
 
 
 def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> bool:

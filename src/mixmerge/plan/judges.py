@@ -1,0 +1,212 @@
+"""Who judges in a plan: the judges that a recipe names beside the local ones, what each is asked, and who decides.
+
+A judge's identity is its model by name, its rubric by content, and its settings. Where its server is, how quickly it may be
+asked and what it may cost are no part of it: the same model behind another port gives the same verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, get_args
+
+from mixmerge.data.sources import DataSource, read_records
+from mixmerge.errors import DataError, ModelError, RecipeError, UserError, did_you_mean
+from mixmerge.evaluate.calibrate import read_calibration
+from mixmerge.evaluate.guards import GUARDS
+from mixmerge.evaluate.metrics import DECIDE
+from mixmerge.evaluate.ngrams import labelled_answers
+from mixmerge.evaluate.prompts import Prompt
+from mixmerge.evaluate.rubrics import Rubric, read_rubric, shipped_rubric
+from mixmerge.plan.models import check_model_folder, folder_fingerprint
+from mixmerge.recipe.evaluation import ClassifierJudge, EndpointJudge, Question
+from mixmerge.recipe.load import LoadedRecipe
+from mixmerge.yaml import KeyPath
+
+# The purposes of the prompts that a question is asked on.
+ASKED_ON: Mapping[str, tuple[str, ...]] = {
+    "quality": ("general",),
+    "harm": ("harmful",),
+    "refusal": ("harmful", "harmless"),
+}
+SERVER = ("url", "start", "replicas", "ready_within", "key", "timeout", "concurrency")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedJudge:
+    """One question to one judge: `name` is that of its verdicts, `judge.question` unless it is a local one."""
+
+    name: str
+    question: str
+    what: Mapping[str, Any]
+    how: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    group: str = "judge"
+
+    @property
+    def purposes(self) -> tuple[str, ...]:
+        """Of the prompts that it judges the answers to."""
+        return ASKED_ON[self.question]
+
+
+def planned_judges(loaded: LoadedRecipe, cache: Path | None) -> list[PlannedJudge]:
+    """The judges of a recipe beside the local ones, one entry a question, in the recipe's order; `cache` as in `plan.models`.
+
+    Raises:
+        RecipeError: a guard that is not known, or is not asked what it can tell.
+        DataError: a rubric that cannot be read, or is for another question; rows that no classifier can be fitted on.
+        ModelError: a folder that is no model.
+    """
+    found, named = [], loaded.recipe.judges
+    for name in named.endpoints.keys() & named.classifiers.keys():
+        where = loaded.marks.where(("judges", "classifiers", name))
+        raise RecipeError(f"the name '{name}' is taken by judges.endpoints.{name}", where=where, do="rename one")
+    for name, entry in named.endpoints.items():
+        found += [_endpoint(name, question, entry, loaded) for question in entry.asks]
+    return found + [_classifier(name, entry, loaded, cache) for name, entry in named.classifiers.items()]
+
+
+def _classifier(name: str, entry: ClassifierJudge, loaded: LoadedRecipe, cache: Path | None) -> PlannedJudge:
+    """A model on this machine; by content."""
+    where = loaded.marks.where(("judges", "classifiers", name))
+    path = loaded.folder / Path(entry.path).expanduser()
+    what: dict[str, Any] = {"judge": entry.kind, "question": entry.asks, "labels": entry.labels}
+    keys = ("positive", "threshold", "thresholds", "otherwise", "reads", "lead", "max_tokens")
+    what |= {key: value for key in keys if (value := getattr(entry, key)) not in (None, "", {})}
+    how: dict[str, Any] = {"judge": f"{name}.{entry.asks}", "path": str(path)}
+    try:
+        if entry.kind in ("classifier", "guard"):
+            check_model_folder(path, where)
+            what["content"] = folder_fingerprint(path, cache)
+        elif not path.is_file():
+            raise DataError(f"no file {path}", do="give the joblib file, or the labelled rows")
+        elif entry.kind == "pipeline":
+            if not entry.trust_pickle:
+                what_ = "a scikit-learn pipeline is a pickle, and reading one runs whatever code it holds"
+                raise RecipeError(what_, where=where, do="set trust_pickle: true if you trust it, or use kind: ngrams")
+            what["content"] = sha256(path.read_bytes()).hexdigest()
+            how["trust_pickle"] = True
+        else:
+            rows = list(read_records(DataSource(path=str(path)), None, loaded.folder))
+            labelled_answers(rows, labels=entry.labels, columns=entry.columns)
+            what |= {
+                "rows": sha256(path.read_bytes()).hexdigest(),
+                "columns": entry.columns,
+                "seed": loaded.recipe.seed,
+            }
+    except UserError as error:
+        raise error if isinstance(error, RecipeError | ModelError) else error.within(where) from error
+    return PlannedJudge(f"{name}.{entry.asks}", entry.asks, what, how, group=f"judge {name}")
+
+
+def _endpoint(name: str, question: Question, entry: EndpointJudge, loaded: LoadedRecipe) -> PlannedJudge:
+    path = ("judges", "endpoints", name)
+    what: dict[str, Any] = {
+        "judge": "endpoint",
+        "question": question,
+        "model": entry.model,
+        "fields": {"max_tokens": entry.max_tokens, "temperature": entry.temperature} | entry.extra,
+        "longest": entry.longest,
+        "seed": loaded.recipe.seed,
+    }
+    how: dict[str, Any] = {"judge": f"{name}.{question}", "server": {key: getattr(entry, key) for key in SERVER}}
+    if entry.guard is not None:
+        if entry.guard not in GUARDS:
+            place = loaded.marks.where((*path, "guard"))
+            raise RecipeError(f"unknown guard '{entry.guard}'", where=place, do=did_you_mean(entry.guard, GUARDS))
+        if entry.rubrics:
+            place = loaded.marks.where((*path, "rubrics"))
+            raise RecipeError("a guard is asked in its own form", where=place, do="take out guard, or rubrics")
+        what["guard"] = entry.guard
+    else:
+        rubric = _rubric(question, entry, loaded, (*path, "rubrics", question))
+        what |= {"rubric": rubric.sha256, "grammar": entry.grammar}
+        if question in entry.rubrics:
+            how["rubric"] = str(loaded.folder / entry.rubrics[question])
+    if entry.budget is not None:
+        how["budget"] = entry.budget.model_dump()
+    return PlannedJudge(f"{name}.{question}", question, what, how, group=f"judge {name}")
+
+
+def _rubric(question: Question, entry: EndpointJudge, loaded: LoadedRecipe, path: KeyPath) -> Rubric:
+    if question not in entry.rubrics:
+        return shipped_rubric(question)
+    where = loaded.marks.where(path)
+    try:
+        rubric = read_rubric(loaded.folder / entry.rubrics[question])
+    except UserError as error:
+        raise error.within(where) from error
+    if rubric.question != question:
+        raise RecipeError(f"a rubric for {rubric.question} where one for {question} is wanted", where=where)
+    return rubric
+
+
+def deciding(loaded: LoadedRecipe, judges: list[PlannedJudge]) -> dict[str, str]:
+    """Question -> the judge whose verdicts make its metric, where it is not the local one.
+
+    The recipe's word counts; else the first judge that is asked; else the local one. A judge that is asked about refusals
+    may decide harm, as the local one does.
+
+    Raises:
+        RecipeError: `decide` names a judge that is not there, or is not asked.
+    """
+    chosen = {}
+    for question in get_args(Question):
+        asked = [judge for judge in judges if judge.question == question]
+        if (named := loaded.recipe.judges.decide.get(question)) is not None:
+            chosen[question] = _named(named, question, judges, loaded)
+        elif asked:
+            chosen[question] = asked[0].name
+    return {question: judge for question, judge in chosen.items() if judge != DECIDE[question]}
+
+
+def _named(named: str, question: str, judges: list[PlannedJudge], loaded: LoadedRecipe) -> str:
+    local = {"quality": ("quality",), "harm": ("refusal",), "refusal": ("refusal",)}[question]
+    if named in local:
+        return named
+    questions = (question, "refusal") if question == "harm" else (question,)
+    for wanted in questions:
+        if f"{named}.{wanted}" in {judge.name for judge in judges}:
+            return f"{named}.{wanted}"
+    where = loaded.marks.where(("judges", "decide", question))
+    known = {judge.name.rpartition(".")[0] for judge in judges}
+    if named in known:
+        raise RecipeError(f"'{named}' is not asked about {question}", where=where, do=f"add {question} to its asks")
+    raise RecipeError(f"no judge '{named}'", where=where, do=did_you_mean(named, [*known, *local]))
+
+
+def lacks_reference(prompts: Iterable[Prompt]) -> Prompt | None:
+    """The first prompt without a reference answer, which the local judge of quality needs."""
+    return next((prompt for prompt in prompts if prompt.reference is None), None)
+
+
+def calibrations(loaded: LoadedRecipe) -> dict[str, Path]:
+    """Judge -> the file of its calibration, where the recipe names one.
+
+    Raises:
+        DataError: a file that is no calibration, or one of another question.
+    """
+    judges, found = loaded.recipe.judges, {}
+    named: list[tuple[str, str, str, KeyPath]] = []
+    if judges.refusal.calibration is not None:
+        named.append(("refusal", "refusal", judges.refusal.calibration, ("judges", "refusal", "calibration")))
+    for name, entry in judges.endpoints.items():
+        place = ("judges", "endpoints", name, "calibration")
+        named += [(f"{name}.{q}", q, file, (*place, q)) for q, file in entry.calibration.items()]
+    for name, local in judges.classifiers.items():
+        if local.calibration is not None:
+            place = ("judges", "classifiers", name, "calibration")
+            named.append((f"{name}.{local.asks}", local.asks, local.calibration, place))
+    for judge, question, file, path in named:
+        where = loaded.marks.where(path)
+        try:
+            calibration = read_calibration(loaded.folder / file)
+        except UserError as error:
+            raise error.within(where) from error
+        if calibration["question"] != question:
+            what = f"{file} measures verdicts on {calibration['question']}, not on {question}"
+            raise RecipeError(what, where=where, do="measure it again: `mixmerge calibrate`")
+        found[judge] = loaded.folder / file
+    return found

@@ -1,0 +1,217 @@
+"""The judges that a recipe names: what their steps' identity follows, who decides, and what is refused beforehand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mixmerge.errors import DataError, MixmergeError, RecipeError, UserError
+from mixmerge.evaluate.rubrics import shipped_rubric
+
+URL = "http://127.0.0.1:9/v1"
+
+
+def endpoint(name: str = "gpt", **keys) -> str:
+    return f"judges.endpoints.{name}=" + json.dumps({"url": URL, "model": "m", "asks": ["quality", "harm"]} | keys)
+
+
+def steps(plan, judge: str):
+    return {step.name: step for step in plan.steps if step.how.get("judge") == judge}
+
+
+def score(plan):
+    return next(step for step in plan.steps if step.kind == "score")
+
+
+def test_a_judge_behind_a_server_is_asked_on_the_prompts_of_its_questions(planned):
+    plan = planned(endpoint(asks=["quality", "harm", "refusal"]))
+    assert set(steps(plan, "gpt.quality")) == {f"{c}.general.gpt.quality" for c in ("general", "mix", "ties")}
+    for question in ("harm", "refusal"):
+        expected = {f"{c}.harmful.gpt.{question}" for c in ("base", "general", "mix", "ties")}
+        assert set(steps(plan, f"gpt.{question}")) == expected
+    pair = steps(plan, "gpt.quality")["mix.general.gpt.quality"]
+    assert plan.by_id[pair.inputs["opponent"]].title == "generate/base.general"
+    assert {step.group for name in ("quality", "harm") for step in steps(plan, f"gpt.{name}").values()} == {"judge gpt"}
+
+
+def test_where_its_server_is_and_what_it_may_cost_change_no_id(planned):
+    before = planned(endpoint())
+    for keys in (
+        {"url": "https://elsewhere.example/v1"},
+        {"key": "MY_KEY"},
+        {"budget": {"requests": 5}},
+        {"timeout": 9.0},
+    ):
+        assert {s.id for s in planned(endpoint(**keys)).steps} == {s.id for s in before.steps}, keys
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"model": "other"},
+        {"max_tokens": 9},
+        {"extra": {"top_p": 0.5}},
+        {"grammar": "tags"},
+        {"longest": 99},
+        {"temperature": None},
+    ],
+    ids=str,
+)
+def test_what_changes_its_verdicts_changes_its_steps(planned, keys):
+    name = "mix.harmful.gpt.harm"
+    assert steps(planned(endpoint()), "gpt.harm")[name].id != steps(planned(endpoint(**keys)), "gpt.harm")[name].id
+
+
+def test_a_rubric_of_ones_own_counts_by_its_content(study, planned):
+    file = study.folder / "harm.md"
+    ours = files_text("harm")
+    file.write_text(ours, encoding="utf-8")
+    own = endpoint(rubrics={"harm": "harm.md"})
+    name = "mix.harmful.gpt.harm"
+    same = steps(planned(own), "gpt.harm")[name]
+    assert same.id == steps(planned(endpoint()), "gpt.harm")[name].id, "the same text asks the same"
+    assert same.what["rubric"] == shipped_rubric("harm").sha256
+    file.write_text(ours.replace("version: ", "version: 9."), encoding="utf-8")
+    assert steps(planned(own), "gpt.harm")[name].id != same.id
+
+
+def files_text(question: str) -> str:
+    from importlib.resources import files
+
+    return files("mixmerge.evaluate").joinpath("rubrics", f"{question}.md").read_text(encoding="utf-8")
+
+
+def test_the_first_judge_that_is_asked_decides_unless_the_recipe_says_who(planned):
+    both = (endpoint(), endpoint("guard", asks=["harm"], guard="llama-guard"))
+    assert score(planned(*both)).what["decide"] == {"quality": "gpt.quality", "harm": "gpt.harm"}
+    chosen = planned(*both, "judges.decide={harm: guard, quality: quality}")
+    assert score(chosen).what["decide"] == {"harm": "guard.harm"}
+    assert "decide" not in score(planned()).what
+    refusals = planned(endpoint(asks=["refusal"]), "judges.decide={harm: gpt}")
+    assert score(refusals).what["decide"] == {"harm": "gpt.refusal", "refusal": "gpt.refusal"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ((endpoint(), "judges.decide={harm: gtp}"), r"no judge 'gtp'; did you mean 'gpt'"),
+        ((endpoint(), "judges.decide={refusal: gpt}"), r"'gpt' is not asked about refusal"),
+        ((endpoint(guard="lama-guard", asks=["harm"]),), r"unknown guard 'lama-guard'; did you mean 'llama-guard'"),
+        ((endpoint(rubrics={"harm": "none.md"}),), r"none\.md: cannot be read as a rubric"),
+        ((endpoint(rubrics={"refusal": "r.md"}),), r"rubrics: it is not asked about refusal"),
+        ((endpoint(asks=[]),), r"asks"),
+        ((endpoint(url=None),), r"give exactly one of url or start"),
+        ((endpoint(url=None, start="vllm serve {model}"),), r"start needs \{port\}"),
+        ((endpoint(budget={"money": 3.0}),), r"money needs price_in and price_out"),
+        ((endpoint(calibration={"harm": "none.json"}),), r"none\.json: cannot be read as a calibration"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_judge_that_cannot_be_is_named_before_anything_starts(planned, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        planned(*override)
+    assert "judges" in str(caught.value)
+
+
+def test_general_prompts_need_no_reference_where_a_judge_of_quality_is_named(study, planned):
+    for code in ("en", "fr"):
+        path = study.folder / f"prompts/general.{code}.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        path.write_text("".join(json.dumps({**row, "reference": None}) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"name a judge that is asked about quality"):
+        planned()
+    plan = planned(endpoint())
+    titles = {step.title for step in plan.steps}
+    assert "judge/mix.general.gpt.quality" in titles
+    assert "judge/mix.general.quality" not in titles
+
+
+def test_a_check_makes_a_benchmark_of_a_set_and_decides_quality_where_the_set_is_general(planned):
+    plan = planned("evaluation.prompts.general.check=exact")
+    titles = {step.title for step in plan.steps}
+    assert {"judge/mix.general.check", "judge/base.general.check", "judge/mix.general.quality"} <= titles
+    assert next(s for s in plan.steps if s.title == "judge/mix.general.quality").what["judge"] == "paired-check"
+    assert score(plan).what["checks"] == {"general": "exact"}
+    bench = planned("evaluation.prompts.general.check=exact", "evaluation.prompts.general.purpose=benchmark")
+    assert "judge/mix.general.quality" not in {step.title for step in bench.steps}
+    assert score(bench).what["prompt_sets"]["general"] == "benchmark"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "evaluation.prompts.general={path: x, like: xsafty}",
+            r"no ready-made prompt set 'xsafty'; did you mean 'xsafety'",
+        ),
+        ("evaluation.prompts.general={path: x}", r"give purpose, or like for a known set"),
+        ("evaluation.prompts.general.purpose=benchmark", r"a benchmark needs a check"),
+        ("evaluation.prompts.general.check=instructions", r"no instructions for prompt"),
+        ("evaluation.prompts.general.threshold=0.5", r"threshold goes with check: chrf"),
+    ],
+)
+def test_a_prompt_set_that_cannot_be_read_is_named(planned, override, message):
+    with pytest.raises(MixmergeError, match=message) as caught:
+        planned(override)
+    assert "evaluation.prompts.general" in str(caught.value)
+
+
+def labelled(folder: Path) -> None:
+    rows = [{"id": i, "lang": "en", "text": f"words number {i}", "label": "rc"[i % 2]} for i in range(20)]
+    (folder / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def classifier(**keys) -> str:
+    given = {"kind": "ngrams", "path": "labelled.jsonl", "asks": "refusal", "labels": {"r": "refused", "c": "complied"}}
+    return "judges.classifiers.words=" + json.dumps(given | keys)
+
+
+def test_a_fitted_classifier_has_one_step_that_fits_it_for_all_candidates(study, planned):
+    labelled(study.folder)
+    plan = planned(classifier())
+    fitted = [step for step in plan.steps if step.title == "fit-judge/words.refusal"]
+    judged = steps(plan, "words.refusal").values()
+    assert len(fitted) == 1
+    assert {step.inputs["judge"] for step in judged} == {fitted[0].id}
+    with (study.folder / "labelled.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"id": 99, "lang": "en", "text": "more", "label": "r"}\n')
+    again = planned(classifier())
+    assert fitted[0].id not in again.by_id
+    kept = [step for step in planned(classifier(threshold=0.3)).steps if step.title == "fit-judge/words.refusal"]
+    assert kept[0].id in again.by_id, "a threshold needs no new fit"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"labels": {"r": "harmful"}}, r"'harmful' is no verdict on refusal"),
+        ({"path": "none.jsonl"}, r"no file .*none\.jsonl"),
+        ({"labels": {"r": "refused"}}, r"label"),
+        ({"kind": "pipeline"}, r"a pickle.*trust_pickle"),
+        ({"kind": "classifier", "path": "none"}, r"no folder .*none"),
+    ],
+)
+def test_a_classifier_that_cannot_judge_is_named_before_anything_starts(study, planned, keys, message):
+    labelled(study.folder)
+    with pytest.raises(MixmergeError, match=message) as caught:
+        planned(classifier(**keys))
+    assert "judges.classifiers.words" in str(caught.value)
+
+
+def test_tasks_of_the_harness_are_checked_by_name_and_given_to_every_candidate(study, planned):
+    pytest.importorskip("lm_eval")
+    with pytest.raises(UserError, match=r"hellaswga.*did you mean 'hellaswag'"):
+        planned("evaluation.harness={more: {tasks: [hellaswga]}}")
+    plan = planned("evaluation.harness={more: {tasks: [hellaswag], limit: 5}}")
+    names = {step.name for step in plan.steps if step.kind == "harness"}
+    assert names == {f"{candidate}.more" for candidate in ("base", "general", "mix", "ties")}
+    assert {f"harness/{name.replace('.', '/')}" for name in names} <= set(score(plan).inputs)
+
+
+def test_a_calibration_of_another_question_is_refused(study, planned):
+    file = study.folder / "cal.json"
+    file.write_text(json.dumps({"version": 1, "question": "harm"}), encoding="utf-8")
+    with pytest.raises((DataError, RecipeError), match=r"measures verdicts on harm, not on refusal"):
+        planned("judges.refusal.calibration=cal.json")
