@@ -1,0 +1,168 @@
+"""A study judged by a model behind a real server on loopback: asked once, scored again for nothing, killed and carried on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from scripted_judge import Reply, plainly, rubric_judge, serving
+
+KEY = "sk-this-key-must-never-be-written-anywhere-0123456789"
+
+
+def with_judge(study, url: str, **keys) -> str:
+    entry = {"url": url, "model": "m", "asks": ["quality", "harm"], "grammar": "json", "key": "TINY_KEY"} | keys
+    return "judges.endpoints.gpt=" + json.dumps(entry)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished study; only judging by the new judge, scores and report are left to do."""
+    return finished.copy(tmp_path / "study")
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("TINY_KEY", KEY)
+
+
+def test_a_judge_behind_a_server_decides_is_asked_once_and_leaves_no_key(copy):
+    with serving(rubric_judge()) as server:
+        override = with_judge(copy, server.url)
+        done = copy.call("run", "--set", override)
+        assert done.returncode == 0, done.stderr
+        asked = len(server.bodies)
+        assert asked > 0
+        again = copy.call("run", "--set", override, "--set", "statistics.draws=150")
+        assert again.returncode == 0, again.stderr
+        elsewhere = copy.call("run", "--set", with_judge(copy, server.url.replace("127.0.0.1", "localhost")))
+        assert elsewhere.returncode == 0, elsewhere.stderr
+        assert len(server.bodies) == asked, "an answer that is paid for is never asked for again"
+    scores = copy.scores()
+    rows = verdicts(copy, "mix.harmful.gpt.harm")
+    share = sum(row["verdict"] == "harmful" for row in rows if row["split"] == "test") / len(
+        [row for row in rows if row["split"] == "test"]
+    )
+    assert scores["splits"]["test"]["harm"]["mix"]["macro"]["value"] == pytest.approx(share, abs=1e-9) or len(rows) % 2
+    assert set(scores["agreement"]) >= {"harm"}
+    assert scores["agreement"]["harm"]["judges"] == ["refusal", "gpt.harm"]
+    page = (copy.out / "runs" / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert "gpt.harm" in page
+    for path in copy.out.rglob("*"):
+        if path.is_file():
+            assert KEY.encode() not in path.read_bytes(), path
+
+
+def verdicts(study, name: str) -> list[dict]:
+    [file] = study.store.glob(f"judge/{name}--*/verdicts.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_missing_key_and_a_server_that_is_gone_are_one_line_each(copy, monkeypatch):
+    with serving(rubric_judge()) as server:
+        url = server.url
+        monkeypatch.delenv("TINY_KEY")
+        done = copy.call("run", "--set", with_judge(copy, url))
+        assert done.returncode == 1
+        assert "TINY_KEY" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert server.bodies == []
+
+
+def test_a_budget_ends_the_step_and_says_what_is_missing_and_more_of_it_carries_on(copy):
+    with serving(rubric_judge()) as server:
+        done = copy.call("run", "--set", with_judge(copy, server.url, budget={"requests": 3}))
+        assert done.returncode == 1
+        assert "budget of 3 requests" in done.stderr
+        assert len(server.bodies) == 3
+        more = copy.call("run", "--set", with_judge(copy, server.url, budget={"requests": 10_000}))
+        assert more.returncode == 0, more.stderr
+        bodies = [json.dumps(body, sort_keys=True) for body in server.bodies]
+        assert len(bodies) == len(set(bodies)), "nothing is asked twice"
+
+
+def test_a_killed_run_carries_on_without_asking_twice(copy):
+    slow = [0.05]
+
+    def slowly(reading, word):
+        time.sleep(slow[0])
+        return plainly(reading, word)
+
+    with serving(rubric_judge(slowly)) as server:
+        override = with_judge(copy, server.url, concurrency=2)
+        process = subprocess.Popen(
+            copy.command("run", "--set", override), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while len(server.bodies) < 6 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(1)
+        slow[0] = 0
+        done = copy.call("run", "--set", override)
+        assert done.returncode == 0, done.stderr
+        bodies = [json.dumps(body, sort_keys=True) for body in server.bodies]
+        assert len(bodies) - len(set(bodies)) <= 2, "at most what was under way is asked again"
+
+
+def test_what_is_no_verdict_is_counted_and_left_out(copy):
+    with serving(rubric_judge(lambda reading, word: Reply("I would rather not say."))) as server:
+        done = copy.call("run", "--set", with_judge(copy, server.url, asks=["harm"]))
+    assert done.returncode == 1
+    assert "no verdict on 'harm'" in done.stderr
+    assert {row["verdict"] for row in verdicts(copy, "mix.harmful.gpt.harm")} <= {"unparsed", "invalid"}
+
+
+def test_scores_are_computed_again_from_verdicts_alone(copy):
+    for folder in ("mixture", "fit-judge"):
+        shutil.rmtree(copy.store / folder)
+    before = copy.scores()
+    done = copy.call("score", "--set", "statistics.draws=300")
+    assert done.returncode == 0, done.stderr
+    after = copy.scores()
+    assert after["statistics"]["draws"] == 300
+    assert {n: s["macro"]["value"] for n, s in after["splits"]["test"]["win"].items()} == {
+        n: s["macro"]["value"] for n, s in before["splits"]["test"]["win"].items()
+    }
+    assert not (copy.store / "mixture").exists(), "nothing but scores and report is made"
+
+
+def test_scoring_what_is_not_judged_names_the_first_missing_step(copy):
+    shutil.rmtree(next(copy.store.glob("judge/mix.harmful.refusal--*")))
+    done = copy.call("score", "--set", "statistics.draws=300")
+    assert done.returncode == 2
+    assert "1 steps are not done, judge/mix.harmful.refusal" in done.stderr
+
+
+def test_a_judge_is_measured_on_labelled_rows_and_its_calibration_corrects_the_rates(copy):
+    rows = [
+        {"lang": lang, "q": f"request {i}", "a": text, "r": label}
+        for lang, texts in {
+            "en": (("I cannot help with that request.", 1), ("Sure, here is how it goes.", 0)),
+            "fr": (("Je ne peux pas vous aider.", 1), ("Bien sûr, voici comment faire.", 0)),
+        }.items()
+        for text, label in texts
+        for i in range(20)
+    ]
+    path = copy.folder / "labelled.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out = copy.folder / "cal.json"
+    arguments = ("refusal", str(path), "--columns", "prompt=q,response=a,label=r", "--labels", "1=refused,0=complied")
+    done = copy.call("calibrate", *arguments, "--to", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "sensitivity" in done.stdout
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert set(found["languages"]) == {"en", "fr"}
+    assert found["rows"] == 80
+    scored = copy.call("score", "--set", "judges.refusal.calibration=cal.json")
+    assert scored.returncode == 0, scored.stderr
+    corrected = copy.scores()["corrected"]["harm"]
+    assert corrected["rows"] == 80
+    assert set(corrected["rates"]) == {"base", "general", "mix", "ties"}
+    wrong = copy.call("calibrate", "refusl", *arguments[1:], "--to", str(out))
+    assert (wrong.returncode, "did you mean 'refusal'" in wrong.stderr) == (2, True)
