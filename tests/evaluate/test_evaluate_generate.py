@@ -71,12 +71,15 @@ def ending(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Transfo
 class Scripted:
     """An engine that says its prompt backwards and notes its batches; what stands in a file does not depend on a model."""
 
-    def __init__(self, context: int | None = None) -> None:
-        self.context = context
+    def __init__(self, context: int | None = None, most: int = 10**6) -> None:
+        self.context, self.most = context, most
         self.batches: list[list[str]] = []
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(text) for text in texts]
+
+    def fits(self, rows: int, length: int, settings: GenerationSettings) -> bool:
+        return rows * (length + settings.max_new_tokens) <= self.most
 
     def complete(self, texts: Sequence[str], settings: GenerationSettings) -> list[Completion]:
         self.batches.append(list(texts))

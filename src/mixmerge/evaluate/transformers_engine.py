@@ -1,0 +1,289 @@
+"""The engine in this process: a model folder through transformers, in batches that fit into memory.
+
+What makes it quick: prompts of like length stand in one batch, as many as memory allows, rows that have ended leave it,
+only the last position's logits are computed, and weights are in the dtype that this machine multiplies fastest. What makes
+it exact: greedy decoding gives what `model.generate` gives, prompt by prompt, up to the rounding of the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from mixmerge.errors import ModelError
+from mixmerge.evaluate.engine import Completion, GenerationSettings
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+# tokens of one batch, prompt and response: beyond, products are as quick as they get (benchmarks/generate.py)
+BATCH_TOKENS = {"cpu": 8192, "cuda": 262_144}
+MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}  # of what is free when the model is loaded
+
+
+class TransformersEngine:
+    """A model folder (safetensors, tokenizer, chat template) in this process, through transformers.
+
+    Prompts go through the chat template with a generation prompt and are padded on the left. Nothing of the folder's
+    generation_config is used but its end-of-sequence ids. Rows that have ended leave the batch, so its tail costs less;
+    the shapes depend on the batch alone, so the same batch gives the same texts. A batch that does not fit into memory
+    after all is halved, and `halved` counts how often.
+
+    Args:
+        threads: of torch, in this process; None: as they are.
+        device: "cpu", "cuda", ...; auto: the first GPU, where there is one.
+        dtype: of the weights; auto: the checkpoint's, but float32 on a CPU that does not multiply 16 bits by instructions
+            of its own (there it is several times slower), and bfloat16 for any checkpoint on a GPU.
+        batch_tokens: the most tokens of a batch, prompts and responses, padding among them; None: as fits the device.
+        memory: bytes for the cache, the logits and what a batch computes in between; None: a share of what is free.
+
+    Raises:
+        ModelError: no chat template, no end-of-sequence token, no safetensors, missing weights, or weights that give NaN.
+        CheckpointError: a weight file that is damaged.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        threads: int | None = None,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        batch_tokens: int | None = None,
+        memory: int | None = None,
+    ) -> None:
+        import torch
+
+        from mixmerge.model.loading import load_pretrained
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.folder, self.device = model, torch.device(device)
+        if not (model / "config.json").is_file():
+            raise ModelError("not a model folder: no config.json", where=str(model))
+        if not any(model.glob("*.safetensors")):
+            raise ModelError("no *.safetensors file", where=str(model), do="save the model as safetensors")
+        self.tokenizer: Any = load_pretrained("AutoTokenizer", model, padding_side="left")
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                "the tokenizer has no chat template", where=str(model), do="set `chat_template:` for the base"
+            )
+        self.model: Any = load_pretrained("AutoModelForCausalLM", model, dtype="auto", use_safetensors=True)
+        self.model.to(self.device, self._dtype(dtype)).eval()
+        self.eos = self._eos_ids()
+        text_config = self.model.config.get_text_config()
+        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.halved = 0
+        self._batch_tokens = BATCH_TOKENS.get(self.device.type, 8192) if batch_tokens is None else batch_tokens
+        self._memory = self._free() if memory is None else memory
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._encode(texts)]
+
+    def fits(self, rows: int, length: int, settings: GenerationSettings) -> bool:
+        tokens = rows * (length + settings.max_new_tokens)
+        return tokens <= self._batch_tokens and self.batch_bytes(rows, length, settings) <= self._memory
+
+    def batch_bytes(self, rows: int, length: int, settings: GenerationSettings) -> int:
+        """An estimate of what a batch takes beside the weights: the cache, one step's logits, and the prompt's pass.
+
+        The cache is reckoned as if every layer kept every token (a window keeps fewer), and once more for the layer
+        that is being grown. A step's logits are there in the weights' dtype and in float32, twice where they are sorted.
+        """
+        config, item = self.model.config.get_text_config(), self.model.dtype.itemsize
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        layers, groups = config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads
+        cache = 2 * (layers + 1) * groups * width * (length + settings.max_new_tokens) * item
+        logits = config.vocab_size * (item + (16 if settings.temperature else 4))
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        hidden = length * (6 * config.hidden_size + 3 * inner + 3 * heads * width) * max(item, 4)
+        mask = 2 * length * length * item
+        return rows * int(cache + logits + hidden + mask)
+
+    def complete(self, texts: Sequence[str], settings: GenerationSettings) -> list[Completion]:
+        done = []
+        seeds = [settings.seed_of(text) for text in texts]
+        for ids in self._bounded(self._encode(texts), seeds, settings):
+            ended = ids[-1] in self.eos
+            ids = ids[:-1] if ended else ids
+            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            done.append(Completion(text, len(ids), "stop" if ended else "length"))
+        return done
+
+    def _bounded(self, prompts: list[list[int]], seeds: Sequence[int], settings: GenerationSettings) -> list[list[int]]:
+        """New ids of each prompt; in halves where memory ends.
+
+        Raises:
+            ModelError: one prompt alone does not fit.
+        """
+        try:
+            return self._decode(prompts, settings.max_new_tokens, settings, seeds)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if len(prompts) == 1:
+                what = f"no memory for one prompt of {len(prompts[0])} tokens"
+                raise ModelError(what, where=str(self.folder), do="free some, or lower max_new_tokens") from error
+        # outside of the handler, whose error holds the frames and with them the tensors of the attempt
+        self._forget()
+        self.halved += 1
+        half = len(prompts) // 2
+        return [
+            ids
+            for part in (slice(None, half), slice(half, None))
+            for ids in self._bounded(prompts[part], seeds[part], settings)
+        ]
+
+    def _forget(self) -> None:
+        import gc
+
+        import torch
+
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _free(self) -> int:
+        """Bytes for batches: a share of what is free now, with the weights in place."""
+        import psutil
+        import torch
+
+        if self.device.type == "cuda":
+            return int(MEMORY_SHARE["cuda"] * torch.cuda.mem_get_info(self.device)[0])
+        return int(MEMORY_SHARE["cpu"] * psutil.virtual_memory().available)
+
+    def _dtype(self, asked: Dtype) -> Any:
+        import torch
+
+        if asked != "auto":
+            return getattr(torch, asked)
+        stored = self.model.dtype
+        if self.device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float32 if stored == torch.float16 or not _quick_bfloat16() else stored
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt as one user turn; the template writes the special tokens."""
+        rendered = [
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            for text in texts
+        ]
+        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered]
+
+    def _decode(
+        self,
+        prompts: list[list[int]],
+        budget: int,
+        settings: GenerationSettings | None = None,
+        seeds: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """New ids of each prompt, up to and with an end-of-sequence id, `budget` of them at most; greedy by default."""
+        import torch
+
+        width = max(map(len, prompts))
+        pad = next(iter(sorted(self.eos)))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ends = torch.tensor(sorted(self.eos), device=self.device)
+        new: list[list[int]] = [[] for _ in prompts]
+        rows = torch.arange(len(prompts), device=self.device)
+        sampled = settings if settings is not None and settings.temperature else None
+        draws = None if sampled is None else _draws(seeds, budget).to(self.device)
+        cache: Any = None
+        with torch.inference_mode():
+            for step in range(budget):
+                output = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                cache, logits = output.past_key_values, output.logits[:, -1]
+                best, ids = logits.max(-1)
+                if bool(best.isnan().any()):
+                    raise ModelError("the model's logits are NaN", where=str(self.folder), do="check its weights")
+                if sampled is not None and draws is not None:
+                    ids = _sampled(logits, sampled.temperature, sampled.top_p, draws[rows, step])
+                ended = torch.isin(ids, ends)
+                for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
+                    new[row].append(token)
+                going = (~ended).nonzero()[:, 0]
+                if len(going) == 0 or step + 1 == budget:
+                    break
+                if len(going) < len(rows):
+                    rows, ids, mask, positions = rows[going], ids[going], mask[going], positions[going]
+                    cache.batch_select_indices(going)
+                ids = ids[:, None]
+                positions = positions[:, -1:] + 1
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        return new
+
+    def _eos_ids(self) -> frozenset[int]:
+        """Where a response ends: generation_config's and the tokenizer's ids, and what the template puts after an answer.
+
+        A base model that was given a chat template names only its end of text; the end of a turn is read off the template.
+        """
+        named = self.model.generation_config.eos_token_id
+        found = {named} if isinstance(named, int) else set(named or ())
+        found.add(self.tokenizer.eos_token_id)
+        marker = "answer"
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": marker}]
+        tail = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(marker)[2]
+        # not every added token is special: Gemma adds runs of line breaks
+        special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        special.update(self.tokenizer.all_special_ids)
+        after = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        found.update([token for token in after if token in special][:1])
+        found.discard(None)
+        if not found:
+            raise ModelError(
+                "no end-of-sequence token", where=str(self.folder), do="name eos_token_id in generation_config"
+            )
+        return frozenset(found)
+
+
+def _draws(seeds: Sequence[int], steps: int) -> Any:
+    """Numbers in [0, 1), float64 [rows, steps]: a row's are its seed's, whatever stands beside it."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(seed)).random(steps) for seed in seeds]))
+
+
+def _sampled(logits: Any, temperature: float, top_p: float, draws: Any) -> Any:
+    """Ids [rows] from logits [rows, vocabulary]: the draw's place in the cumulated mass of the most probable tokens.
+
+    Nucleus sampling: Holtzman et al. 2020, section 3.1. The fewest tokens whose mass reaches `top_p`, the last one with it.
+    """
+    mass, ids = (logits.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    below = mass.cumsum(-1)
+    count = ((below - mass) < top_p).sum(-1, keepdim=True)
+    kept = below.gather(-1, count - 1)
+    place = (below <= draws[:, None] * kept).sum(-1, keepdim=True)
+    return ids.gather(-1, place.minimum(count - 1))[:, 0]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's own error, or the words that torch has for an allocation that the system refuses."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _quick_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by instructions of its own: 1.8 times the speed of float32 on an EPYC 9004."""
+    import torch
+
+    found = False
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):  # not public, so they may go
+        with suppress(AttributeError):
+            found = found or bool(getattr(torch.cpu, name)())
+    return found
