@@ -139,7 +139,10 @@ def main() -> None:
         for name, work in rivals.items():
             found[name].append(measure(work))
             wall, cpu, tokens = found[name][-1]
-            print(f"  round {len(found[name])}: {name}: {wall:.1f} s, {cpu:.1f} s of processor, {tokens} tokens", flush=True)
+            print(
+                f"  round {len(found[name])}: {name}: {wall:.1f} s, {cpu:.1f} s of processor, {tokens} tokens",
+                flush=True,
+            )
     best = {name: (min(r[0] for r in rounds), min(r[1] for r in rounds)) for name, rounds in found.items()}
     for name, rounds in found.items():
         wall, cpu = (len(texts) / seconds for seconds in best[name])

@@ -81,6 +81,9 @@ class Scripted:
     def fits(self, rows: int, length: int, settings: GenerationSettings) -> bool:
         return rows * (length + settings.max_new_tokens) <= self.most
 
+    def batch_cost(self, settings: GenerationSettings) -> None:
+        return None
+
     def complete(self, texts: Sequence[str], settings: GenerationSettings) -> list[Completion]:
         self.batches.append(list(texts))
         cut = settings.max_new_tokens

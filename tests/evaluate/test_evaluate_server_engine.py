@@ -219,9 +219,12 @@ def test_a_server_that_answers_no_prompt_is_an_error_and_not_a_file_of_empty_row
     def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         return 400, {"error": {"message": "no such field"}}
 
-    with answering(answer) as (url, _), Client([url], answers=tmp_path / "a", limits=LIMITS) as client:
-        with pytest.raises(MixmergeError, match=r"no such field"):
-            generate(ServerEngine(client, "m"), prompts(["Why?", "So?"]), tmp_path / "out", SETTINGS)
+    with (
+        answering(answer) as (url, _),
+        Client([url], answers=tmp_path / "a", limits=LIMITS) as client,
+        pytest.raises(MixmergeError, match=r"no such field"),
+    ):
+        generate(ServerEngine(client, "m"), prompts(["Why?", "So?"]), tmp_path / "out", SETTINGS)
     assert read_responses(tmp_path / "out") == []
 
 

@@ -247,9 +247,7 @@ def test_an_error_of_ours_while_a_server_is_dead_is_told_as_its_death(
         pytest.raises(StepError, match=r"ended with status 7") as told,
         serving(command(), tmp_path, log=tmp_path / "log", devices=[]) as (url,),
     ):
-        ask(url, "/die")
-        _until_dead(url)
-        raise CheckpointError("no answer")
+        _die_and_miss_it(url)
     assert isinstance(told.value.__cause__, CheckpointError)
     with (
         pytest.raises(CheckpointError, match=r"no answer"),
@@ -258,14 +256,16 @@ def test_an_error_of_ours_while_a_server_is_dead_is_told_as_its_death(
         raise CheckpointError("no answer")
 
 
-def _until_dead(url: str) -> None:
-    """Until the keeper, too, has noticed."""
+def _die_and_miss_it(url: str) -> None:
+    """Fail as a client does, once the keeper has noticed, too."""
+    ask(url, "/die")
     port = int(url.rpartition(":")[2].partition("/")[0])
     for process in psutil.Process().children():
         if str(port) in _words(process):
             # a zombie, until it is asked for its status
             while process.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.02)
+    raise CheckpointError("no answer")
 
 
 @pytest.mark.parametrize(
@@ -337,15 +337,18 @@ def test_when_the_parent_is_killed_no_server_is_left(
 
 def test_when_the_keeper_itself_is_killed_the_server_goes_too(command: Callable[..., str], tmp_path: Path) -> None:
     with (
-        pytest.raises(StepError, match=r"the server ended with status -9|by signal 9"),
+        pytest.raises(StepError, match=r"the server ended by signal 9"),
         serving(command(), tmp_path, log=tmp_path / "log", devices=[]) as (url,),
     ):
-        pids = ask(url, "/health")[1]["pids"]
-        (keeper,) = psutil.Process().children()
-        keeper.kill()
-        assert gone(pids[:1])
-        raise CheckpointError("no answer")
-    os.kill(pids[1], signal.SIGKILL)
+        _lose_the_keeper(ask(url, "/health")[1]["pids"])
+
+
+def _lose_the_keeper(pids: list[int]) -> None:
+    (keeper,) = psutil.Process().children()
+    keeper.kill()
+    assert gone(pids[:1])
+    os.kill(pids[1], signal.SIGKILL)  # what the server had started: the keeper's own end is all that is lost here
+    raise CheckpointError("no answer")
 
 
 # A real server of a real model

@@ -73,6 +73,10 @@ class Engine(Protocol):
         """Whether a batch of so many prompts of up to `length` tokens is within what the engine may hold."""
         ...
 
+    def batch_cost(self, settings: GenerationSettings) -> int | None:
+        """What one more batch costs, in tokens of a prompt's pass; None: batches are to be as large as they may be."""
+        ...
+
     def complete(self, texts: Sequence[str], settings: GenerationSettings) -> list[Completion]:
         """One completion a prompt, in order; all of one batch."""
         ...

@@ -67,7 +67,12 @@ def generate(
     room = None if engine.context is None else engine.context - settings.max_new_tokens
     asked = [lengths[p.id] if room is None else min(lengths[p.id], max(room, 1)) for p in ordered]
     sizes = _recorded(out, len(ordered))
-    planned = sizes or plan_batches(asked, batch_size, lambda rows, length: engine.fits(rows, length, settings))
+    planned = sizes or plan_batches(
+        asked,
+        batch_size,
+        lambda rows, length: engine.fits(rows, length, settings),
+        engine.batch_cost(settings),
+    )
     rows = _recover(out, ordered, planned)
     resumed = len(rows)
     if sizes is None and resumed < len(ordered):
@@ -94,21 +99,42 @@ def generate(
     return _account(rows) | {"resumed": resumed}
 
 
-def plan_batches(lengths: Sequence[int], most: int, fits: Callable[[int, int], bool]) -> list[int]:
-    """Sizes of batches for prompts of ascending lengths: each as large as `most` and `fits(rows, longest)` let it be.
+def plan_batches(
+    lengths: Sequence[int], most: int, fits: Callable[[int, int], bool], cost: int | None = None
+) -> list[int]:
+    """Sizes of batches for prompts of ascending lengths, each within `most` rows and `fits(rows, longest)`.
 
-    One prompt is a batch in any case: what does not fit is told when it is tried.
+    `cost` is what one more batch costs, in tokens of a prompt's pass: the batches are those with the least padding and
+    cost together. None: each takes as many as it may. One prompt is a batch in any case: what does not fit is told when
+    it is tried.
 
     >>> plan_batches([1, 1, 2, 5, 9], 3, lambda rows, longest: rows * longest <= 8)
     [3, 1, 1]
+    >>> plan_batches([1, 1, 1, 9, 9], 5, lambda rows, longest: True, cost=10)
+    [3, 2]
     """
     sizes: list[int] = []
-    for length in lengths:
-        if sizes and sizes[-1] < most and fits(sizes[-1] + 1, length):
-            sizes[-1] += 1
-        else:
-            sizes.append(1)
-    return sizes
+    if cost is None:
+        for length in lengths:
+            if sizes and sizes[-1] < most and fits(sizes[-1] + 1, length):
+                sizes[-1] += 1
+            else:
+                sizes.append(1)
+        return sizes
+    least, last = [0], [0]  # of the first prompts: their cost in the best cut, and the size of its last batch
+    for end, length in enumerate(lengths, 1):
+        least.append(least[end - 1] + length + cost)
+        last.append(1)
+        for size in range(2, min(most, end) + 1):
+            if not fits(size, length):
+                break
+            if (total := least[end - size] + size * length + cost) < least[end]:
+                least[end], last[end] = total, size
+    end = len(lengths)
+    while end:
+        sizes.append(last[end])
+        end -= last[end]
+    return sizes[::-1]
 
 
 def read_responses(path: Path) -> list[dict[str, Any]]:

@@ -69,6 +69,9 @@ class ServerEngine:
     def fits(self, rows: int, length: int, settings: GenerationSettings) -> bool:
         return True  # what is under way at once is the client's to find
 
+    def batch_cost(self, settings: GenerationSettings) -> int | None:
+        return None  # it does not pad, and a batch's last answers leave it idle
+
     def complete(self, texts: Sequence[str], settings: GenerationSettings) -> list[Completion]:
         """One completion a prompt.
 

@@ -54,7 +54,8 @@ class Server:
         status = self.keeper.poll()
         if status is None:
             return None
-        how = f"by signal {status - 128}" if status > 128 else f"with status {status}"
+        number = -status if status < 0 else status - 128  # of the keeper itself, or of the server by way of it
+        how = f"by signal {number}" if number > 0 else f"with status {status}"
         return StepError(f"the server ended {how}: {_last_words(self.log)}", where=str(self.log), do="see its log")
 
     def stop(self) -> None:
