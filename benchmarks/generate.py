@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip-single", action="store_true", help="leave out the slowest rival, one prompt at a time")
     options = parser.parse_args()
 
     import torch
@@ -128,6 +129,8 @@ def main() -> None:
         "model.generate, lists of 32, padding=True": lambda: listed(32),
         "mixmerge": here,
     }
+    if options.skip_single:
+        del rivals["model.generate, one prompt at a time"]
     lengths = sorted(ours.lengths(texts))
     place = f"{ours.device}, {ours.model.dtype}, {options.threads} threads"
     print(

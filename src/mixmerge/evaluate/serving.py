@@ -32,6 +32,7 @@ NEEDED = ("model", "port")
 GRACE_S = 20.0  # from SIGTERM to SIGKILL
 PORTS = 5  # tried, where other programs take them
 LOOK_S = 0.1
+LOOK_BACK_S = 1.0
 PROBE_S = 10.0
 LAST_LINES, LAST_CHARACTERS = 4, 600
 
@@ -132,7 +133,10 @@ def serving(
         try:
             yield [server.url for server in servers]
         except MixmergeError as error:
+            until = time.monotonic() + LOOK_BACK_S  # a connection is lost before its server is seen to be dead
             for server in servers:
+                with suppress(subprocess.TimeoutExpired):
+                    server.keeper.wait(max(0.0, until - time.monotonic()))
                 if (death := server.died()) is not None:
                     raise death from error
             raise
