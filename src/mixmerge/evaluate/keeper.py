@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_me())
     except OSError as error:
-        print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
         return NOT_FOUND
     ended = threading.Event()
     threading.Thread(target=_hold, args=(server.pid, float(grace), ended), daemon=True).start()
