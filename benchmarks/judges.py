@@ -116,7 +116,10 @@ def cross_validated(method: Any, rows: Sequence[Row], prepared: Any, *, unseen_l
         for lang in LANGUAGES if unseen_language else ("",):
             test = (folds == fold) & ((langs == lang) | (not unseen_language))
             fit = (folds != fold) & ((langs != lang) | (not unseen_language))
-            scores[test] = method.model().fit(prepared[fit], labels[fit]).decision_function(prepared[test])
+            unseen = prepared[test]
+            if unseen_language and hasattr(method, "unlisted"):
+                unseen = method.unlisted(unseen)
+            scores[test] = method.model().fit(prepared[fit], labels[fit]).decision_function(unseen)
     return scores
 
 

@@ -156,6 +156,10 @@ class WithPhrases(Embedding):
     def prepare(self, texts: Sequence[str]) -> Any:
         return np.hstack([super().prepare(texts), 0.5 * keyword_scores(texts)[:, None]])
 
+    def unlisted(self, prepared: Any) -> Any:
+        """As in a language that has no list of phrases."""
+        return np.hstack([prepared[:, :-1], np.zeros((len(prepared), 1))])
+
 
 class States:
     """Hidden states of the study's base over the opening: one layer, mean or last token, then logistic regression."""
