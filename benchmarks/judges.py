@@ -36,9 +36,9 @@ SEED = 0
 NAMES = ("English", "French", "Hindi", "Spanish", "Russian", "Arabic")
 CAVEAT = (
     "On rows of others: these numbers hold for the judge that is fitted on the default rows. Refusals there are by Llama "
-    "3.1, Gemma 2 and Qwen 2.5 and labelled by WildGuard, answers are half to harmful requests where there are any (few in "
-    "Arabic, none in Hindi and Russian). There are no Hindi refusals, so how many of these are found is known from the "
-    "cross-validation alone"
+    "3.1, Gemma 2 and Qwen 2.5 and labelled by WildGuard (Qwen's Arabic ones by a phrase), answers are half to harmful "
+    "requests where there are any (few in Arabic, none in Hindi and Russian). There are no Hindi refusals, so how many of "
+    "these are found is known from the cross-validation alone"
 )
 MARGIN = 0.02
 ELSEWHERE = Path(__file__).parents[1] / "src/mixmerge/evaluate/refusal_elsewhere.json"
