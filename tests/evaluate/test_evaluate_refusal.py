@@ -362,6 +362,15 @@ def test_measurements_on_rows_of_others_add_up_and_say_what_is_missing() -> None
     assert len(measured["date"]) == 10
 
 
+def test_the_page_on_offline_judges_tells_the_numbers_that_the_report_shows() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "judges-offline.md").read_text(encoding="utf-8")
+    for lang, found in shipped()["by_language"].items():
+        (line,) = [row for row in page.splitlines() if row.startswith(f"| {lang} | ")]
+        sides = (("refused", "sensitivity"), ("complied", "specificity"))
+        told = [f"{found[f'{of}_found']} of {found[of]}: {found[rate]:.3f}" for of, rate in sides if found[of]]
+        assert all(cell in line for cell in told), line
+
+
 def test_verdict_rows_are_json_and_invalid_ones_are_counted(judge: RefusalJudge, tmp_path: Path) -> None:
     items = [Item(prompt(), REFUSALS["en"]), Item(prompt(), ANSWERS["en"]), Item(prompt(), ""), Item(prompt(), "?!")]
     found = judge.judge(items)

@@ -119,7 +119,7 @@ def fit_refusal(rows: Sequence[LabelledText], out: Path, *, seed: int) -> dict[s
     Why openings alone, measured on the starter data (1,344 rows, 104 topics, six languages), held-out accuracy on one set
     of folds: openings 0.993, first sentence 0.992, first 200 characters 0.986, first 400 0.985; embeddings and character
     2..4-grams of openings together 0.989, n-grams alone 0.956. Over eight other sets of folds openings gave 0.989 to 0.992.
-    On 650 refusals and answers written by others (no Hindi refusals among them) openings gave 0.977, n-grams alone 0.862.
+    docs/judges-offline.md has the comparison on rows of others, hidden states and an instruct model among the rivals.
 
     Raises:
         DataError: fewer topics than folds, or only one label.
