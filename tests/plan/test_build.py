@@ -182,6 +182,8 @@ WHAT = {
     "evaluation.prompts": ("evaluation.prompts.general.purpose=harmless", "generate/base.general"),
     "evaluation.limit": ("evaluation.limit={dev: 1, test: 1}", "generate/base.general"),
     "evaluation.max_new_tokens": ("evaluation.max_new_tokens=5", "generate/base.general"),
+    "evaluation.temperature": ("evaluation.temperature=0.5", "generate/base.general"),
+    "evaluation.server": ("evaluation.server={url: http://127.0.0.1:9/v1}", "generate/base.general"),
     "evaluation.harness": ("evaluation.harness={facts: {tasks: [facts], include_path: tasks}}", "score/tiny"),
     "judges.quality": ("judges.quality.margin=0.1", "judge/mix.general.quality"),
     "judges.endpoints": ("judges.endpoints={gpt: {url: http://127.0.0.1:9/v1, model: m, asks: harm}}", "score/tiny"),
@@ -207,7 +209,7 @@ NOT_WHAT = {
     "adopted.revision",
     "data.streaming",
 }
-NOT_WHAT |= {"evaluation.overlap", "judges.decide"}
+NOT_WHAT |= {"evaluation.overlap", "judges.decide", "evaluation.top_p"}
 
 
 def keys_of_recipe() -> set[str]:

@@ -16,7 +16,16 @@ from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.ready import prompt_reading
 from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
 from mixmerge.plan.identity import fingerprint as identity_of
-from mixmerge.plan.judges import ASKED_ON, PlannedJudge, calibrations, deciding, lacks_reference, planned_judges
+from mixmerge.plan.judges import (
+    ASKED_ON,
+    SERVER,
+    PlannedJudge,
+    calibrations,
+    checked_start,
+    deciding,
+    lacks_reference,
+    planned_judges,
+)
 from mixmerge.recipe.budgets import budget_of
 from mixmerge.recipe.load import LoadedRecipe
 
@@ -63,17 +72,36 @@ class EvaluationPlan:
                 responses[candidate, name] = self._add(
                     "generate",
                     f"{candidate}.{name}",
-                    {
-                        "prompts": self.asked[name],
-                        "max_new_tokens": recipe.evaluation.max_new_tokens,
-                    },
+                    {"prompts": self.asked[name]} | self._engine(),
                     inputs={"model": self.models[candidate]},
                     how=self._prompts_how(name)
                     | {"batch_size": recipe.how.generate_batch_size}
+                    | self._server(candidate)
                     | self._how("threads", "device"),
                     group=f"generate {self.models[candidate]}",
                 )
         return responses
+
+    def _engine(self) -> dict[str, Any]:
+        """What decides an answer, beside the model and the prompt."""
+        evaluation = self.recipe.evaluation
+        what: dict[str, Any] = {"max_new_tokens": evaluation.max_new_tokens}
+        if evaluation.temperature > 0:
+            what |= {"temperature": evaluation.temperature, "top_p": evaluation.top_p, "seed": self.recipe.seed}
+        if evaluation.server is not None:
+            what["server"] = {"start": evaluation.server.start, "extra": evaluation.server.extra}
+        return what
+
+    def _server(self, candidate: str) -> dict[str, Any]:
+        """Where a candidate is asked, if not in a process of ours."""
+        server = self.recipe.evaluation.server
+        if server is None:
+            return {}
+        if server.start is not None:
+            checked_start(server.start, self._where("evaluation", "server", "start"))
+        name = server.model or ("{candidate}" if server.start is None else None)
+        called = None if name is None else name.replace("{candidate}", candidate)
+        return {"server": {key: getattr(server, key) for key in SERVER}, "called": called}
 
     def _add_harness(self) -> dict[str, str]:
         """Steps of lm-evaluation-harness; returns `candidate/evaluation` -> step."""

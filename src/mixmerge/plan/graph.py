@@ -22,7 +22,7 @@ REVISIONS = {
     "mixture": 3,
     "train": 2,
     "merge": 1,
-    "generate": 1,
+    "generate": 2,
     "harness": 1,
     "fit-judge": 1,
     "judge": 2,

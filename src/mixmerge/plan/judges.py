@@ -20,6 +20,7 @@ from mixmerge.evaluate.metrics import DECIDE
 from mixmerge.evaluate.ngrams import labelled_answers
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.rubrics import Rubric, read_rubric, shipped_rubric
+from mixmerge.evaluate.serving import check_command
 from mixmerge.plan.models import check_model_folder, folder_fingerprint
 from mixmerge.recipe.evaluation import ClassifierJudge, EndpointJudge, Question
 from mixmerge.recipe.load import LoadedRecipe
@@ -64,7 +65,7 @@ def planned_judges(loaded: LoadedRecipe, cache: Path | None) -> list[PlannedJudg
         where = loaded.marks.where(("judges", "classifiers", name))
         raise RecipeError(f"the name '{name}' is taken by judges.endpoints.{name}", where=where, do="rename one")
     for name, entry in named.endpoints.items():
-        found += [_endpoint(name, question, entry, loaded) for question in entry.asks]
+        found += [_endpoint(name, question, entry, loaded, cache) for question in entry.asks]
     return found + [_classifier(name, entry, loaded, cache) for name, entry in named.classifiers.items()]
 
 
@@ -101,7 +102,9 @@ def _classifier(name: str, entry: ClassifierJudge, loaded: LoadedRecipe, cache: 
     return PlannedJudge(f"{name}.{entry.asks}", entry.asks, what, how, group=f"judge {name}")
 
 
-def _endpoint(name: str, question: Question, entry: EndpointJudge, loaded: LoadedRecipe) -> PlannedJudge:
+def _endpoint(
+    name: str, question: Question, entry: EndpointJudge, loaded: LoadedRecipe, cache: Path | None
+) -> PlannedJudge:
     path = ("judges", "endpoints", name)
     what: dict[str, Any] = {
         "judge": "endpoint",
@@ -112,6 +115,12 @@ def _endpoint(name: str, question: Question, entry: EndpointJudge, loaded: Loade
         "seed": loaded.recipe.seed,
     }
     how: dict[str, Any] = {"judge": f"{name}.{question}", "server": {key: getattr(entry, key) for key in SERVER}}
+    if entry.start is not None:
+        checked_start(entry.start, loaded.marks.where((*path, "start")))
+        folder = loaded.folder / Path(entry.model).expanduser()
+        if folder.is_dir():
+            check_model_folder(folder, loaded.marks.where((*path, "model")))
+            what["model"], how["folder_of_model"] = folder_fingerprint(folder, cache), str(folder)
     if entry.guard is not None:
         if entry.guard not in GUARDS:
             place = loaded.marks.where((*path, "guard"))
@@ -128,6 +137,14 @@ def _endpoint(name: str, question: Question, entry: EndpointJudge, loaded: Loade
     if entry.budget is not None:
         how["budget"] = entry.budget.model_dump()
     return PlannedJudge(f"{name}.{question}", question, what, how, group=f"judge {name}")
+
+
+def checked_start(command: str, where: str) -> None:
+    """Refuse a command that no server can be started by; RecipeError or UserError with the place in the recipe."""
+    try:
+        check_command(command)
+    except UserError as error:
+        raise error.within(where) from error
 
 
 def _rubric(question: Question, entry: EndpointJudge, loaded: LoadedRecipe, path: KeyPath) -> Rubric:

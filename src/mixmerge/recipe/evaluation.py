@@ -99,6 +99,52 @@ class Overlap(Section):
         return {"action": value} if isinstance(value, str) else value
 
 
+class Served(Section):
+    """An OpenAI-compatible server: one that is there, by its URL, or one that mixmerge starts and stops."""
+
+    url: str | list[str] | None = Field(
+        None, description="Where it is, e.g. https://api.openai.com/v1; a list of URLs are equal replicas."
+    )
+    start: str | None = Field(
+        None,
+        description="A command that starts it, without a shell: {model} is the folder or the name of the model, {port} a free "
+        "port on this machine, e.g. vllm serve {model} --host 127.0.0.1 --port {port}.",
+    )
+    replicas: Count = Field(1, description="How many of it to start; CUDA devices are shared out among them.")
+    ready_within: Positive = Field(600.0, description="Seconds that a started server may take to be ready.")
+    key: str | None = Field(
+        None, description="The environment variable that holds the key; the key itself never stands in a recipe."
+    )
+    timeout: Positive = Field(120.0, description="Seconds that one answer may take.")
+    concurrency: Count = Field(256, description="Most requests at once; below it, as many as the server bears.")
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Self:
+        if (self.url is None) == (self.start is None):
+            raise ValueError("give exactly one of url or start")
+        if self.start is not None and "{port}" not in self.start:
+            raise ValueError("start needs {port}: mixmerge finds a free one")
+        if self.start is None and (odd := {"replicas", "ready_within"} & self.model_fields_set):
+            raise ValueError(f"{min(odd)} goes with start")
+        return self
+
+    @property
+    def urls(self) -> list[str]:
+        """The URLs that are given; none where the server is to be started."""
+        return [self.url] if isinstance(self.url, str) else list(self.url or [])
+
+
+class GenerationServer(Served):
+    """A server that answers the prompts in place of this process: one per candidate if mixmerge starts it."""
+
+    model: str | None = Field(
+        None,
+        description="The candidate's name at the server, where {candidate} stands for its name here; default: {candidate} with "
+        "url, its folder with start.",
+    )
+    extra: dict[str, Any] = Field({}, description="Further fields of every request.")
+
+
 class Evaluation(Section):
     """What every candidate is asked."""
 
@@ -108,11 +154,24 @@ class Evaluation(Section):
     harness: dict[Name, Harness] = Field(
         {}, description="Further evaluations by lm-evaluation-harness, by name; their results stand in the same tables."
     )
+    temperature: Share = Field(0.0, description="Of the answers; 0: greedy. A sample is drawn by seed and prompt.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Sample from the likeliest tokens that together have this mass."
+    )
+    server: GenerationServer | None = Field(
+        None, description="An OpenAI-compatible server that answers; default: transformers, in a process of mixmerge."
+    )
     overlap: Overlap = Field(
         default_factory=Overlap,
         description="What to do when a prompt also stands in the training data, in another set or in another split: "
         "refuse, drop, ignore, or a mapping.",
     )
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        if self.temperature == 0 and "top_p" in self.model_fields_set:
+            raise ValueError("top_p goes with a temperature above 0")
+        return self
 
 
 class Harness(Section):
@@ -146,39 +205,6 @@ class RefusalJudge(Section):
         description="A file that `mixmerge calibrate` wrote for it: rates are corrected by its errors there; default: by those "
         "of its cross-validation.",
     )
-
-
-class Served(Section):
-    """An OpenAI-compatible server: one that is there, by its URL, or one that mixmerge starts and stops."""
-
-    url: str | list[str] | None = Field(
-        None, description="Where it is, e.g. https://api.openai.com/v1; a list of URLs are equal replicas."
-    )
-    start: str | None = Field(
-        None,
-        description="A command that starts it, without a shell: {model} is the folder or the name of the model, {port} a free "
-        "port on this machine, e.g. vllm serve {model} --host 127.0.0.1 --port {port}.",
-    )
-    replicas: Count = Field(1, description="How many of it to start; CUDA devices are shared out among them.")
-    ready_within: Positive = Field(600.0, description="Seconds that a started server may take to be ready.")
-    key: str | None = Field(
-        None, description="The environment variable that holds the key; the key itself never stands in a recipe."
-    )
-    timeout: Positive = Field(120.0, description="Seconds that one answer may take.")
-    concurrency: Count = Field(256, description="Most requests at once; below it, as many as the server bears.")
-
-    @model_validator(mode="after")
-    def _one_server(self) -> Self:
-        if (self.url is None) == (self.start is None):
-            raise ValueError("give exactly one of url or start")
-        if self.start is not None and "{port}" not in self.start:
-            raise ValueError("start needs {port}: mixmerge finds a free one")
-        return self
-
-    @property
-    def urls(self) -> list[str]:
-        """The URLs that are given; none where the server is to be started."""
-        return [self.url] if isinstance(self.url, str) else list(self.url or [])
 
 
 class Spending(Section):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixmerge.run.servers import connect
 from mixmerge.run.store import Store, read_json
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def _endpoint(context: StepContext) -> Judge:
     return EndpointJudge(
         how["judge"],
         what["question"],
-        what["model"],
-        client_of(context, what["model"], how),
+        how.get("folder_of_model", what["model"]),
+        client_of(context),
         rubric=rubric,
         guard=what.get("guard"),
         seed=what["seed"],
@@ -118,22 +119,10 @@ def _ngrams(context: StepContext) -> Judge:
     return NgramJudge(context.input("judge"), _reading(context.what), name=context.how["judge"])
 
 
-def client_of(context: StepContext, model: str, how: Mapping[str, Any]) -> Client:
-    """A client of the server that `how` names, kept for the steps of this process; answers are on disk for all studies."""
-    from mixmerge.evaluate.client import Client
-    from mixmerge.evaluate.limits import Budget, Limits
-
-    server = how["server"]
-
-    def connect() -> Client:
-        urls = [server["url"]] if isinstance(server["url"], str) else list(server["url"] or ())
-        budget = Budget(**how["budget"]) if "budget" in how else None
-        limits = Limits(timeout_s=server["timeout"], max_concurrency=server["concurrency"])
-        answers = context.store.answers
-        return Client(urls, answers=answers, scope=model, key_env=server["key"], budget=budget, limits=limits)
-
-    found: Client = context.keep(("client", model, repr(sorted(server.items()))), connect)
-    return found
+def client_of(context: StepContext) -> Client:
+    """A client of the judge's server; its answers are on disk for all studies of the store."""
+    model = context.how.get("folder_of_model", context.what["model"])
+    return connect(context, model, scope=context.what["model"], budget=context.how.get("budget")).client
 
 
 def judge_steps(plan: Plan) -> dict[str, Step]:
@@ -178,7 +167,7 @@ def spent(context: StepContext) -> dict[str, Any]:
     """What a judge's server was asked so far by this process, and what it cost, for the record; nothing of a local judge."""
     if "server" not in context.how:
         return {}
-    return {"server": client_of(context, context.what["model"], context.how).stats()}
+    return {"server": client_of(context).stats()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mixmerge.errors import CheckpointError, DataError, MixmergeError
 from mixmerge.plan.graph import Step
 from mixmerge.plan.identity import fingerprint
 from mixmerge.run.judges import checked_calibrations, judge_of, spent
 from mixmerge.run.local import usable_threads
+from mixmerge.run.servers import connect
 from mixmerge.run.store import Store, read_json, read_record, write_json
+
+if TYPE_CHECKING:
+    from mixmerge.evaluate.engine import Engine
 
 JUDGED_AT_ONCE = 64
 JUDGE_FILE = "judge.json"
@@ -268,19 +272,33 @@ def merge(context: StepContext) -> Measurements:
 
 def generate(context: StepContext) -> Measurements:
     """Ask the candidate every prompt of one set."""
-    from mixmerge.evaluate.generate import GenerationSettings, TransformersEngine
+    from mixmerge.evaluate.generate import GenerationSettings
     from mixmerge.evaluate.generate import generate as generate_rows
 
-    model = context.input("model")
-    engine = context.keep(
-        ("engine", model), lambda: TransformersEngine(model, threads=context.threads, device=context.how["device"])
+    what, how = context.what, context.how
+    settings = GenerationSettings(
+        **{k: what[k] for k in ("max_new_tokens", "temperature", "top_p", "seed") if k in what}
     )
-    settings = GenerationSettings(max_new_tokens=context.what["max_new_tokens"])
-    prompts = _prompts(context.how, context.what["prompts"])
+    prompts = _prompts(how, what["prompts"])
+    # a server batches by itself: it gets everything at once, and its client keeps every answer
+    batch_size = max(1, len(prompts)) if "server" in how else how["batch_size"]
     out = context.out / "responses.jsonl"
-    return generate_rows(
-        engine, prompts, out, settings, batch_size=context.how["batch_size"], progress=context.progress
+    return generate_rows(_engine(context), prompts, out, settings, batch_size=batch_size, progress=context.progress)
+
+
+def _engine(context: StepContext) -> Engine:
+    model, how = context.input("model"), context.how
+    if "server" in how:
+        from mixmerge.evaluate.server_engine import ServerEngine
+
+        client = connect(context, str(model), scope=context.step.inputs["model"]).client
+        return ServerEngine(client, how["called"] or str(model), folder=model, extra=context.what["server"]["extra"])
+    from mixmerge.evaluate.transformers_engine import TransformersEngine
+
+    made: Engine = context.keep(
+        ("engine", model), lambda: TransformersEngine(model, threads=context.threads, device=how["device"])
     )
+    return made
 
 
 def harness(context: StepContext) -> Measurements:
