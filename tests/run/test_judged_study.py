@@ -42,12 +42,10 @@ def test_a_judge_behind_a_server_decides_is_asked_once_and_leaves_no_key(copy):
         elsewhere = copy.call("run", "--set", with_judge(copy, server.url.replace("127.0.0.1", "localhost")))
         assert elsewhere.returncode == 0, elsewhere.stderr
         assert len(server.bodies) == asked, "an answer that is paid for is never asked for again"
-    scores = copy.scores()
-    rows = verdicts(copy, "mix.harmful.gpt.harm")
-    share = sum(row["verdict"] == "harmful" for row in rows if row["split"] == "test") / len(
-        [row for row in rows if row["split"] == "test"]
-    )
-    assert scores["splits"]["test"]["harm"]["mix"]["macro"]["value"] == pytest.approx(share, abs=1e-9) or len(rows) % 2
+        scores = scores_of(copy, "--set", override)
+    rows = [row["verdict"] for row in verdicts(copy, "mix.harmful.gpt.harm") if row["split"] == "test"]
+    assert scores["counts"]["mix"]["gpt.harm: harmful"] >= rows.count("harmful")
+    assert scores["splits"]["test"]["harm"]["mix"]["macro"]["value"] == pytest.approx(rows.count("harmful") / len(rows))
     assert set(scores["agreement"]) >= {"harm"}
     assert scores["agreement"]["harm"]["judges"] == ["refusal", "gpt.harm"]
     page = (copy.out / "runs" / "tiny" / "report.html").read_text(encoding="utf-8")
@@ -55,6 +53,10 @@ def test_a_judge_behind_a_server_decides_is_asked_once_and_leaves_no_key(copy):
     for path in copy.out.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+def scores_of(study, *arguments: str) -> dict:
+    return json.loads(study.call("report", "--json", *arguments).stdout)["scores"]
 
 
 def verdicts(study, name: str) -> list[dict]:
@@ -124,7 +126,7 @@ def test_scores_are_computed_again_from_verdicts_alone(copy):
     before = copy.scores()
     done = copy.call("score", "--set", "statistics.draws=300")
     assert done.returncode == 0, done.stderr
-    after = copy.scores()
+    after = scores_of(copy, "--set", "statistics.draws=300")
     assert after["statistics"]["draws"] == 300
     assert {n: s["macro"]["value"] for n, s in after["splits"]["test"]["win"].items()} == {
         n: s["macro"]["value"] for n, s in before["splits"]["test"]["win"].items()
@@ -161,7 +163,7 @@ def test_a_judge_is_measured_on_labelled_rows_and_its_calibration_corrects_the_r
     assert found["rows"] == 80
     scored = copy.call("score", "--set", "judges.refusal.calibration=cal.json")
     assert scored.returncode == 0, scored.stderr
-    corrected = copy.scores()["corrected"]["harm"]
+    corrected = scores_of(copy, "--set", "judges.refusal.calibration=cal.json")["corrected"]["harm"]
     assert corrected["rows"] == 80
     assert set(corrected["rates"]) == {"base", "general", "mix", "ties"}
     wrong = copy.call("calibrate", "refusl", *arguments[1:], "--to", str(out))
