@@ -215,3 +215,18 @@ def test_a_calibration_of_another_question_is_refused(study, planned):
     file.write_text(json.dumps({"version": 1, "question": "harm"}), encoding="utf-8")
     with pytest.raises((DataError, RecipeError), match=r"measures verdicts on harm, not on refusal"):
         planned("judges.refusal.calibration=cal.json")
+
+
+def test_a_key_that_is_not_in_the_environment_is_a_note_and_no_refusal(planned, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    told = "judges.endpoints.gpt: the environment variable NO_SUCH_KEY holds no key on this machine"
+    assert told in planned(endpoint(key="NO_SUCH_KEY")).notes
+    monkeypatch.setenv("NO_SUCH_KEY", "k")
+    assert told not in planned(endpoint(key="NO_SUCH_KEY")).notes
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(planned):
+    with pytest.raises(
+        RecipeError, match=r"max_new_tokens: answers of 512 tokens leave no room for a prompt in the 512"
+    ):
+        planned("evaluation.max_new_tokens=512")

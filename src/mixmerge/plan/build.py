@@ -26,9 +26,10 @@ from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.judges import lacks_reference
 from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
-from mixmerge.plan.notes import left_to_defaults, missing_programs
+from mixmerge.plan.notes import left_to_defaults, missing_keys, missing_programs
 from mixmerge.plan.training import HOW as TRAINING_HOW
 from mixmerge.plan.training import (
+    check_answers,
     check_context,
     check_devices,
     check_loggers,
@@ -197,6 +198,7 @@ class PlanBuilder:
         template = base_template(base, self.loaded, Path(place["path"]) if "path" in place else None)
         trim = {"size": base.trim_vocab, "languages": self.languages} if base.trim_vocab else None
         what = {"source": content, "trim": trim, "chat_template": template}
+        check_answers(self.recipe.evaluation.max_new_tokens, place, self._where("evaluation", "max_new_tokens"))
         self.models["base"] = self._add("base", "base", what, how=place | {"chat_template": base.chat_template})
 
     def _add_candidates(self, rows: Mapping[str, list[Row]]) -> None:
@@ -219,6 +221,7 @@ class PlanBuilder:
         }
         self.notes += missing_programs(trainings, recipe.how, self._where("how", "launcher"))
         self.notes += left_to_defaults(trainings)
+        self.notes += missing_keys(recipe)
         self.accounts = {name: mixtures.long.account(name) for name in self.data}
 
     def _add_adopted(self, name: str, entry: Adopted) -> None:

@@ -1,4 +1,4 @@
-"""What a person may not expect of the trainings of a recipe: defaults that nobody chose, programs that are not here.
+"""What a person may not expect of a recipe: defaults that nobody chose, programs and keys that are not here.
 
 One idea: both are notes and no refusals. A default may be what is wanted, and a study may be checked on another machine than
 the one that trains. No note is part of an identity.
@@ -6,6 +6,7 @@ the one that trains. No note is part of an identity.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,8 @@ from typing import Any
 
 from mixmerge.errors import RecipeError
 from mixmerge.plan.graph import Step
-from mixmerge.recipe.schema import How, Training
+from mixmerge.recipe.evaluation import Served
+from mixmerge.recipe.schema import How, Recipe, Training
 
 MAIN = ("learning_rate", "batch_size", "max_length", "scheduler", "warmup_ratio", "precision")
 
@@ -65,3 +67,13 @@ def missing_programs(trainings: Mapping[str, tuple[Training, Step]], how: How, w
     for who, program in named.items():
         if shutil.which(program) is None:
             yield f"{who}: no program '{program}' is found on this machine"
+
+
+def missing_keys(recipe: Recipe) -> Iterator[str]:
+    """A note for each environment variable that is to hold a server's key and does not, on this machine."""
+    servers: dict[str, Served] = {f"judges.endpoints.{n}": judge for n, judge in recipe.judges.endpoints.items()}
+    if recipe.evaluation.server is not None:
+        servers["evaluation.server"] = recipe.evaluation.server
+    for who, server in servers.items():
+        if server.key is not None and not os.environ.get(server.key, "").strip():
+            yield f"{who}: the environment variable {server.key} holds no key on this machine"

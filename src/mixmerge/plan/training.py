@@ -217,6 +217,18 @@ def check_context(training: Training, base: Step, where: str) -> None:
         raise RecipeError(what, where=where, do=f"set max_length: {context} or less")
 
 
+def check_answers(longest: int, base: Mapping[str, Any], where: str) -> None:
+    """Refuse answers that leave no room for a prompt in the context of a local base; `base` says where that is.
+
+    Raises:
+        RecipeError: says what it can read.
+    """
+    context = context_of(read_json(Path(base["path"]) / "config.json")) if "path" in base else None
+    if context is not None and longest >= context:
+        what = f"answers of {longest} tokens leave no room for a prompt in the {context} that the base can read"
+        raise RecipeError(what, where=where, do=f"set max_new_tokens well below {context}")
+
+
 def check_pairs(name: str, data: Mapping[str, Sequence[Row]], training: Training, where: str, notes: list[str]) -> None:
     """Refuse rows that method: dpo cannot learn from; note what method: sft makes of pairs.
 
