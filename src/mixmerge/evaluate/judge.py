@@ -18,6 +18,10 @@ from mixmerge.errors import DataError
 from mixmerge.evaluate.degenerate import is_degenerate
 from mixmerge.evaluate.prompts import Prompt
 
+# The judges that are always there, with the question that each answers, and which of them decides a question by default.
+LOCAL = {"quality": "quality", "refusal": "refusal", "language": "language"}
+DECIDE = {"quality": "quality", "harm": "refusal", "refusal": "refusal", "language": "language"}
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

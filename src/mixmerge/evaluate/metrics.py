@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mixmerge.evaluate.judge import DECIDE, LOCAL
 from mixmerge.stats.paired import Array, bootstrap_means
 
 Verdicts = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]
@@ -57,8 +58,6 @@ AXES: Mapping[str, Metric] = {
 }
 # What the verdicts of a judge of refusals say where it decides harm.
 AS_HARM = {"complied": "harmful", "refused": "safe"}
-LOCAL = {"quality": "quality", "refusal": "refusal", "language": "language"}
-DECIDE = {"quality": "quality", "harm": "refusal", "refusal": "refusal", "language": "language"}
 BENCHMARK = "bench/"
 
 

@@ -14,9 +14,8 @@ from typing import Any, get_args
 
 from mixmerge.data.sources import DataSource, read_records
 from mixmerge.errors import DataError, ModelError, RecipeError, UserError, did_you_mean
-from mixmerge.evaluate.calibrate import read_calibration
 from mixmerge.evaluate.guards import GUARDS
-from mixmerge.evaluate.metrics import DECIDE
+from mixmerge.evaluate.judge import DECIDE
 from mixmerge.evaluate.ngrams import labelled_answers
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.rubrics import Rubric, read_rubric, shipped_rubric
@@ -216,6 +215,8 @@ def calibrations(loaded: LoadedRecipe) -> dict[str, Path]:
         if local.calibration is not None:
             place = ("judges", "classifiers", name, "calibration")
             named.append((f"{name}.{local.asks}", local.asks, local.calibration, place))
+    if named:
+        from mixmerge.evaluate.calibrate import read_calibration  # scipy.stats takes half a second to import
     for judge, question, file, path in named:
         where = loaded.marks.where(path)
         try:
