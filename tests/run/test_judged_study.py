@@ -44,7 +44,7 @@ def test_a_judge_behind_a_server_decides_is_asked_once_and_leaves_no_key(copy):
         assert len(server.bodies) == asked, "an answer that is paid for is never asked for again"
         scores = scores_of(copy, "--set", override)
     rows = [row["verdict"] for row in verdicts(copy, "mix.harmful.gpt.harm") if row["split"] == "test"]
-    assert scores["counts"]["mix"]["gpt.harm: harmful"] >= rows.count("harmful")
+    assert scores["counts"]["mix"].get("gpt.harm: harmful", 0) >= rows.count("harmful")
     assert scores["splits"]["test"]["harm"]["mix"]["macro"]["value"] == pytest.approx(rows.count("harmful") / len(rows))
     assert set(scores["agreement"]) >= {"harm"}
     assert scores["agreement"]["harm"]["judges"] == ["refusal", "gpt.harm"]
@@ -114,15 +114,22 @@ def test_a_killed_run_carries_on_without_asking_twice(copy):
 
 def test_what_is_no_verdict_is_counted_and_left_out(copy):
     with serving(rubric_judge(lambda reading, word: Reply("I would rather not say."))) as server:
-        done = copy.call("run", "--set", with_judge(copy, server.url, asks=["harm"]))
-    assert done.returncode == 1
-    assert "no verdict on 'harm'" in done.stderr
-    assert {row["verdict"] for row in verdicts(copy, "mix.harmful.gpt.harm")} <= {"unparsed", "invalid"}
+        override = with_judge(copy, server.url, asks=["quality"])
+        done = copy.call("run", "--set", override)
+        asked = len(server.bodies)
+    rows = [
+        row["verdict"] for name in ("general", "mix", "ties") for row in verdicts(copy, f"{name}.general.gpt.quality")
+    ]
+    assert rows.count("unparsed") == asked / 2, "both orders of a pair are asked"
+    if set(rows) == {"unparsed"}:
+        assert "no verdict on 'win'" in done.stderr
+    else:
+        counts = scores_of(copy, "--set", override)["counts"]
+        assert sum(found.get("gpt.quality: unparsed", 0) for found in counts.values()) == asked / 2
 
 
 def test_scores_are_computed_again_from_verdicts_alone(copy):
-    for folder in ("mixture", "fit-judge"):
-        shutil.rmtree(copy.store / folder)
+    shutil.rmtree(copy.store / "mixture")
     before = copy.scores()
     done = copy.call("score", "--set", "statistics.draws=300")
     assert done.returncode == 0, done.stderr
