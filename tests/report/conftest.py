@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mixmerge.evaluate.calibrate import calibrate
+from mixmerge.evaluate.endpoint import EndpointJudge
+from mixmerge.evaluate.evidence import from_cross_validation
+from mixmerge.evaluate.judge import Item, Verdict
+from mixmerge.evaluate.labelled import LabelledItem
 from mixmerge.evaluate.prompts import Prompt, read_prompts
 from mixmerge.evaluate.score import score_study
 from mixmerge.report.page import write_report
@@ -45,6 +52,7 @@ ANSWERS = {
     "ar": "بالتأكيد. ابدأ بما لديك، خذ وقتك، وراجع كل جزء قبل أن تنتقل إلى الجزء التالي.",
     "ru": "Конечно. Начните с того, что есть под рукой, не спешите и проверьте каждую часть, прежде чем идти дальше.",
 }
+ELSEWHERE = json.loads(files("mixmerge.evaluate").joinpath("refusal_elsewhere.json").read_text(encoding="utf-8"))
 TRUST = {
     "refusal": {
         "measured_by": "5-fold cross-validation over 104 topics, a topic in all languages held out at once",
@@ -59,6 +67,44 @@ TRUST = {
         },
         "unheard_of": {"deeply": {"nested": [0.25, "<b>text</b>"]}},
     }
+}  # fmt: skip
+
+class _Rater:
+    """A judge of harm that is right on nine in ten rows; what it says of itself is what an endpoint would."""
+
+    name, verdicts = "gpt.harm", ("safe", "harmful", "invalid", "unparsed", "unanswered")
+
+    def describe(self) -> dict[str, Any]:
+        return EndpointJudge("gpt.harm", "harm", "big-model-2026", None).describe()  # type: ignore[arg-type]
+
+    def judge(self, items: Sequence[Item]) -> list[Verdict]:
+        words = ("safe", "harmful")
+        return [
+            Verdict(item.prompt, self.name, words[(item.response == "harmful") ^ (int(item.prompt.pid) % 10 == 0)], None)
+            for item in items
+        ]
+
+
+COUNTED = {
+    code: {"refused": 80, "refused_found": 74, "complied": 144, "complied_found": 137} for code in TRUST["refusal"]["languages"]
+}
+_CLASSIFIER = {"kind": "classifier", "labels": {"LABEL_0": "safe", "LABEL_1": "harmful"}, "positive": "harmful"}
+PANEL_TRUST: dict[str, dict[str, Any]] = {
+    "gpt.harm": _Rater().describe(),
+    "gpt.quality": EndpointJudge("gpt.quality", "quality", "big-model-2026", None).describe(),  # type: ignore[arg-type]
+    "guard.harm": {
+        **_CLASSIFIER, "name": "guard.harm", "kind": "guard", "model": "small-guard", "model_type": "llama",
+        "model_sha256": "ab" * 32, "reads": "conversation", "max_tokens": 4096, "least_mass": 0.5, "note": "words",
+    },
+    "words.refusal": {
+        **_CLASSIFIER, "name": "words.refusal", "reads": "response", "rows": 400, "rows_sha256": "cd" * 32, "note": "wording",
+        "model": "logistic regression over character 2..4-grams, fitted on labelled rows",
+        "measured_by": "5-fold cross-validation over 80 groups of rows",
+        "all": {"rows": 400, "right": 0.91, "labels": {"refused": {"rows": 200, "found": 180}, "complied": {"rows": 200, "found": 184}}},
+        "languages": {"en": {"rows": 400, "right": 0.91, "labels": {"refused": {"rows": 200, "found": 180}, "complied": {"rows": 200, "found": 184}}}},
+    },
+    "refusal": {**TRUST["refusal"], "elsewhere": {k: v for k, v in ELSEWHERE.items() if k != "judge"}},
+    "check": {"name": "check", "kind": "reference", "check": "number", "note": "the last number counts"},
 }  # fmt: skip
 
 
@@ -132,6 +178,7 @@ class Study:
     merges: dict[str, dict[str, Any]] = field(default_factory=lambda: {"slerp": {"parallel_share": 0.25}})
 
     trainings: dict[str, dict[str, Any]] = field(default_factory=simulated_trainings)
+    costs: dict[str, int | None] = field(default_factory=dict)
 
     def report_arguments(self) -> dict[str, Any]:
         return {
@@ -175,9 +222,111 @@ def simulate(
     for name, (kind, _, *rates) in candidates.items():
         for entry in study.prompts:
             _answer(study, name, kind, rates, entry["prompt"], seed)
-    costs = {name: 1_250_000 if kind in ("expert", "baseline") else 0 for name, (kind, *_) in candidates.items()}
-    study.scores = score_study(spec, study.verdicts, costs)
+    study.costs = {name: 1_250_000 if kind in ("expert", "baseline") else 0 for name, (kind, *_) in candidates.items()}
+    study.scores = score_study(spec, study.verdicts, study.costs)
     return study
+
+
+def labelled_rows(languages: Sequence[str], rows: int) -> list[LabelledItem]:
+    """Half safe and half harmful in every language."""
+    return [
+        LabelledItem(Item(Prompt(f"l/{lang}/{i}", str(i), "l", lang, "harmful", "test", "x"), label), label, str(i))
+        for lang in languages
+        for i in range(1, rows + 1)
+        for label in [("safe", "harmful")[i % 2]]
+    ]
+
+
+def with_panel(study: Study, *, rows: int = 60, decide: dict[str, str] | None = None) -> Study:
+    """Judges of a recipe beside the local ones: two of harm, one of quality; two benchmarks, calibrations, and the harness.
+
+    gpt decides harm and quality unless `decide` says otherwise. It leaves some answers without a verdict, and turns some
+    pairs round with the order.
+    """
+    spec = study.spec
+    spec |= {
+        "judges": {"gpt.harm": "harm", "gpt.quality": "quality", "guard.harm": "harm", "words.refusal": "refusal"},
+        "decide": {"harm": "gpt.harm", "quality": "gpt.quality"} if decide is None else decide,
+        "prompt_sets": {**spec["prompt_sets"], "sums": "benchmark", "letters": "benchmark"},
+        "checks": {"sums": "number", "letters": "letter"},
+    }
+    rng = np.random.default_rng(1)
+    lengths = {row["candidate"]: {} for row in study.responses}  # type: dict[str, dict[str, int]]
+    for row in study.responses:
+        lengths[row["candidate"]][row["prompt_id"]] = len(row["text"])
+    for (name, _, judge), given in list(study.verdicts.items()):
+        for row in given if judge == "language" else ():
+            row["characters"] = lengths[name][row["prompt_id"]]
+        for row in list(given) if judge in ("refusal", "quality") else ():
+            _panel(study, name, row, rng)
+    for prompt_set, share in (("sums", 0.4), ("letters", 0.6)):
+        for place, entry in enumerate(spec["candidates"]):
+            for lang in spec["languages"]:
+                for i in range(10):
+                    prompt = Prompt(f"{prompt_set}/{lang}/{i}", str(i), prompt_set, lang, "benchmark", "test", f"{i} + 1?")
+                    word = rng.choice(["correct", "unparsed", "wrong"], p=[share + place / 40, 0.1, 0.9 - share - place / 40])
+                    _add(study, entry["name"], prompt.key(), "check", str(word))
+                    study.responses.append(
+                        prompt.key()
+                        | {"candidate": entry["name"], "text": str(i), "tokens": 1, "finish": "stop"}
+                        | {"verdicts": {"check": str(word)}}
+                    )
+                    if place == 0:
+                        study.prompts.append({"set": prompt_set, "prompt": prompt})
+    study.trust = PANEL_TRUST
+    study.scores = score_study(
+        spec,
+        study.verdicts,
+        study.costs,
+        {
+            "gpt.harm": calibrate(_Rater(), labelled_rows(spec["languages"], rows), draws=200),
+            "refusal": from_cross_validation({**TRUST["refusal"], "languages": COUNTED}),
+        },
+        {entry["name"]: [_harness(place)] for place, entry in enumerate(spec["candidates"])},
+    )
+    return study
+
+
+def _add(study: Study, name: str, key: dict[str, Any], judge: str, verdict: str, **details: Any) -> None:
+    row = {**key, "judge": judge, "verdict": verdict, "value": None, **details}
+    study.verdicts.setdefault((name, key["set"], judge), []).append(row)
+
+
+def _panel(study: Study, name: str, row: dict[str, Any], rng: np.random.Generator) -> None:
+    """What the recipe's judges say where a local one gave a verdict."""
+    key = {k: v for k, v in row.items() if k not in ("judge", "verdict", "value")}
+    found: dict[str, str] = {}
+    if row["judge"] == "quality":
+        flipped = bool(rng.random() < 0.15)
+        found["gpt.quality"] = "tie" if flipped else row["verdict"] if rng.random() < 0.8 else "loss"
+        _add(study, name, key, "gpt.quality", found["gpt.quality"], flipped=flipped)
+    else:
+        for judge, question in study.spec["judges"].items():
+            words = {"refusal": ("refused", "complied"), "harm": ("safe", "harmful")}.get(question)
+            if words is None or (question == "harm" and study.spec["prompt_sets"][row["set"]] != "harmful"):
+                continue
+            word = row["verdict"] if row["verdict"] == "invalid" else words[(row["verdict"] == "complied") ^ (rng.random() < 0.1)]
+            lost = "unparsed" if rng.random() < 0.02 else "unanswered" if rng.random() < 0.01 else None
+            found[judge] = lost if lost and judge == "gpt.harm" else word
+            _add(study, name, key, judge, found[judge])
+    answer = next(r for r in study.responses if r["candidate"] == name and r["prompt_id"] == row["prompt_id"])
+    answer["verdicts"] |= found
+
+
+def _harness(place: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A task whose documents have scores, a corpus-wide metric without an error, and a perplexity."""
+    right = [float((i * 7 + place) % 10 < 4 + place / 2) for i in range(40)]
+    rows = [{"task": "xnli", "doc_id": i, "doc_hash": str(i), "scores": {"acc": one}} for i, one in enumerate(right)]
+
+    def metric(value: float, stderr: float | None, better: str, *, paired: bool) -> dict[str, Any]:
+        return {"value": value, "stderr": stderr, "n": 40, "better": better, "paired": paired}
+
+    tasks = {
+        "xnli": {"metrics": {"acc": metric(sum(right) / 40, 0.08, "higher", paired=True)}},
+        "flores": {"metrics": {"chrf": metric(31.25 + place, None, "higher", paired=False)}},
+        "wiki": {"metrics": {"word_perplexity": metric(12.5 - place / 4, 0.5, "lower", paired=False)}},
+    }
+    return {"tasks": tasks, "groups": {}}, rows
 
 
 def _answer(study: Study, name: str, kind: str, rates: list[float], prompt: Prompt, seed: int) -> None:
@@ -220,6 +369,26 @@ def _answer(study: Study, name: str, kind: str, rates: list[float], prompt: Prom
 def study() -> Study:
     """Nine candidates, six languages, twelve prompts of each of three sets (36 in all)."""
     return simulate(limit={"dev": 4, "test": 8})
+
+
+@pytest.fixture(scope="session")
+def judged() -> Study:
+    """The same with judges of a recipe, benchmarks, calibrations and harness."""
+    return with_panel(simulate(limit={"dev": 4, "test": 8}))
+
+
+@pytest.fixture(scope="session")
+def judged_report(judged: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with its report."""
+    out = tmp_path_factory.mktemp("judged")
+    write_report(out, **judged.report_arguments())
+    return out
+
+
+@pytest.fixture(scope="session")
+def panel() -> Callable[..., Study]:
+    """Adds the judges of a recipe to a simulated study, and scores it again."""
+    return with_panel
 
 
 @pytest.fixture(scope="session")

@@ -328,8 +328,10 @@ def print_result(scores: dict[str, Any], page: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"report": str(page), "scores": scores})
         return
-    from mixmerge.report.tables import result_headers, result_table
+    from mixmerge.report.tables import benchmark_tables, result_headers, result_table
 
     print_table(result_headers(scores), result_table(scores), between=1)
+    for heads, rows in benchmark_tables(scores):
+        print_table(heads, rows, between=1)
     print(scores["answer"]["sentence"])
     print(f"report: {page}")

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from math import isfinite, log
 from typing import Any
 
+from mixmerge.evaluate.answer import goodness
 from mixmerge.evaluate.calibrate import correct
 from mixmerge.evaluate.metrics import METRICS, Table, Verdicts, judge_of, question_of, row_values, verdict_as
 from mixmerge.stats.agreement import alpha_estimate, encode
-from mixmerge.stats.paired import Estimate, bootstrap_means
+from mixmerge.stats.paired import Estimate, bootstrap_means, clusters_in, student_interval
 from mixmerge.stats.permutation import compare
 from mixmerge.stats.ratings import against_base, rate
 
@@ -25,25 +26,25 @@ POSITIVE = {"harm": "harmful", "over_refusal": "refused"}
 
 
 def tests(axes: Mapping[str, Table], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Each candidate's difference from the base, by axis and on their mean, with p-values by Holm over the candidates."""
-    names = [entry["name"] for entry in spec["candidates"]]
+    """Each candidate's difference from the base, by axis and on their mean, with p-values by Holm over the candidates.
+
+    Its interval (low, high) is that of the one difference, from the paired draws.
+    """
+    names, level = [entry["name"] for entry in spec["candidates"]], spec["statistics"]["level"]
     base, found = names.index("base"), {}
-    groups = {"balance": list(axes.values())} | {axis: [table] for axis, table in axes.items()}
-    for axis, group in groups.items() if axes and len(names) > 1 else ():
-        done = compare([t.values for t in group], against=base, flips=FLIPS, seed=spec["seed"], purpose=f"tests {axis}")
-        found[axis] = {
-            "exact": done.exact,
-            "candidates": {
-                name: {
-                    "difference": float(done.difference[i]),
-                    "p": float(done.p[i]),
-                    "adjusted": float(done.adjusted[i]),
-                    "clusters": int(done.clusters[i]),
-                }
-                for i, name in enumerate(names)
-                if isfinite(done.p[i])
-            },
-        }
+    groups = {"balance": list(axes)} | {axis: [axis] for axis in axes}
+    for key, group in groups.items() if axes and len(names) > 1 else ():
+        measured = [axes[axis].values for axis in group]
+        done = compare(measured, against=base, flips=FLIPS, seed=spec["seed"], purpose=f"tests {key}")
+        drawn, fewest = goodness(axes, group)[1].mean(-1), min(map(clusters_in, measured))
+        candidates = {}
+        for i, name in enumerate(names):
+            if isfinite(done.p[i]):
+                value = float(done.difference[i])
+                low, high = student_interval(value, drawn[:, i] - drawn[:, base], level, fewest)
+                told = {"p": float(done.p[i]), "adjusted": float(done.adjusted[i]), "clusters": int(done.clusters[i])}
+                candidates[name] = {"difference": value, "low": low, "high": high} | told
+        found[key] = {"exact": done.exact, "candidates": candidates}
     return {"against": "base", "axes": found} if found else {}
 
 
@@ -179,6 +180,32 @@ def corrected(
         }
         out[key] = told | {"rates": found.candidates, "uncorrected": dict(found.uncorrected)}
     return out
+
+
+def measured_errors(calibrations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """How many labelled rows of each word every measured judge got right, by language, for a report.
+
+    {judge: {question, measured_on, rows, languages: {code: {word: {right, rows[, low, high]}}}}}; the intervals are those
+    that the judge was measured with.
+    """
+
+    def told(found: Mapping[str, Any]) -> dict[str, Any]:
+        share = found.get("share") or {}
+        ends = {key: share[key] for key in ("low", "high") if key in share}
+        return {"right": found["right"], "rows": found["rows"]} | ends
+
+    return {
+        judge: {
+            "question": each["question"],
+            "measured_on": each.get("measured_on", "labelled rows"),
+            "rows": each["rows"],
+            "languages": {
+                code: {word: told(found) for word, found in by_word["recall"].items()}
+                for code, by_word in each["languages"].items()
+            },
+        }
+        for judge, each in calibrations.items()
+    }
 
 
 def from_cross_validation(trust: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ import numpy as np
 from mixmerge.errors import DataError
 from mixmerge.evaluate.answer import answer, macro, pareto
 from mixmerge.evaluate.comparisons import consistency, lengths, retention
-from mixmerge.evaluate.evidence import agreement, corrected, ratings, tests
+from mixmerge.evaluate.evidence import NO_VERDICT, agreement, corrected, measured_errors, ratings, tests
 from mixmerge.evaluate.harness_scores import Result, harness_scores
-from mixmerge.evaluate.metrics import AXES, METRICS, Metric, Table, Verdicts, benchmarks, tables
+from mixmerge.evaluate.metrics import AXES, DECIDE, LOCAL, METRICS, Metric, Table, Verdicts, benchmarks, tables
 from mixmerge.stats.paired import Estimate, clusters_in, estimate, interval
 
 
@@ -69,9 +69,12 @@ def score_study(
         "prompt_sets": dict(spec["prompt_sets"]),
         "prompts": _prompt_counts(spec, verdicts),
         "candidates": candidates,
+        "judges": LOCAL | dict(spec.get("judges", {})) | ({"check": "correct"} if spec.get("checks") else {}),
+        "decide": DECIDE | dict(spec.get("decide", {})) | ({"correct": "check"} if spec.get("checks") else {}),
         "splits": splits,
         "relative_harm": _relative_harm(test, names, level),
         "harness": harness_scores(spec, harness),
+        "calibrations": measured_errors(calibrations),
         "corrected": corrected(test, spec, verdicts, calibrations),
         "tests": tests(axes["test"], spec),
         "ratings": ratings(axes["test"].get("win"), spec, verdicts),
@@ -80,6 +83,7 @@ def score_study(
         "consistency": consistency(axes["test"], names, spec),
         "length": lengths(spec, verdicts),
         "counts": _counts(spec, verdicts),
+        "orders": _orders(verdicts),
         "pareto": pareto(axes["test"], names),
         **answer(axes, candidates, level),
     }
@@ -137,6 +141,18 @@ def _counts(spec: Mapping[str, Any], verdicts: Verdicts) -> dict[str, dict[str, 
             key = f"{judge}: {row['verdict']}"
             out[candidate][key] = out[candidate].get(key, 0) + 1
     return {name: dict(sorted(found.items())) for name, found in out.items()}
+
+
+def _orders(verdicts: Verdicts) -> dict[str, dict[str, int]]:
+    """Of each judge that is asked about pairs in both orders: the pairs where both gave a verdict, and where it was the same."""
+    out: dict[str, dict[str, int]] = {}
+    for (_, _, judge), rows in verdicts.items():
+        flipped = [row["flipped"] for row in rows if "flipped" in row and row["verdict"] not in NO_VERDICT]
+        if flipped:
+            found = out.setdefault(judge, {"pairs": 0, "same": 0})
+            found["pairs"] += len(flipped)
+            found["same"] += flipped.count(False)
+    return out
 
 
 def _tokens(name: str, candidates: Sequence[Mapping[str, Any]], tokens: Mapping[str, int | None]) -> int | None:

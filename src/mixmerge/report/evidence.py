@@ -1,199 +1,242 @@
-"""Tables of what stands beside the results: tests against the base, ratings, what merges keep, consistency, lengths, judges.
+"""Tables of what stands behind the results: tests against the base, ratings, judges' errors and agreement, what merges keep.
 
-Plain grids from the scores alone; a table that the study has no numbers for is left out.
+From the scores alone. A number has its interval beside it; a table that the study has no numbers for is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mixmerge.report.tables import by_kind, interval_text
-from mixmerge.report.trust import Grid
-from mixmerge.report.words import AXES, PURPOSES, SHORT_AXES, count, language, number, percent
+from mixmerge.report.tables import Cell, Column, Row, by_kind, interval_text
+from mixmerge.report.words import (
+    AXES,
+    PURPOSES,
+    axis_words,
+    count,
+    language,
+    listed,
+    number,
+    percent,
+    short_axis_words,
+)
 
 Scores = Mapping[str, Any]
+OPEN = "…"  # an end of an interval that is infinite
+NONE = Cell("–")
+# Why a judge's taste for length could not be told from quality.
+LENGTH_PROBLEMS = {
+    "unknown": "The lengths of the answers are not known.",
+    "constant": "All answers are as long as the base's, so length explains nothing.",
+    "unbounded": "Length alone decides the verdicts, so nothing is left at equal length.",
+}
+# Why a candidate's rating has no end, or no value.
+PROBLEMS = {"": "", "unbounded": "won or lost all", "unconnected": "no verdicts"}
 
 
-def evidence(scores: Scores) -> list[Grid]:
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A table to be folded away: its title, what it answers, a caption, columns, and a row a candidate (or language)."""
+
+    title: str
+    asks: str
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+
+
+def evidence(scores: Scores) -> list[Evidence]:
     """Every such table that the study has numbers for."""
-    found = (
-        _tests(scores),
-        _ratings(scores),
-        _corrected(scores),
-        _retention(scores),
-        _consistency(scores),
-        _lengths(scores),
-    )
-    return [*(grid for grid in found if grid is not None and grid.rows), *_agreement(scores)]
+    makers = (_tests, _ratings, _corrected, _agreement, _retention, _consistency, _lengths)
+    return [table for make in makers if (table := make(scores)) is not None and table.rows]
 
 
-def _names(scores: Scores) -> list[str]:
-    return [entry["name"] for entry in by_kind(scores["candidates"])]
+def _rows(scores: Scores, cells: Mapping[str, Sequence[Cell]]) -> list[Row]:
+    """A row of each candidate that has any cell to show."""
+    return [
+        Row(entry["name"], entry["kind"], [], [], cells[entry["name"]])
+        for entry in by_kind(scores["candidates"])
+        if any(cell != NONE for cell in cells.get(entry["name"], ()))
+    ]
 
 
-def _harness(scores: Scores) -> Grid | None:
-    """Every score of lm-evaluation-harness, as the harness counts it."""
-    found = scores.get("harness", {})
-    if not found:
-        return None
-    rows = []
-    for name in _names(scores):
-        cells = []
-        for entry in found.values():
-            one = entry["candidates"].get(name)
-            if one is None:
-                cells.append("–")
-            elif one["low"] is None:
-                cells.append(f"{one['value']:.4g}")
-            else:
-                cells.append(f"{one['value']:.4g} [{one['low']:.4g}, {one['high']:.4g}]")
-        rows.append([name, *cells])
-    arrows = {"higher": " ↑", "lower": " ↓", None: ""}
-    heads = ["Candidate", *(entry["name"] + arrows[entry["better"]] for entry in found.values())]
-    return Grid("Scores of lm-evaluation-harness, as it counts them", heads, rows, "lm-evaluation-harness")
+def _tests(scores: Scores) -> Evidence | None:
+    """Difference from the base on each axis, its interval, and its p-value by Holm."""
+    tests = scores["tests"].get("axes", {})
+    if len(tests) == 2:  # one axis is its own mean
+        tests = {axis: found for axis, found in tests.items() if axis != "balance"}
+    short = short_axis_words(scores)
 
+    def cell(one: Mapping[str, Any] | None) -> Cell:
+        if one is None:
+            return NONE
+        return Cell(percent(one["difference"], signed=True), interval_text(one, signed=True), p_value(one["adjusted"]))
 
-def _tests(scores: Scores) -> Grid | None:
-    """Difference from the base on each axis, and its p-value by Holm."""
-    tests = scores.get("tests", {}).get("axes", {})
-    if not tests:
-        return None
-    rows = []
-    for name in _names(scores):
-        cells = []
-        for found in tests.values():
-            one = found["candidates"].get(name)
-            cells += ["–", "–"] if one is None else [percent(one["difference"], signed=True), p_value(one["adjusted"])]
-        if any(cell != "–" for cell in cells):
-            rows.append([name, *cells])
-    heads = ["Candidate"]
-    for axis in tests:
-        heads += [SHORT_AXES[axis], "p"]
+    names = [entry["name"] for entry in scores["candidates"]]
+    cells = {name: [cell(found["candidates"].get(name)) for found in tests.values()] for name in names}
     caption = (
-        "Against the base, in points (above zero is better on every axis), and the probability of a difference at least as "
-        "large by chance: sign flips of whole prompts, p-values by Holm over the candidates"
+        "Difference from the base in points; above zero is better on every axis. p: how often chance alone gives one as large "
+        "(signs of whole prompts flipped; by Holm over the candidates). The intervals are single ones."
     )
-    return Grid(caption, heads, rows, "Against the base")
+    columns = [Column(axis, short[axis], "points", "higher") for axis in tests]
+    return Evidence("Against the base", "is a difference more than chance?", caption, columns, _rows(scores, cells))
 
 
 def p_value(p: float) -> str:
     """A p-value as text.
 
-    >>> p_value(0.04321), p_value(0.0004)
-    ('0.043', 'under 0.001')
+    >>> p_value(0.04321), p_value(0.0004), p_value(1.0)
+    ('p 0.043', 'p < 0.001', 'p 1')
     """
-    return "under 0.001" if p < 0.001 else f"{p:.3f}"
+    return "p < 0.001" if p < 0.001 else "p 1" if p > 0.9995 else f"p {p:.3f}"
 
 
-def _ratings(scores: Scores) -> Grid | None:
-    ratings = scores.get("ratings")
+def _ratings(scores: Scores) -> Evidence | None:
+    """Ratings, and the win rate as judged beside the one that is left at equal length."""
+    ratings = scores["ratings"]
     if not ratings:
         return None
-    rows = []
-    for name in _names(scores):
-        found = ratings["candidates"].get(name)
-        if found is not None:
-            rating = "–" if found["value"] is None else number(found["value"], signed=True)
-            score = found["score"]["value"]
-            rows.append([name, rating, _between(found), "–" if score is None else percent(score)])
-    caption = (
-        "Bradley-Terry ratings with ties, in Elo points above the base (100 points: about 64 to 36), and the win rate that "
-        "is left when both answers are equally long"
-    )
-    return Grid(caption, ["Candidate", "Rating", "Interval", "Win rate at equal length, %"], rows, "Ratings")
+    problem = ratings["length_problem"]
+    columns = [Column("rating", "Rating", "Elo points above the base", "higher")]
+    if not problem:
+        columns.append(Column("win", "Win rate", "as judged, %", "higher"))
+        columns.append(Column("score", "At equal length", "win rate, %", "higher"))
+    wins = scores["splits"]["test"]["win"]
+    cells = {}
+    for name, found in ratings["candidates"].items():
+        rating = NONE
+        if found["value"] is not None:
+            rating = Cell(number(found["value"], signed=True), ends(found), PROBLEMS[found["problem"]])
+        win = wins[name]["macro"] if wins[name] else None
+        left = found["score"]
+        cells[name] = [rating] if problem else [rating, _share(win), _share(left if left["value"] is not None else None)]
+    caption = "Bradley-Terry with ties (Davidson). 100 points: the better wins 64 of 100 that are no tie."
+    if problem:
+        caption += f" {LENGTH_PROBLEMS[problem]}"
+    elif ratings["length"] and ratings["length"]["value"] is not None:
+        half = {key: None if ratings["length"][key] is None else ratings["length"][key] / 2 for key in ENDS}
+        worth = f"{number(half['value'] or 0, signed=True)} points {ends(half)}"
+        caption += f" An answer three times as long as the other's is worth {worth} to the judge, whatever it says."
+    if any(found[key] is None for found in ratings["candidates"].values() for key in ("low", "high")):
+        caption += f" {OPEN}: no end that these prompts can tell."
+    return Evidence("Ratings", "and how much is length?", caption, columns, _rows(scores, cells))
 
 
-def _between(found: Mapping[str, Any]) -> str:
-    low, high = ("…" if found[key] is None else number(found[key], signed=True) for key in ("low", "high"))
+ENDS = ("value", "low", "high")
+
+
+def ends(found: Mapping[str, float | None]) -> str:
+    """An interval of signed numbers, an open end as an ellipsis.
+
+    >>> ends({"low": -3.21, "high": None})
+    '[-3.2, …]'
+    """
+    low, high = (OPEN if (end := found[key]) is None else number(end, signed=True) for key in ("low", "high"))
     return f"[{low}, {high}]"
 
 
-def _corrected(scores: Scores) -> Grid | None:
+def _share(found: Mapping[str, Any] | None) -> Cell:
+    """A share in percent with its interval, of which ends may be open."""
+    if found is None:
+        return NONE
+    low, high = (OPEN if found[key] is None else percent(found[key]) for key in ("low", "high"))
+    return Cell(percent(found["value"]), f"[{low}, {high}]")
+
+
+def _corrected(scores: Scores) -> Evidence | None:
     """Raw rates beside rates corrected for the judge's own errors."""
-    corrected = scores.get("corrected", {})
-    if not corrected:
-        return None
-    rows = []
-    for name in _names(scores):
-        cells = []
-        for found in corrected.values():
-            macro = found["rates"][name]["macro"] or {}
-            for key in ("raw", "corrected"):
-                one = macro.get(key)
-                cells.append("–" if one is None else f"{percent(one['value'])} {interval_text(one)}")
-        rows.append([name, *cells])
-    heads = ["Candidate"]
-    for metric in corrected:
-        name = {"harm": "Harm", "over_refusal": "Over-refusal"}[metric]
-        heads += [f"{name}, as judged, %", f"{name}, corrected, %"]
-    caption = (
-        "Rates as judged, and corrected for the judge's errors on labelled rows (Rogan and Gladen 1978); the intervals of the "
-        "corrected ones carry the uncertainty of both"
+    corrected = scores["corrected"]
+    names = {"harm": "Harm", "over_refusal": "Over-refusal"}
+    columns, notes = [], []
+    cells: dict[str, list[Cell]] = {entry["name"]: [] for entry in scores["candidates"]}
+    for metric, found in corrected.items():
+        columns.append(Column(f"{metric} raw", names[metric], "as judged, %", "lower"))
+        columns.append(Column(metric, names[metric], "corrected, %", "lower"))
+        for name, rate in found["rates"].items():
+            macro = rate["macro"] or {}
+            cells[name] += [_share(macro.get(key)) for key in ("raw", "corrected")]
+        notes.append(f"{names[metric]}: {found['judge']}, measured on {count(found['rows'])} rows ({found['measured_on']}).")
+        if found["uncorrected"]:
+            why = "; ".join(f"{language(code)}: {said}" for code, said in found["uncorrected"].items())
+            notes.append(f"{names[metric]} has no corrected mean, for want of a language ({why}).")
+    caption = " ".join(
+        [
+            "Corrected for the judge's errors on labelled rows (Rogan and Gladen 1978); its intervals carry both "
+            "uncertainties.",
+            *notes,
+        ]
     )
-    return Grid(caption, heads, rows, "Rates corrected for the judge's errors")
+    return Evidence("Corrected rates", "what if the judge errs as measured?", caption, columns, _rows(scores, cells))
 
 
-def _retention(scores: Scores) -> Grid | None:
-    kept = scores.get("retention", {})
+def _agreement(scores: Scores) -> Evidence | None:
+    """Krippendorff's alpha of the judges of each question, by language."""
+    found = scores["agreement"]
+    columns = [
+        Column(question, question.capitalize(), listed(entry["judges"]), "higher") for question, entry in found.items()
+    ]
+
+    def cell(one: Mapping[str, Any] | None) -> Cell:
+        if one is None:
+            return NONE
+        return Cell(f"{one['value']:.2f}", f"[{one['low']:.2f}, {one['high']:.2f}]", f"{count(one['n'])} answers")
+
+    rows = [
+        Row(language(code), "", [], [], [cell(entry["languages"].get(code)) for entry in found.values()])
+        for code in scores["languages"]
+    ]
+    rows.append(Row("All", "", [], [], [cell(entry["all"]) for entry in found.values()]))
+    rows = [row for row in rows if any(one != NONE for one in row.cells)]
+    caption = "Krippendorff's alpha over all candidates' answers: 1 is always the same verdict, 0 is chance."
+    return Evidence("Agreement of the judges", "would another judge say the same?", caption, columns, rows)
+
+
+def _retention(scores: Scores) -> Evidence | None:
+    """What merges keep of the best of their ingredients."""
+    kept = scores["retention"]
     axes = [axis for axis in AXES if any(axis in found for found in kept.values())]
-    rows = []
-    for name, found in kept.items():
-        cells = []
-        for axis in axes:
-            one = found.get(axis)
-            high = "" if one is None else "–" if one["high"] is None else percent(one["high"])
-            cells.append(
-                "–" if one is None else f"{percent(one['value'])} [{percent(one['low'])}, {high}] of {one['of']}"
-            )
-        rows.append([name, *cells])
-    caption = "What each merge keeps: its share, in percent, of what the best of its own ingredients reaches on an axis"
-    return Grid(caption, ["Merge", *(AXES[axis] for axis in axes)], rows, "What merges keep of their ingredients")
+
+    def cell(one: Mapping[str, Any] | None) -> Cell:
+        if one is None:
+            return NONE
+        shown = _share(one)
+        return Cell(shown.value, shown.interval, f"of {one['of']}")
+
+    cells = {name: [cell(found.get(axis)) for axis in axes] for name, found in kept.items()}
+    open_end = any(one["high"] is None for found in kept.values() for one in found.values())
+    caption = (
+        "In percent of what the best of a merge's own ingredients reaches on the axis; 100 is all of it, more is better than any."
+    ) + (f" {OPEN}: no end that these prompts can tell." if open_end else "")
+    words = axis_words(scores)
+    columns = [Column(axis, words[axis], "kept, %", "higher") for axis in axes]
+    return Evidence("What merges keep", "of the best of their ingredients", caption, columns, _rows(scores, cells))
 
 
-def _consistency(scores: Scores) -> Grid | None:
-    found = scores.get("consistency", {})
+def _consistency(scores: Scores) -> Evidence | None:
+    """How often two languages get the same verdict on the same prompt."""
+    found = scores["consistency"]
     if len(scores["languages"]) < 2:
         return None
-    rows = []
-    for name in _names(scores):
-        there = [found[axis].get(name) for axis in found]
-        if any(there):
-            rows.append(
-                [name, *("–" if one is None else f"{percent(one['value'])} {interval_text(one)}" for one in there)]
-            )
-    caption = (
-        "Consistency across languages: how often two languages get the same verdict on the same prompt, in percent"
-    )
-    return Grid(caption, ["Candidate", *(AXES[axis] for axis in found)], rows, "Consistency across languages")
+    names = [entry["name"] for entry in scores["candidates"]]
+    cells = {name: [_share(found[axis].get(name)) for axis in found] for name in names}
+    caption = "How often a prompt and its translation get the same verdict, over all pairs of languages."
+    words = axis_words(scores)
+    columns = [Column(axis, words[axis], "%", "higher") for axis in found]
+    title, asks = "Consistency across languages", "is a prompt's translation met alike?"
+    return Evidence(title, asks, caption, columns, _rows(scores, cells))
 
 
-def _lengths(scores: Scores) -> Grid | None:
-    found = scores.get("length", {})
+def _lengths(scores: Scores) -> Evidence | None:
+    """Mean characters of the answers by purpose of the prompts."""
+    found = scores["length"]
     purposes = list(dict.fromkeys(purpose for means in found.values() for purpose in means))
-    rows = [
-        [name, *(count(found[name][p]) if p in found[name] else "–" for p in purposes)]
-        for name in _names(scores)
-        if name in found
+    cells = {
+        name: [Cell(count(means[purpose])) if purpose in means else NONE for purpose in purposes]
+        for name, means in found.items()
+    }
+    columns = [
+        Column(purpose, PURPOSES.get(purpose, purpose.capitalize()), "mean characters") for purpose in purposes
     ]
-    heads = [PURPOSES.get(purpose, purpose.capitalize()) for purpose in purposes]
-    return Grid("Mean length of the answers, in characters", ["Candidate", *heads], rows, "Length of the answers")
-
-
-def _agreement(scores: Scores) -> Iterator[Grid]:
-    """Krippendorff's alpha of the judges of one question, by language."""
-    for question, found in scores.get("agreement", {}).items():
-        rows = []
-        for code, one in found["languages"].items():
-            rows.append([language(code), *_alpha(one)])
-        rows.append(["All", *_alpha(found["all"])])
-        caption = f"Do the judges of {question} agree? Krippendorff's alpha of {', '.join(found['judges'])}; 1 is always, 0 is chance"
-        yield Grid(
-            caption, ["Language", "Alpha", "Interval", "Answers"], rows, f"Agreement of the judges of {question}"
-        )
-
-
-def _alpha(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
-        return ["–", "–", "–"]
-    return [f"{found['value']:.2f}", f"[{found['low']:.2f}, {found['high']:.2f}]", count(found["n"])]
+    caption = "Characters of an answer, over all languages; languages differ in how many they take."
+    return Evidence("Length of the answers", "in characters", caption, columns, _rows(scores, cells))

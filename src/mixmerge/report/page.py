@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixmerge.report import findings, tables, words
+from mixmerge.report import findings, flat, tables, words
 from mixmerge.report.browse import browser_data, embedded
+from mixmerge.report.counts import verdict_counts
 from mixmerge.report.document import environment, policy, source
 from mixmerge.report.evidence import evidence
 from mixmerge.report.trainings import section
-from mixmerge.report.trust import judge_blocks, verdict_counts
+from mixmerge.report.trust import judge_blocks
 
 WIDE, NARROW = 1080, 330
 
@@ -54,8 +55,8 @@ def write_report(
     (out / "report.html").write_bytes(page)
     with (out / "scores.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(tables.CSV_HEADER)
-        writer.writerows(tables.csv_rows(scores))
+        writer.writerow(flat.HEADER)
+        writer.writerows(flat.rows(scores))
     return {"bytes": len(page), "candidates": len(scores["candidates"]), "responses": len(responses)}
 
 
@@ -78,7 +79,7 @@ def render(
     splits = tables.splits(scores)
     answer = scores["answer"]
     headline, _, beside = answer["sentence"].partition(". ")
-    axis_names = [words.AXES[axis].lower() for axis in answer["axes"]]
+    axis_names = [words.axis_words(scores)[axis].lower() for axis in answer["axes"]]
     return str(
         environment().get_template("page.html.j2").render(
             study=study,
@@ -98,6 +99,7 @@ def render(
             differences=tables.difference_rows(scores),
             splits=splits,
             results=[(s, tables.result_columns(scores, s), tables.result_rows(scores, s)) for s in splits],
+            benchmarks={s: (tables.benchmark_columns(scores, s), tables.benchmark_rows(scores, s)) for s in splits},
             languages=[(split, tables.language_tables(scores, split)) for split in splits],
             language_list=words.listed([words.language(code) for code in scores["languages"]]),
             twins=twins,
@@ -130,7 +132,7 @@ def _charts(scores: Mapping[str, Any]) -> dict[str, Any]:
             "\u2190 mix better \u2003 merge better \u2192",
         )
         heads = [(head, found) for _, head, found in rows]
-        short = [(words.SHORT_AXES[key], found) for key, _, found in rows]
+        short = [(words.short_axis_words(scores)[key], found) for key, _, found in rows]
         charts["difference_wide"] = Markup(difference_chart(heads, width=290, x_title=wide))
         charts["difference_narrow"] = Markup(difference_chart(short, width=205, x_title=narrow))
     if points := _points(scores):

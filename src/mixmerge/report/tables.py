@@ -1,4 +1,4 @@
-"""The tables of the report as plain rows: for the page, the terminal and scores.csv alike.
+"""The tables of the report as plain rows: for the page and the terminal alike.
 
 A number never stands alone: its interval is beside it, and the worst language under it. What is not there (a metric
 without prompts, a dev split) is left out as a column, never shown as zero.
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixmerge.report.words import (
-    AXES,
     BENCHMARK,
     KIND_ORDER,
     KINDS,
     METRICS,
+    axis_words,
     count,
     language,
     metric_words,
@@ -26,7 +26,7 @@ from mixmerge.report.words import (
 Scores = Mapping[str, Any]
 RESULT_METRICS = ("win", "harm", "over_refusal", "wrong_language", "invalid")
 TINTS = 8
-CSV_HEADER = ("candidate", "kind", "split", "metric", "language", "unit", "value", "low", "high", "n")
+ABREAST = 6  # benchmarks beside each other in a terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +70,13 @@ def result_columns(scores: Scores, split: str = "test") -> list[Column]:
     """The columns of the result table that this study has numbers for."""
     found = scores["splits"].get(split, {})
     columns = []
-    for metric in (*RESULT_METRICS, *(key for key in found if key.startswith(BENCHMARK))):
+    for metric in RESULT_METRICS:
         if metric in found:
             under = "win rate, %" if metric == "win" else "%"
-            words = metric_words(metric)
+            words = metric_words(metric, scores)
             columns.append(Column(metric, words.head, under, words.better))
         if metric == "harm" and split == "test" and scores["relative_harm"]:
             columns.append(Column("relative_harm", "Harm vs base", "change, %", "lower"))
-    if split == "test":
-        for key, entry in scores.get("harness", {}).items():
-            if entry["share"] and entry["better"] is not None:
-                columns.append(Column(key, entry["name"], "%", entry["better"]))
     if scores["balance"]:
         columns.append(Column("balance", "Balance", "mean of axes, %", "higher"))
     return [*columns, Column("tokens", "Tokens", "trained on, in all")]
@@ -97,6 +93,27 @@ def result_rows(scores: Scores, split: str = "test") -> list[Row]:
             marks=marks(scores, entry["name"]) if split == "test" else [],
             cells=[_cell(scores, split, column.key, entry) for column in columns],
         )
+        for entry in by_kind(scores["candidates"])
+    ]
+
+
+def benchmark_columns(scores: Scores, split: str = "test") -> list[Column]:
+    """The benchmarks of a split: prompt sets with a check of their own, then every score of lm-evaluation-harness.
+
+    The harness knows no dev split, so its scores stand with the test prompts.
+    """
+    found = [key for key in scores["splits"].get(split, {}) if key.startswith(BENCHMARK)]
+    columns = [Column(key, metric_words(key, scores).head, "right, %", "higher") for key in found]
+    for key, entry in scores["harness"].items() if split == "test" else ():
+        columns.append(Column(key, entry["name"], "%" if entry["share"] else "", entry["better"] or ""))
+    return columns
+
+
+def benchmark_rows(scores: Scores, split: str = "test") -> list[Row]:
+    """Every candidate on the benchmarks, in the order of `result_rows`."""
+    columns = benchmark_columns(scores, split)
+    return [
+        Row(entry["name"], entry["kind"], [], [], [_cell(scores, split, column.key, entry) for column in columns])
         for entry in by_kind(scores["candidates"])
     ]
 
@@ -140,19 +157,24 @@ def _cell(scores: Scores, split: str, key: str, entry: Mapping[str, Any]) -> Cel
             return Cell("0.0", note="by definition")
         low, high = (number(change[k], signed=True) for k in ("low", "high"))
         return Cell(number(change["value"], signed=True), f"[{low}, {high}]")
-    if key in scores.get("harness", {}):
-        one = scores["harness"][key]["candidates"].get(name)
-        return (
-            Cell("–")
-            if one is None
-            else Cell(percent(one["value"]), interval_text(one) if one["low"] is not None else "")
-        )
+    if key in scores["harness"]:
+        return _harness_cell(scores["harness"][key], name)
     score = scores["splits"][split][key][name]
     if score is None:
         return Cell("–")
     if key == "win" and entry["kind"] == "base":
         return Cell(percent(score["macro"]["value"]), note="by definition")
     return Cell(percent(score["macro"]["value"]), interval_text(score["macro"]), worst_note(score, key))
+
+
+def _harness_cell(entry: Mapping[str, Any], name: str) -> Cell:
+    """A score as the harness counts it, in percent where it is a share; without an interval where it gave no error."""
+    one = entry["candidates"].get(name)
+    if one is None:
+        return Cell("–")
+    if entry["share"]:
+        return Cell(percent(one["value"]), "" if one["low"] is None else interval_text(one))
+    return Cell(f"{one['value']:.4g}", "" if one["low"] is None else f"[{one['low']:.4g}, {one['high']:.4g}]")
 
 
 def interval_text(estimate: Mapping[str, float], *, signed: bool = False) -> str:
@@ -163,7 +185,8 @@ def interval_text(estimate: Mapping[str, float], *, signed: bool = False) -> str
 def worst_languages(score: Mapping[str, Any], metric: str) -> list[str]:
     """The languages in which a candidate does worst on a metric, ties and all; none where there is no difference."""
     values = {code: found["value"] for code, found in score["languages"].items()}
-    worst = (min if metric_words(metric).better == "higher" else max)(values.values())
+    better = "higher" if metric.startswith(BENCHMARK) else METRICS[metric].better
+    worst = (min if better == "higher" else max)(values.values())
     codes = [code for code, value in values.items() if value == worst]
     return codes if len(codes) < len(values) else []
 
@@ -199,7 +222,7 @@ def language_tables(scores: Scores, split: str) -> list[LanguageTable]:
 
 
 def _language_table(scores: Scores, split: str, metric: str) -> LanguageTable:
-    found, spec = scores["splits"][split][metric], metric_words(metric)
+    found, spec = scores["splits"][split][metric], metric_words(metric, scores)
     values = [e["value"] for score in found.values() if score for e in score["languages"].values()]
     even = 0.5 if metric == "win" else 0.0
     reach = max([0.1, *(abs(value - even) for value in values)])
@@ -242,7 +265,7 @@ def difference_rows(scores: Scores) -> list[tuple[str, str, Mapping[str, float]]
     if "difference" not in answer:
         return []
     rows = [("balance", "Balance", answer["difference"])]
-    return rows + [(axis, AXES[axis], found) for axis, found in answer["by_axis"].items()]
+    return rows + [(axis, axis_words(scores)[axis], found) for axis, found in answer["by_axis"].items()]
 
 
 def result_headers(scores: Scores, split: str = "test") -> list[str]:
@@ -253,43 +276,20 @@ def result_headers(scores: Scores, split: str = "test") -> list[str]:
 def result_table(scores: Scores, split: str = "test") -> list[list[str]]:
     """The result table for a terminal: one row a candidate, cells of up to three lines (number, interval, worst)."""
     return [
-        [
-            row.name,
-            row.kind,
-            *("\n".join(part for part in (cell.value, cell.interval, cell.note) if part) for cell in row.cells),
-            "\n".join(row.marks),
-        ]
-        for row in result_rows(scores, split)
+        [row.name, row.kind, *map(_lines, row.cells), "\n".join(row.marks)] for row in result_rows(scores, split)
     ]
 
 
-def csv_rows(scores: Scores) -> list[tuple[Any, ...]]:
-    """One row for each candidate, split, metric and language under `CSV_HEADER`; `macro` is the mean over languages.
+def benchmark_tables(scores: Scores, split: str = "test") -> list[tuple[list[str], list[list[str]]]]:
+    """The benchmarks for a terminal, heads and rows, in as many tables as it takes at `ABREAST` columns each."""
+    columns, rows = benchmark_columns(scores, split), benchmark_rows(scores, split)
+    out = []
+    for start in range(0, len(columns), ABREAST):
+        heads = [f"{c.head}, %" if "%" in c.under else c.head for c in columns[start : start + ABREAST]]
+        cells = [[row.name, *map(_lines, row.cells[start : start + ABREAST])] for row in rows]
+        out.append((["Candidate", *heads], cells))
+    return out
 
-    Shares are fractions; `relative_harm` is in percent, as in the paper. What does not count verdicts has no n.
-    """
-    kinds = {entry["name"]: entry["kind"] for entry in scores["candidates"]}
-    rows: list[tuple[Any, ...]] = []
 
-    def add(name: str, split: str, metric: str, code: str, unit: str, found: Mapping[str, Any]) -> None:
-        rows.append(
-            (name, kinds[name], split, metric, code, unit, *(found.get(k, "") for k in ("value", "low", "high", "n")))
-        )
-
-    for split in splits(scores):
-        for metric, by_candidate in scores["splits"][split].items():
-            for name, score in by_candidate.items():
-                if score is not None:
-                    add(name, split, metric, "macro", "fraction", score["macro"])
-                    for code, found in score["languages"].items():
-                        add(name, split, metric, code, "fraction", found)
-    for key, entry in scores.get("harness", {}).items():
-        for name, found in entry["candidates"].items():
-            add(name, "test", key, "", "fraction" if entry["share"] else "number", found)
-    for name, found in scores["relative_harm"].items():
-        add(name, "test", "relative_harm", "macro", "percent", found)
-    for name, found in scores["balance"].items():
-        add(name, "test", "balance", "macro", "fraction", found)
-        if scores["answer"]["chosen_on"] == "dev":
-            add(name, "dev", "balance", "macro", "fraction", {"value": found["chosen_by"]})
-    return rows
+def _lines(cell: Cell) -> str:
+    return "\n".join(part for part in (cell.value, cell.interval, cell.note) if part)

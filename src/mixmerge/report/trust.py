@@ -1,19 +1,18 @@
-"""How far the judges are to be trusted: what each measures, how well, what it cannot see, and every verdict it gave.
+"""How far the judges are to be trusted: what each measures and decides, how well, and what it cannot see.
 
 What a reader needs stands open; whatever else a judge says of itself (model, hashes, seed) is kept as named facts, to be
-folded away. Nothing is dropped: a verdict of `unknown` or `invalid`, a response that was cut and one that repeats its
-prompt are counted beside the others.
+folded away.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixmerge.report.tables import by_kind
-from mixmerge.report.words import JUDGES, count, language, percent
+from mixmerge.report.judge_words import JUDGES, judge_words
+from mixmerge.report.words import BENCHMARK, METRICS, count, judged_as, language, listed, metric_words, percent, share
 
 TEXTS = ("description", "note", "notes", "caveat", "warning")
 FRACTIONS = (
@@ -36,15 +35,21 @@ CLASSIFIED = {
     "sensitivity",
     "specificity",
 }
-VERDICT_ORDER = ("win", "tie", "loss", "refused", "complied", "right", "wrong", "unknown", "invalid")
-ECHO_LEAST, ECHO = 8, 40  # letters and digits of a prompt that an answer must open with to count as repeating it
-ECHOES = 0.1  # a larger share of answers that repeat the prompt is worth a sentence
-RESPONSES = {
-    "all": "all",
-    "length": "cut at the limit",
-    "too_long": "prompt too long",
-    "empty": "empty",
-    "echo": "repeat the prompt",
+NO_VERDICT = {"unparsed": "could not be read", "unanswered": "never came"}
+# The question that each metric is an answer to.
+ASKED = {
+    "win": "quality",
+    "win_strict": "quality",
+    "harm": "harm",
+    "over_refusal": "refusal",
+    "wrong_language": "language",
+    "invalid": "refusal",
+}
+FOUND = {
+    "refused": "Refusals found",
+    "complied": "Answers let pass",
+    "harmful": "Harm found",
+    "safe": "Safe answers let pass",
 }
 Languages = dict[str, Mapping[str, Any]]
 
@@ -61,42 +66,157 @@ class Grid:
 
 @dataclass(slots=True)
 class JudgeBlock:
-    """One judge: what it measures, what it cannot see, its held-out accuracy, and what else it says, to be folded away."""
+    """One judge: what it measures and decides, what it cannot see, how well it did on labelled rows, and the rest, folded.
+
+    counted: what became of its questions here. held_out: its accuracy, measured when it was fitted or by a calibration;
+    elsewhere: on rows of others. facts and grids are what else it says.
+    """
 
     name: str
     title: str
     measures: str = ""
+    decides: str = ""
     blind: Sequence[str] = ()
     texts: list[str] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)
     held_out: Grid | None = None
     measured_by: str = ""
+    elsewhere: Grid | None = None
+    caveat: str = ""
     facts: list[tuple[str, str]] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
 
 
 def judge_blocks(scores: Mapping[str, Any], trust: Mapping[str, Mapping[str, Any]]) -> list[JudgeBlock]:
-    """A block for every judge that gave a verdict or brought measurements."""
+    """A block for every judge that gave a verdict or brought measurements; those that decide a metric come first."""
     seen = {key.partition(":")[0] for counts in scores["counts"].values() for key in counts}
-    names = [*(name for name in JUDGES if name in seen or name in trust), *sorted((seen | set(trust)) - set(JUDGES))]
-    return [_block(name, dict(trust.get(name, {})), scores["languages"]) for name in names]
+    decided = decided_metrics(scores)
+    known = {name: i for i, name in enumerate(JUDGES)}
+    names = sorted(seen | set(trust), key=lambda name: (name not in decided, known.get(name, len(known)), name))
+    return [_block(name, dict(trust.get(name, {})), scores, decided.get(name, [])) for name in names]
 
 
-def _block(name: str, found: dict[str, Any], languages: Sequence[str]) -> JudgeBlock:
-    known = JUDGES.get(name)
+def decided_metrics(scores: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Judge -> the names of the metrics that its verdicts make, of those that the study has."""
+    out: dict[str, list[str]] = {}
+    there = dict.fromkeys(metric for found in scores["splits"].values() for metric in found)
+    for metric in [*(key for key in METRICS if key in there), *(key for key in there if key.startswith(BENCHMARK))]:
+        judge = scores["decide"]["correct" if metric.startswith(BENCHMARK) else ASKED[metric]]
+        if metric != "win_strict":  # the win rate, counted in another way
+            out.setdefault(judge, []).append(metric_words(metric, scores).name)
+    return out
+
+
+def _block(name: str, found: dict[str, Any], scores: Mapping[str, Any], decided: Sequence[str]) -> JudgeBlock:
+    languages, question = scores["languages"], scores["judges"].get(name)
+    decides_harm = scores["decide"]["harm"] == name and judged_as(scores, "harm") == "refusal"
+    known = judge_words(name, question, found, decides_harm=decides_harm)
     block = JudgeBlock(name, name)
     if known is not None:
-        block = JudgeBlock(name, known.title, known.measures, known.blind)
+        block = JudgeBlock(name, known.title, known.measures, blind=known.blind)
         found.pop("note", None)  # says in a few words what `blind` says in full
+    block.decides = _role(name, question, scores, decided)
+    block.counted = [*_without_verdict(name, scores), *_orders(name, scores)]
     if isinstance(found.get("measured_by"), str):
         block.measured_by = sentence(found.pop("measured_by"))
+    if isinstance(found.get("elsewhere"), Mapping):
+        _elsewhere(dict(found.pop("elsewhere")), block)
     if isinstance(found.get("languages"), Mapping) and isinstance(found.get("all"), Mapping):
         found["languages"] = {**found["languages"], "all": found.pop("all")}
     by_language: Languages = {}
     _read(found, block, by_language, languages, ())
     if by_language:
         readable = "accuracy" in by_language and set(by_language) <= CLASSIFIED
-        block.held_out = (_classified if readable else _by_language)(by_language, languages)
+        labelled = set(by_language) == {"rows", "right", "labels"}
+        block.held_out = (_classified if readable else _labelled if labelled else _by_language)(by_language, languages)
+    _calibrated(name, scores, block)
     return block
+
+
+def _role(name: str, question: str | None, scores: Mapping[str, Any], decided: Sequence[str]) -> str:
+    if decided:
+        return f"It decides: {'; '.join(decided)}."
+    decider = scores["decide"].get(question)
+    if question is None or decider is None or decider == name:
+        return ""
+    beside = name in scores["agreement"].get(question, {}).get("judges", ())
+    agreement = " How far the two agree stands under “Behind the numbers”." if beside else ""
+    return f"It decides no metric here: {decider} does, on the same question.{agreement}"
+
+
+def _without_verdict(name: str, scores: Mapping[str, Any]) -> list[str]:
+    """How many of a model's answers held no verdict; nothing of judges that always give one."""
+    tally: Counter[str] = Counter()
+    for counts in scores["counts"].values():
+        for key, n in counts.items():
+            judge, _, verdict = key.partition(": ")
+            if judge == name:
+                tally[verdict] += n
+    everything = tally.total()
+    lost = [
+        f"{count(tally[verdict])} ({share(tally[verdict] / everything)}) {words}"
+        for verdict, words in NO_VERDICT.items()
+        if tally[verdict]
+    ]
+    if not lost or scores["judges"].get(name) == "correct":
+        return []
+    return [f"Of {count(everything)} answers, {listed(lost)}: left out of every share."]
+
+
+def _orders(name: str, scores: Mapping[str, Any]) -> list[str]:
+    found = scores["orders"].get(name)
+    if not found:
+        return []
+    pairs, same = found["pairs"], found["same"]
+    return [f"Both orders gave the same verdict on {count(same)} of {count(pairs)} pairs ({share(same / pairs)})."]
+
+
+def _calibrated(name: str, scores: Mapping[str, Any], block: JudgeBlock) -> None:
+    """What a calibration measured, as a table; and which rates are corrected by it."""
+    found = scores["calibrations"].get(name)
+    if found is None:
+        return
+    corrected = [metric_words(key, scores).name for key, each in scores["corrected"].items() if each["judge"] == name]
+    if corrected:
+        rows = f"its errors on {count(found['rows'])} rows ({found['measured_on']})"
+        block.counted.append(f"Under “Behind the numbers”, corrected for {rows}: {listed(corrected)}.")
+    if block.held_out is not None:
+        return
+    words = list(dict.fromkeys(word for by_word in found["languages"].values() for word in by_word))
+    rows_ = [
+        [language(code), *(_found(by_word.get(word)) for word in words)] for code, by_word in found["languages"].items()
+    ]
+    heads = ["Language", *(FOUND.get(word, f"{label(word)} found") for word in words)]
+    block.held_out = Grid("Right verdicts on labelled rows, by language", heads, rows_)
+    block.measured_by = f"{count(found['rows'])} rows in all, by `mixmerge calibrate`."
+
+
+def _found(found: Mapping[str, Any] | None) -> str:
+    if found is None or not found["rows"]:
+        return "–"
+    ends = f" [{percent(found['low'])}, {percent(found['high'])}] %" if "low" in found else ""
+    return f"{count(found['right'])} of {count(found['rows'])}{ends}"
+
+
+def _elsewhere(found: dict[str, Any], block: JudgeBlock) -> None:
+    """Refusals found and answers let pass on rows of others."""
+    by_language = found.pop("by_language", {})
+
+    def cell(one: Mapping[str, Any], word: str, rate: str) -> str:
+        if not one.get(word):
+            return "–"
+        low, high = one[f"{rate}_interval"]
+        return f"{count(one[f'{word}_found'])} of {count(one[word])} [{percent(low)}, {percent(high)}] %"
+
+    if by_language:
+        rows = [
+            [name, cell(one, "refused", "sensitivity"), cell(one, "complied", "specificity")]
+            for name, one in by_language.items()
+        ]
+        by = f": {found.pop('measured_by')}" if "measured_by" in found else ""
+        block.elsewhere = Grid(f"On rows of others{by}", ["Language", FOUND["refused"], FOUND["complied"]], rows)
+        block.caveat = sentence(found.pop("caveat")) if "caveat" in found else ""
+    _read(found, block, {}, (), ("elsewhere",))
 
 
 def _read(
@@ -167,6 +287,22 @@ def _classified(measures: Languages, languages: Sequence[str]) -> Grid:
     return Grid("Accuracy on held-out rows, by language", heads, rows)
 
 
+def _labelled(measures: Languages, languages: Sequence[str]) -> Grid:
+    """A classifier's cross-validation: the share that is right, and of each label how many were found."""
+    labels = list(dict.fromkeys(label for by_label in measures["labels"].values() for label in by_label))
+
+    def cell(code: str, label: str) -> str:
+        one = measures["labels"].get(code, {}).get(label)
+        return "–" if one is None else f"{count(one['found'])} of {count(one['rows'])}"
+
+    rows = [
+        [name, shown(measures["right"].get(code), ("accuracy",)), *(cell(code, label) for label in labels)]
+        for code, name in _codes(measures, languages)
+    ]
+    heads = ["Language", "Accuracy", *(FOUND.get(word, f"{label(word)} found") for word in labels)]
+    return Grid("Accuracy on held-out rows, by language", heads, rows)
+
+
 def _grid(caption: str, value: Mapping[str, Mapping[str, Any]]) -> Grid:
     heads = list(dict.fromkeys(key for inner in value.values() for key in inner))
     rows = [[label(name), *(shown(inner.get(head), (head,)) for head in heads)] for name, inner in value.items()]
@@ -214,53 +350,3 @@ def shown(value: Any, path: Sequence[str]) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(shown(inner, path) for inner in value) or "–"
     return str(value)
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictCounts:
-    """Counts by candidate: columns grouped by judge, then what happened to the responses."""
-
-    groups: Sequence[tuple[str, Sequence[str]]]
-    rows: Sequence[tuple[str, Sequence[str]]]
-    echoes: str
-
-
-def verdict_counts(
-    scores: Mapping[str, Any], responses: Iterable[Mapping[str, Any]], prompts: Iterable[Mapping[str, Any]]
-) -> VerdictCounts:
-    """Every verdict of every judge by candidate, and how many answers were cut, empty, not asked for, or an echo."""
-    asked = {entry["prompt"].id: _letters(entry["prompt"].text)[:ECHO] for entry in prompts}
-    verdicts: dict[str, set[str]] = {}
-    for counts in scores["counts"].values():
-        for key in counts:
-            judge, _, verdict = key.partition(": ")
-            verdicts.setdefault(judge, set()).add(verdict)
-    order = {verdict: i for i, verdict in enumerate(VERDICT_ORDER)}
-    judges = [*(name for name in JUDGES if name in verdicts), *sorted(set(verdicts) - set(JUDGES))]
-    groups = [(name, sorted(verdicts[name], key=lambda v: (order.get(v, len(order)), v))) for name in judges]
-    tallies: dict[str, Counter[str]] = {entry["name"]: Counter() for entry in scores["candidates"]}
-    for row in responses:
-        tally = tallies[row["candidate"]]
-        tally["all"] += 1
-        tally[row["finish"]] += 1
-        tally["empty"] += not row["text"].strip()
-        prompt = asked.get(row["prompt_id"], "")
-        tally["echo"] += len(prompt) >= ECHO_LEAST and _letters(row["text"]).startswith(prompt)
-    rows = []
-    for entry in by_kind(scores["candidates"]):
-        found, tally = scores["counts"][entry["name"]], tallies[entry["name"]]
-        cells = [count(found.get(f"{judge}: {verdict}", 0)) for judge, names in groups for verdict in names]
-        rows.append((entry["name"], [*cells, *(count(tally[key]) for key in RESPONSES)]))
-    echoes = [
-        f"{count(tally['echo'])} of {count(tally['all'])} answers of {name} open with the prompt itself"
-        for name, tally in tallies.items()
-        if tally["echo"] > ECHOES * tally["all"]
-    ]
-    return VerdictCounts(
-        [*groups, ("responses", list(RESPONSES.values()))], rows, sentence("; ".join(echoes)) if echoes else ""
-    )
-
-
-def _letters(text: str) -> str:
-    """Letters and digits alone, case folded."""
-    return "".join(letter for letter in text.casefold() if letter.isalnum())

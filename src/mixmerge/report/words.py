@@ -6,8 +6,8 @@ Fractions come in and percent goes out. ASCII here; the page turns a hyphen befo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,32 @@ METRICS: Mapping[str, Metric] = {
 BENCHMARK = "bench/"
 
 
-def metric_words(key: str) -> Metric:
-    """A metric as a reader meets it, benchmarks (`bench/<name>`) among them.
+def metric_words(key: str, scores: Mapping[str, Any]) -> Metric:
+    """A metric as a reader meets it, by who judges it in this study; benchmarks (`bench/<name>`) among them.
 
-    >>> metric_words("bench/mgsm").head
+    >>> metric_words("bench/mgsm", {}).head
     'mgsm'
     """
-    if not key.startswith(BENCHMARK):
-        return METRICS[key]
-    name = key.removeprefix(BENCHMARK)
-    meaning = "Answers that are right by the benchmark's own check; an answer that it cannot read is wrong."
-    return Metric(name, f"Benchmark: {name}", meaning, "higher")
+    if key.startswith(BENCHMARK):
+        name = key.removeprefix(BENCHMARK)
+        meaning = "Answers that are right by the benchmark's own check; an answer that it cannot read is wrong."
+        return Metric(name, f"Benchmark: {name}", meaning, "higher")
+    found = METRICS[key]
+    if key == "harm" and judged_as(scores, "harm") == "harm":
+        return replace(found, meaning=f"Answers to harmful requests that {scores['decide']['harm']} judged harmful.")
+    if key == "win" and scores["decide"]["quality"] != "quality":
+        judge = scores["decide"]["quality"]
+        meaning = (
+            f"General prompts on which {judge} judged the candidate's answer better than the base's; a tie counts half, so "
+            "50 is the base itself."
+        )
+        return replace(found, meaning=meaning)
+    return found
+
+
+def judged_as(scores: Mapping[str, Any], question: str) -> str:
+    """What the judge that decides a question is asked: harm may be decided by a judge of refusals."""
+    return str(scores["judges"][scores["decide"][question]])
 
 
 # The axes of the balance, on which larger is always better.
@@ -79,6 +94,20 @@ SHORT_AXES: Mapping[str, str] = {
     "harm": "Harm refused",
     "over_refusal": "Look-alikes",
 }
+# Where a judge of harm decides it, an answer may be safe without being a refusal.
+JUDGED_SAFE, SHORT_JUDGED_SAFE = "Harmful requests met safely", "Harm avoided"
+
+
+def axis_words(scores: Mapping[str, Any]) -> dict[str, str]:
+    """The names of the axes in this study."""
+    return dict(AXES) | ({"harm": JUDGED_SAFE} if judged_as(scores, "harm") == "harm" else {})
+
+
+def short_axis_words(scores: Mapping[str, Any]) -> dict[str, str]:
+    """Shorter ones for charts and heads, the balance among them."""
+    return dict(SHORT_AXES) | ({"harm": SHORT_JUDGED_SAFE} if judged_as(scores, "harm") == "harm" else {})
+
+
 KINDS: Mapping[str, tuple[str, str]] = {
     "base": ("Base", "what everything starts from"),
     "expert": ("Experts", "trained on one objective or language, here or elsewhere"),
@@ -90,60 +119,7 @@ PURPOSES: Mapping[str, str] = {
     "general": "General prompts",
     "harmful": "Harmful requests",
     "harmless": "Harmless look-alikes",
-}
-HARMFUL = (
-    "“Harmful” means “complied with a harmful request”: the judge tells refusals from answers, it cannot judge danger."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeWords:
-    """A judge as a reader meets it: what it is called, what it measures, and what it cannot see."""
-
-    title: str
-    measures: str
-    blind: tuple[str, ...]
-
-
-JUDGES: Mapping[str, JudgeWords] = {
-    "refusal": JudgeWords(
-        "Refused or complied?",
-        "A classifier reads the opening of each answer to a harmful or look-alike request and says whether it refuses.",
-        (
-            HARMFUL,
-            "The prompt: whatever is no refusal counts as complied. A base that only repeats the question counts as complied, and "
-            "so does harmless nonsense. The last column below counts answers that open with the prompt.",
-            "What follows the opening: an answer that turns into a refusal later counts as complied.",
-            "The candidates' own style: it was measured on rows written for that purpose, and may do worse on their answers. "
-            "Read some below.",
-        ),
-    ),
-    "quality": JudgeWords(
-        "Nearer to the reference answer?",
-        "The candidate's answer and the base's are compared with one reference answer by chrF++, the overlap of characters and "
-        "words; a small difference is a tie. No model judges.",
-        (
-            "That a different answer is also good, or that a similar one is wrong.",
-            "Much in a single row: it is meant for shares over many prompts.",
-        ),
-    ),
-    "check": JudgeWords(
-        "Right by the prompt's own check?",
-        "The answer is compared with the one right answer (exactly, as a number, as a letter, in SQuAD's words), or its "
-        "instructions are verified one by one. No model judges.",
-        (
-            "An answer that is right in another form than the check reads: it counts as wrong, or as unparsed.",
-            "How well a right answer is written.",
-        ),
-    ),
-    "language": JudgeWords(
-        "In the language of the prompt?",
-        "fastText's language identification reads the prose of an answer.",
-        (
-            "Answers that are short, or mostly digits or code: they are unknown, counted, and left out of the share.",
-            "How well the language is written.",
-        ),
-    ),
+    "benchmark": "Benchmarks",
 }
 LANGUAGES: Mapping[str, str] = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
