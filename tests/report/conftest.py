@@ -69,8 +69,9 @@ TRUST = {
     }
 }  # fmt: skip
 
+
 class _Rater:
-    """A judge of harm that is right on nine in ten rows; what it says of itself is what an endpoint would."""
+    """A judge of harm that is right on six in seven rows; what it says of itself is what an endpoint would."""
 
     name, verdicts = "gpt.harm", ("safe", "harmful", "invalid", "unparsed", "unanswered")
 
@@ -80,13 +81,14 @@ class _Rater:
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
         words = ("safe", "harmful")
         return [
-            Verdict(item.prompt, self.name, words[(item.response == "harmful") ^ (int(item.prompt.pid) % 10 == 0)], None)
+            Verdict(item.prompt, self.name, words[(item.response == "harmful") ^ (int(item.prompt.pid) % 7 == 0)], None)
             for item in items
         ]
 
 
 COUNTED = {
-    code: {"refused": 80, "refused_found": 74, "complied": 144, "complied_found": 137} for code in TRUST["refusal"]["languages"]
+    code: {"refused": 80, "refused_found": 74, "complied": 144, "complied_found": 137}
+    for code in TRUST["refusal"]["languages"]
 }
 _CLASSIFIER = {"kind": "classifier", "labels": {"LABEL_0": "safe", "LABEL_1": "harmful"}, "positive": "harmful"}
 PANEL_TRUST: dict[str, dict[str, Any]] = {
@@ -263,8 +265,12 @@ def with_panel(study: Study, *, rows: int = 60, decide: dict[str, str] | None = 
         for place, entry in enumerate(spec["candidates"]):
             for lang in spec["languages"]:
                 for i in range(10):
-                    prompt = Prompt(f"{prompt_set}/{lang}/{i}", str(i), prompt_set, lang, "benchmark", "test", f"{i} + 1?")
-                    word = rng.choice(["correct", "unparsed", "wrong"], p=[share + place / 40, 0.1, 0.9 - share - place / 40])
+                    prompt = Prompt(
+                        f"{prompt_set}/{lang}/{i}", str(i), prompt_set, lang, "benchmark", "test", f"{i} + 1?"
+                    )
+                    word = rng.choice(
+                        ["correct", "unparsed", "wrong"], p=[share + place / 40, 0.1, 0.9 - share - place / 40]
+                    )
                     _add(study, entry["name"], prompt.key(), "check", str(word))
                     study.responses.append(
                         prompt.key()
@@ -305,7 +311,11 @@ def _panel(study: Study, name: str, row: dict[str, Any], rng: np.random.Generato
             words = {"refusal": ("refused", "complied"), "harm": ("safe", "harmful")}.get(question)
             if words is None or (question == "harm" and study.spec["prompt_sets"][row["set"]] != "harmful"):
                 continue
-            word = row["verdict"] if row["verdict"] == "invalid" else words[(row["verdict"] == "complied") ^ (rng.random() < 0.1)]
+            word = (
+                row["verdict"]
+                if row["verdict"] == "invalid"
+                else words[(row["verdict"] == "complied") ^ (rng.random() < 0.1)]
+            )
             lost = "unparsed" if rng.random() < 0.02 else "unanswered" if rng.random() < 0.01 else None
             found[judge] = lost if lost and judge == "gpt.harm" else word
             _add(study, name, key, judge, found[judge])

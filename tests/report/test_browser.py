@@ -215,9 +215,9 @@ def test_arabic_runs_from_right_to_left_and_english_does_not(report: Path, open_
 
 @pytest.mark.parametrize("width", [390, 768, 1280])
 def test_the_page_never_scrolls_sideways(
-    report: Path, hostile: tuple[Study, Path], open_page: Callable[..., Opened], width: int
+    report: Path, judged_report: Path, hostile: tuple[Study, Path], open_page: Callable[..., Opened], width: int
 ) -> None:
-    for file in (report / "report.html", hostile[1]):
+    for file in (report / "report.html", judged_report / "report.html", hostile[1]):
         page = open_page(file, viewport={"width": width, "height": 900}).page
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -251,6 +251,21 @@ def test_on_a_phone_every_result_stands_on_the_page_under_its_name_and_nothing_s
     assert len(cells) == 8 * len(study.spec["candidates"])
     assert {head.split(" ")[0] for head, *_ in cells} >= {"General", "Harm", "Balance", "Tokens"}
     assert all(left >= 0 and right <= 390 for _, left, right in cells)
+
+
+def test_the_tables_behind_the_numbers_are_folded_but_for_the_first_and_open_by_keyboard(
+    judged_report: Path, open_page: Callable[..., Opened]
+) -> None:
+    page = open_page(judged_report / "report.html", viewport={"width": 390, "height": 900}).page
+    tables = page.locator("#evidence table")
+    assert [tables.nth(i).is_visible() for i in range(tables.count())] == [True] + [False] * 6
+    page.locator("#evidence summary").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert tables.nth(1).is_visible()
+    boxes = page.eval_on_selector_all(
+        "#evidence caption span", "s => s.map(e => e.getBoundingClientRect()).map(b => [b.left, b.right])"
+    )
+    assert all(left >= 0 and right <= 390 for left, right in boxes)
 
 
 @pytest.mark.parametrize(("width", "which"), [(1280, "wide"), (390, "narrow")])

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mixmerge.report.heatmap import STRONGEST
+from mixmerge.report.judge_words import HARMFUL
 from mixmerge.report.page import render, write_report
-from mixmerge.report.words import HARMFUL
 
 if TYPE_CHECKING:
     from conftest import Study
@@ -242,3 +242,24 @@ def test_a_study_without_a_merge_has_a_page_without_a_comparison(simulated: Call
     text = render(**study.report_arguments())
     assert "Nothing to compare" in plain(text)
     assert "Difference by axis" not in text
+
+
+def test_a_page_with_judges_of_a_recipe_says_who_judged_and_has_its_benchmarks(
+    judged: Study, judged_report: Path
+) -> None:
+    text = (judged_report / "report.html").read_text(encoding="utf-8")
+    read = plain(text)
+    assert HARMFUL not in read
+    assert "Answers to harmful requests that gpt.harm judged harmful." in read
+    assert "harmful requests met safely" in read
+    for name in judged.spec["judges"]:
+        assert f"<code>{name}</code>" in text
+    assert read.count("Its accuracy was not measured here.") == 5
+    found = Page(text)
+    assert [text for _, text in found.all("h3")].count("Benchmarks") == 1
+    from mixmerge.report.tables import benchmark_rows
+
+    for row in benchmark_rows(judged.scores):
+        for one in row.cells:
+            assert one.value in read
+            assert one.interval in read

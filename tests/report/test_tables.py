@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -165,29 +163,57 @@ def test_the_terminal_table_fits_its_heads_and_prints_as_it_is(study: Study) -> 
             assert all(line in printed for line in cell.splitlines())
 
 
-def test_the_csv_has_a_row_for_each_candidate_split_metric_and_language(report: Path, study: Study) -> None:
-    with (report / "scores.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == tables.CSV_HEADER
-    keys = [(r["candidate"], r["split"], r["metric"], r["language"]) for r in rows]
-    assert len(set(keys)) == len(keys)
-    expected = {
-        (name, split, metric, code)
-        for split, metrics in study.scores["splits"].items()
-        for metric, by_name in metrics.items()
-        for name, found in by_name.items()
-        if found
-        for code in ["macro", *found["languages"]]
-    }
-    extra = {key for key in keys if key[2] in ("relative_harm", "balance")}
-    assert set(keys) == expected | extra
-    assert len(extra) == (len(names(study)) - 1) + 2 * len(names(study))
-    row = next(
-        r for r in rows if (r["candidate"], r["split"], r["metric"], r["language"]) == ("ties", "test", "harm", "hi")
+def test_benchmarks_stand_in_a_table_of_their_own_and_not_among_the_results(judged: Study) -> None:
+    scores = judged.scores
+    assert not [c.key for c in tables.result_columns(scores) if c.key.startswith("bench/")]
+    columns = tables.benchmark_columns(scores)
+    assert [(c.head, c.under, c.better) for c in columns] == [
+        ("sums", "right, %", "higher"),
+        ("letters", "right, %", "higher"),
+        ("xnli, acc", "%", "higher"),
+        ("flores, chrf", "", "higher"),
+        ("wiki, word perplexity", "", "lower"),
+    ]
+    rows = {row.name: row.cells for row in tables.benchmark_rows(scores)}
+    assert list(rows) == names(judged)
+    right = scores["splits"]["test"]["bench/sums"]["ties"]["macro"]
+    assert rows["ties"][0].value == f"{100 * right['value']:.1f}"
+    assert rows["ties"][0].interval == tables.interval_text(right)
+    assert rows["ties"][0].note.startswith("worst ")
+    assert rows["base"][2] == tables.Cell(
+        "40.0", tables.interval_text(scores["harness"]["bench/xnli/acc"]["candidates"]["base"])
     )
-    found = study.scores["splits"]["test"]["harm"]["ties"]["languages"]["hi"]
-    assert [float(row[k]) for k in ("value", "low", "high")] == [found[k] for k in ("value", "low", "high")]
-    assert (int(row["n"]), row["unit"], row["kind"]) == (found["n"], "fraction", "merge")
+    assert rows["base"][3] == tables.Cell("31.25")  # no error, so no interval
+    assert rows["base"][4] == tables.Cell("12.5", "[11.52, 13.48]")
+    assert tables.benchmark_columns(scores, "dev") == []
+
+
+def test_a_candidate_that_the_harness_did_not_run_has_a_dash(judged: Study) -> None:
+    entry = judged.scores["harness"]["bench/xnli/acc"]
+    left = {name: found for name, found in entry["candidates"].items() if name != "ties"}
+    scores = judged.scores | {"harness": {"bench/xnli/acc": entry | {"candidates": left}}}
+    rows = {row.name: row.cells[-1] for row in tables.benchmark_rows(scores)}
+    assert rows["ties"] == tables.Cell("–")
+    assert rows["slerp"] != tables.Cell("–")
+
+
+@pytest.mark.parametrize(("many", "sizes"), [(1, [3]), (4, [6]), (5, [6, 1]), (12, [6, 6, 2])])
+def test_a_terminal_gets_as_many_tables_of_benchmarks_as_fit_side_by_side(
+    judged: Study, many: int, sizes: list[int]
+) -> None:
+    entry = judged.scores["harness"]["bench/xnli/acc"]
+    harness = {f"bench/task-{i}/acc": entry | {"name": f"task-{i}, acc"} for i in range(many)}
+    found = tables.benchmark_tables(judged.scores | {"harness": harness})
+    assert [len(heads) - 1 for heads, _ in found] == sizes
+    seen = [head for heads, _ in found for head in heads[1:]]
+    assert seen == ["sums, %", "letters, %", *(f"task-{i}, acc, %" for i in range(many))]
+    for heads, rows in found:
+        assert [row[0] for row in rows] == names(judged)
+        assert {len(row) for row in rows} == {len(heads)}
+
+
+def test_the_result_table_of_a_terminal_is_as_wide_with_benchmarks_as_without(study: Study, judged: Study) -> None:
+    assert tables.result_headers(judged.scores) == tables.result_headers(study.scores)
 
 
 @pytest.mark.parametrize("left", [["general"], ["harmful"], ["harmless"]])
@@ -201,7 +227,8 @@ def test_a_study_with_one_prompt_set_has_tables_of_what_is_there(
     )
     assert len(tables.result_table(scores)) == len(names(study))
     assert tables.splits(scores) == ["test"]
-    assert tables.csv_rows(scores)
+    assert tables.benchmark_columns(scores) == []
+    assert tables.benchmark_tables(scores) == []
 
 
 def test_a_terminal_gets_its_tables_without_loading_charts() -> None:

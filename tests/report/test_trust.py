@@ -1,4 +1,4 @@
-"""The judges' block: what a judge measured of itself in any shape, and every verdict counted."""
+"""The judges' block: what a judge measured of itself in any shape, what it decides, and every verdict counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mixmerge.report.trust import JudgeBlock, judge_blocks, verdict_counts
+from mixmerge.report.counts import verdict_counts
+from mixmerge.report.judge_words import HARMFUL
+from mixmerge.report.trust import JudgeBlock, in_order, judge_blocks
 
 if TYPE_CHECKING:
     from conftest import Study
@@ -143,3 +145,136 @@ def test_no_key_is_shown_twice_and_a_known_judges_note_is_said_in_our_words(stud
     assert found.texts == []
     assert [name for name, _ in found.facts] == ["Seed", "Kind"]
     assert block(study.scores, {"caveat": "short text is unknown"}).texts == ["Short text is unknown."]
+
+
+def blocks(study: Study, **changed: Any) -> dict[str, JudgeBlock]:
+    return {b.name: b for b in judge_blocks(study.scores | changed, study.trust)}
+
+
+def test_judges_of_a_recipe_have_words_by_their_kind_and_question(judged: Study) -> None:
+    found = blocks(judged)
+    assert {name: b.title for name, b in found.items()} == {
+        "gpt.harm": "Is the answer harmful?",
+        "refusal": "Refused or complied?",
+        "gpt.quality": "Which answer is better?",
+        "check": "Right by the prompt's own check?",
+        "language": "In the language of the prompt?",
+        "guard.harm": "Is the answer harmful?",
+        "words.refusal": "Refused or complied?",
+        "quality": "Nearer to the reference answer?",
+    }
+    assert "A model behind a server (big-model-2026)" in found["gpt.harm"].measures
+    assert "once in each order" in found["gpt.quality"].measures
+    assert "A guard model (small-guard) reads the request and the answer" in found["guard.harm"].measures
+    assert "character n-grams" in found["words.refusal"].measures
+    assert all(b.blind for b in found.values())
+    assert any(text.startswith("The request:") for text in found["words.refusal"].blind)
+    assert any("long answers" in text for text in found["gpt.quality"].blind)
+    assert any("first 12,000 characters" in text for text in found["gpt.harm"].blind)
+
+
+def test_judges_that_decide_a_metric_come_first_and_say_which(judged: Study) -> None:
+    found = blocks(judged)
+    assert list(found) == in_order(found, judged.scores)
+    deciding = ["gpt.harm", "refusal", "gpt.quality", "check", "language"]
+    assert list(found)[:5] == deciding
+    assert found["gpt.harm"].decides == "It decides: Harm rate."
+    assert found["refusal"].decides == "It decides: Over-refusal; Invalid."
+    assert found["gpt.quality"].decides == "It decides: General quality: win rate against the base."
+    assert found["check"].decides == "It decides: Benchmark: sums; Benchmark: letters."
+    assert found["guard.harm"].decides.startswith("It decides no metric here: gpt.harm does, on the same question.")
+    assert "Behind the numbers" in found["quality"].decides
+
+
+def test_answers_without_a_verdict_are_counted_and_their_share_is_said(judged: Study) -> None:
+    counts = judged.scores["counts"]
+
+    def tally(verdict: str) -> int:
+        return sum(each.get(f"gpt.harm: {verdict}", 0) for each in counts.values())
+
+    everything = sum(n for each in counts.values() for key, n in each.items() if key.startswith("gpt.harm: "))
+    (said,) = [text for text in blocks(judged)["gpt.harm"].counted if text.startswith("Of ")]
+    assert said.startswith(f"Of {everything:,} answers, {tally('unparsed')} (")
+    assert f"{tally('unanswered')} (" in said
+    assert said.endswith("never came: left out of every share.")
+    assert blocks(judged)["guard.harm"].counted == []
+    assert blocks(judged)["check"].counted == []  # its unparsed answers count as wrong
+
+
+def test_how_often_both_orders_agree_is_counted_from_the_verdicts(judged: Study) -> None:
+    rows = [row for (_, _, judge), found in judged.verdicts.items() if judge == "gpt.quality" for row in found]
+    same = sum(not row["flipped"] for row in rows)
+    assert judged.scores["orders"] == {"gpt.quality": {"pairs": len(rows), "same": same}}
+    (said,) = blocks(judged)["gpt.quality"].counted
+    assert said == f"Both orders gave the same verdict on {same} of {len(rows)} pairs ({100 * same / len(rows):.0f} %)."
+
+
+def test_a_calibration_is_shown_by_language_and_says_what_it_corrects(judged: Study) -> None:
+    found = blocks(judged)["gpt.harm"]
+    assert found.held_out is not None
+    assert list(found.held_out.heads) == ["Language", "Harm found", "Safe answers let pass"]
+    right = judged.scores["calibrations"]["gpt.harm"]["languages"]["hi"]["harmful"]
+    assert found.held_out.rows[1][0] == "Hindi"
+    assert found.held_out.rows[1][1].startswith(f"{right['right']} of {right['rows']}\n[")
+    assert found.measured_by == "360 rows in all, by mixmerge calibrate."
+    assert (
+        "Harm rate: corrected for its errors on 360 rows (labelled rows) under “Behind the numbers”." in found.counted
+    )
+
+
+def test_a_judge_that_nobody_calibrated_has_no_table_and_one_that_decides_nothing_may_have_one(judged: Study) -> None:
+    assert blocks(judged)["guard.harm"].held_out is None
+    calibrations = {"guard.harm": judged.scores["calibrations"]["gpt.harm"]}
+    found = blocks(judged, calibrations=calibrations, corrected={})
+    assert found["guard.harm"].held_out is not None
+    assert found["guard.harm"].counted == []
+    assert found["gpt.harm"].held_out is None
+
+
+def test_harmful_means_complied_only_where_a_judge_of_refusals_decides_harm(
+    study: Study, judged: Study, simulated: Any, panel: Any
+) -> None:
+    assert HARMFUL in blocks(study)["refusal"].blind
+    assert not [name for name, b in blocks(judged).items() if HARMFUL in b.blind]
+    other = panel(simulated(languages=["en"], limit={"dev": 1, "test": 3}, draws=50), decide={"harm": "words.refusal"})
+    assert [name for name, b in blocks(other).items() if HARMFUL in b.blind] == ["words.refusal"]
+    assert blocks(other)["words.refusal"].decides == "It decides: Harm rate."
+
+
+def test_rows_of_others_stand_in_a_table_of_their_own_with_what_is_to_be_known_of_them(judged: Study) -> None:
+    found = blocks(judged)["refusal"]
+    assert found.elsewhere is not None
+    assert found.elsewhere.rows[0][0] == "English"
+    assert found.elsewhere.rows[0][1].startswith("143 of 150\n[90.7, 97.7]")
+    assert {row[0]: row[1] for row in found.elsewhere.rows}["Hindi"] == "–"
+    assert "There are no Hindi refusals" in found.caveat
+    assert [grid.caption for grid in found.grids] == ["Unheard of"]
+
+
+def test_a_fitted_classifier_shows_its_cross_validation(judged: Study) -> None:
+    found = blocks(judged)["words.refusal"].held_out
+    assert found is not None
+    assert list(found.heads) == ["Language", "Accuracy", "Refusals found", "Answers let pass"]
+    assert list(found.rows[0]) == ["English", "91.0 %", "180 of 200", "184 of 200"]
+    assert list(found.rows[-1]) == ["All", "91.0 %", "180 of 200", "184 of 200"]
+
+
+@pytest.mark.parametrize(
+    ("told", "measures"),
+    [
+        ({"kind": "endpoint", "model": "m", "guard": {"name": "llama-guard"}, "longest": 9}, "A guard behind a server (m)"),
+        ({"kind": "classifier", "model": "toxic", "model_type": "bert", "reads": "pair", "max_tokens": 512}, "reads the request and the answer"),
+        ({"kind": "classifier", "model": "toxic", "model_type": "bert", "reads": "A: {response}"}, "reads the answer alone"),
+        ({"kind": "classifier", "model": "p.joblib", "model_type": "scikit-learn pipeline", "reads": "response"}, "A scikit-learn pipeline (p.joblib)"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_judge_says_what_it_reads(judged: Study, told: dict[str, Any], measures: str) -> None:
+    (found,) = [b for b in judge_blocks(judged.scores, {"gpt.harm": told}) if b.name == "gpt.harm"]
+    assert measures in found.measures
+    assert found.title == "Is the answer harmful?"
+
+
+def test_a_check_of_pairs_is_not_called_nearness_to_a_reference(study: Study) -> None:
+    told = {"name": "quality", "kind": "reference", "check": "number", "compares": "with the opponent's answer"}
+    (found,) = [b for b in judge_blocks(study.scores, {"quality": told}) if b.name == "quality"]
+    assert found.title == "Right where the base is wrong?"

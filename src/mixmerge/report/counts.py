@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixmerge.report.judge_words import JUDGES
 from mixmerge.report.tables import by_kind
-from mixmerge.report.trust import decided_metrics, sentence
+from mixmerge.report.trust import in_order, sentence
 from mixmerge.report.words import count
 
 VERDICT_ORDER = (
@@ -66,9 +65,10 @@ def verdict_counts(
             judge, _, verdict = key.partition(": ")
             verdicts.setdefault(judge, set()).add(verdict)
     order = {verdict: i for i, verdict in enumerate(VERDICT_ORDER)}
-    decided = decided_metrics(scores)
-    judges = sorted(verdicts, key=lambda name: (name not in decided, list(JUDGES).index(name) if name in JUDGES else 9, name))
-    groups = [(name, sorted(verdicts[name], key=lambda v: (order.get(v, len(order)), v))) for name in judges]
+    groups = [
+        (name, sorted(verdicts[name], key=lambda v: (order.get(v, len(order)), v)))
+        for name in in_order(verdicts, scores)
+    ]
     tallies: dict[str, Counter[str]] = {entry["name"]: Counter() for entry in scores["candidates"]}
     for row in responses:
         tally = tallies[row["candidate"]]

@@ -98,7 +98,7 @@ def _ratings(scores: Scores) -> Evidence | None:
     if not ratings:
         return None
     problem = ratings["length_problem"]
-    columns = [Column("rating", "Rating", "Elo points above the base", "higher")]
+    columns = [Column("rating", "Rating", "Elo over the base", "higher")]
     if not problem:
         columns.append(Column("win", "Win rate", "as judged, %", "higher"))
         columns.append(Column("score", "At equal length", "win rate, %", "higher"))
@@ -110,7 +110,9 @@ def _ratings(scores: Scores) -> Evidence | None:
             rating = Cell(number(found["value"], signed=True), ends(found), PROBLEMS[found["problem"]])
         win = wins[name]["macro"] if wins[name] else None
         left = found["score"]
-        cells[name] = [rating] if problem else [rating, _share(win), _share(left if left["value"] is not None else None)]
+        cells[name] = (
+            [rating] if problem else [rating, _share(win), _share(left if left["value"] is not None else None)]
+        )
     caption = "Bradley-Terry with ties (Davidson). 100 points: the better wins 64 of 100 that are no tie."
     if problem:
         caption += f" {LENGTH_PROBLEMS[problem]}"
@@ -156,7 +158,9 @@ def _corrected(scores: Scores) -> Evidence | None:
         for name, rate in found["rates"].items():
             macro = rate["macro"] or {}
             cells[name] += [_share(macro.get(key)) for key in ("raw", "corrected")]
-        notes.append(f"{names[metric]}: {found['judge']}, measured on {count(found['rows'])} rows ({found['measured_on']}).")
+        notes.append(
+            f"{names[metric]}: {found['judge']}, measured on {count(found['rows'])} rows ({found['measured_on']})."
+        )
         if found["uncorrected"]:
             why = "; ".join(f"{language(code)}: {said}" for code, said in found["uncorrected"].items())
             notes.append(f"{names[metric]} has no corrected mean, for want of a language ({why}).")
@@ -235,8 +239,6 @@ def _lengths(scores: Scores) -> Evidence | None:
         name: [Cell(count(means[purpose])) if purpose in means else NONE for purpose in purposes]
         for name, means in found.items()
     }
-    columns = [
-        Column(purpose, PURPOSES.get(purpose, purpose.capitalize()), "mean characters") for purpose in purposes
-    ]
+    columns = [Column(purpose, PURPOSES.get(purpose, purpose.capitalize()), "mean characters") for purpose in purposes]
     caption = "Characters of an answer, over all languages; languages differ in how many they take."
     return Evidence("Length of the answers", "in characters", caption, columns, _rows(scores, cells))

@@ -87,12 +87,14 @@ def judge_words(name: str, question: str | None, told: Mapping[str, Any], *, dec
     if name in JUDGES:
         known = JUDGES[name]
         return JudgeWords(known.title, known.measures, (HARMFUL, *known.blind)) if decides_harm else known
-    if question not in QUESTIONS or kind not in ("endpoint", "guard", "classifier"):
+    if question is None or question not in QUESTIONS or kind not in ("endpoint", "guard", "classifier"):
         return None
     title, says = QUESTIONS[question]
     measures, blind = _served(question, says, told) if kind == "endpoint" else _local(says, told)
     if question == "harm":
-        blind.append("More than its training taught it: what it calls harm is its makers' line, and may shift by language.")
+        blind.append(
+            "More than its training taught it: what it calls harm is its makers' line, and may shift by language."
+        )
     if question == "refusal" and decides_harm:
         blind.insert(0, HARMFUL)
     return JudgeWords(title, measures, tuple(blind))
@@ -113,7 +115,9 @@ def _served(question: str, says: str, told: Mapping[str, Any]) -> tuple[str, lis
             f"on, and says: {says}."
         )
     else:
-        measures = f"A model behind a server ({told.get('model')}) reads the request and the answer by a rubric: {says}."
+        measures = (
+            f"A model behind a server ({told.get('model')}) reads the request and the answer by a rubric: {says}."
+        )
     if isinstance(longest, int):
         blind.append(f"What it was not shown: of each text, the first {count(longest)} characters.")
     guarding = "defused" if guarded else "fenced and defused"

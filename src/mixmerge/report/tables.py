@@ -275,9 +275,7 @@ def result_headers(scores: Scores, split: str = "test") -> list[str]:
 
 def result_table(scores: Scores, split: str = "test") -> list[list[str]]:
     """The result table for a terminal: one row a candidate, cells of up to three lines (number, interval, worst)."""
-    return [
-        [row.name, row.kind, *map(_lines, row.cells), "\n".join(row.marks)] for row in result_rows(scores, split)
-    ]
+    return [[row.name, row.kind, *map(_lines, row.cells), "\n".join(row.marks)] for row in result_rows(scores, split)]
 
 
 def benchmark_tables(scores: Scores, split: str = "test") -> list[tuple[list[str], list[list[str]]]]:

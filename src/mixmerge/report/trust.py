@@ -7,11 +7,11 @@ folded away.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixmerge.report.judge_words import JUDGES, judge_words
+from mixmerge.report.judge_words import judge_words
 from mixmerge.report.words import BENCHMARK, METRICS, count, judged_as, language, listed, metric_words, percent, share
 
 TEXTS = ("description", "note", "notes", "caveat", "warning")
@@ -45,6 +45,7 @@ ASKED = {
     "wrong_language": "language",
     "invalid": "refusal",
 }
+ORDER = ("harm", "refusal", "quality", "correct", "language")  # of the questions
 FOUND = {
     "refused": "Refusals found",
     "complied": "Answers let pass",
@@ -56,12 +57,11 @@ Languages = dict[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A plain table: a caption, heads, rows whose first cell is their head, and a title where it is folded away."""
+    """A plain table: a caption, heads, rows whose first cell is their head; a cell may have its interval on a second line."""
 
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
-    title: str = ""
 
 
 @dataclass(slots=True)
@@ -91,9 +91,17 @@ def judge_blocks(scores: Mapping[str, Any], trust: Mapping[str, Mapping[str, Any
     """A block for every judge that gave a verdict or brought measurements; those that decide a metric come first."""
     seen = {key.partition(":")[0] for counts in scores["counts"].values() for key in counts}
     decided = decided_metrics(scores)
-    known = {name: i for i, name in enumerate(JUDGES)}
-    names = sorted(seen | set(trust), key=lambda name: (name not in decided, known.get(name, len(known)), name))
-    return [_block(name, dict(trust.get(name, {})), scores, decided.get(name, [])) for name in names]
+    return [
+        _block(name, dict(trust.get(name, {})), scores, decided.get(name, []))
+        for name in in_order(seen | set(trust), scores)
+    ]
+
+
+def in_order(names: Iterable[str], scores: Mapping[str, Any]) -> list[str]:
+    """Judges as the page has them: who decides a metric first, then by question, then by name."""
+    decided, asked = decided_metrics(scores), scores["judges"]
+    place = {question: i for i, question in enumerate(ORDER)}
+    return sorted(names, key=lambda name: (name not in decided, place.get(asked.get(name), len(place)), name))
 
 
 def decided_metrics(scores: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -179,7 +187,7 @@ def _calibrated(name: str, scores: Mapping[str, Any], block: JudgeBlock) -> None
     corrected = [metric_words(key, scores).name for key, each in scores["corrected"].items() if each["judge"] == name]
     if corrected:
         rows = f"its errors on {count(found['rows'])} rows ({found['measured_on']})"
-        block.counted.append(f"Under “Behind the numbers”, corrected for {rows}: {listed(corrected)}.")
+        block.counted.append(f"{listed(corrected)}: corrected for {rows} under “Behind the numbers”.")
     if block.held_out is not None:
         return
     words = list(dict.fromkeys(word for by_word in found["languages"].values() for word in by_word))
@@ -188,13 +196,13 @@ def _calibrated(name: str, scores: Mapping[str, Any], block: JudgeBlock) -> None
     ]
     heads = ["Language", *(FOUND.get(word, f"{label(word)} found") for word in words)]
     block.held_out = Grid("Right verdicts on labelled rows, by language", heads, rows_)
-    block.measured_by = f"{count(found['rows'])} rows in all, by `mixmerge calibrate`."
+    block.measured_by = f"{count(found['rows'])} rows in all, by mixmerge calibrate."
 
 
 def _found(found: Mapping[str, Any] | None) -> str:
     if found is None or not found["rows"]:
         return "–"
-    ends = f" [{percent(found['low'])}, {percent(found['high'])}] %" if "low" in found else ""
+    ends = f"\n[{percent(found['low'])}, {percent(found['high'])}] %" if "low" in found else ""
     return f"{count(found['right'])} of {count(found['rows'])}{ends}"
 
 
@@ -206,7 +214,7 @@ def _elsewhere(found: dict[str, Any], block: JudgeBlock) -> None:
         if not one.get(word):
             return "–"
         low, high = one[f"{rate}_interval"]
-        return f"{count(one[f'{word}_found'])} of {count(one[word])} [{percent(low)}, {percent(high)}] %"
+        return f"{count(one[f'{word}_found'])} of {count(one[word])}\n[{percent(low)}, {percent(high)}] %"
 
     if by_language:
         rows = [
@@ -214,7 +222,7 @@ def _elsewhere(found: dict[str, Any], block: JudgeBlock) -> None:
             for name, one in by_language.items()
         ]
         by = f": {found.pop('measured_by')}" if "measured_by" in found else ""
-        block.elsewhere = Grid(f"On rows of others{by}", ["Language", FOUND["refused"], FOUND["complied"]], rows)
+        block.elsewhere = Grid(f"Elsewhere{by}", ["Language", FOUND["refused"], FOUND["complied"]], rows)
         block.caveat = sentence(found.pop("caveat")) if "caveat" in found else ""
     _read(found, block, {}, (), ("elsewhere",))
 

@@ -27,8 +27,8 @@
     return letters.length > 70 ? letters.slice(0, 69).join("") + "\u2026" : letters.join("");
   };
   const tone = (purpose, verdict) => {
-    if (["win", "right"].includes(verdict)) return "good";
-    if (["loss", "wrong", "invalid"].includes(verdict)) return "bad";
+    if (["win", "right", "safe", "correct", "followed"].includes(verdict)) return "good";
+    if (["loss", "wrong", "invalid", "harmful", "not_followed"].includes(verdict)) return "bad";
     if (verdict === "refused") return purpose === "harmless" ? "bad" : "good";
     if (verdict === "complied") return purpose === "harmful" ? "bad" : "good";
     return "";
