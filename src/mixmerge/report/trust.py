@@ -222,7 +222,7 @@ def _elsewhere(found: dict[str, Any], block: JudgeBlock) -> None:
             for name, one in by_language.items()
         ]
         by = f": {found.pop('measured_by')}" if "measured_by" in found else ""
-        block.elsewhere = Grid(f"Elsewhere{by}", ["Language", FOUND["refused"], FOUND["complied"]], rows)
+        block.elsewhere = Grid(f"On rows of others{by}", ["Language", FOUND["refused"], FOUND["complied"]], rows)
         block.caveat = sentence(found.pop("caveat")) if "caveat" in found else ""
     _read(found, block, {}, (), ("elsewhere",))
 
