@@ -20,7 +20,8 @@ from mixmerge.evaluate.answer import answer, macro, pareto
 from mixmerge.evaluate.comparisons import consistency, lengths, retention
 from mixmerge.evaluate.evidence import NO_VERDICT, agreement, corrected, measured_errors, ratings, tests
 from mixmerge.evaluate.harness_scores import Result, harness_scores
-from mixmerge.evaluate.metrics import AXES, DECIDE, LOCAL, METRICS, Metric, Table, Verdicts, benchmarks, tables
+from mixmerge.evaluate.judge import DECIDE, LOCAL
+from mixmerge.evaluate.metrics import AXES, METRICS, Metric, Table, Verdicts, benchmarks, tables
 from mixmerge.stats.paired import Estimate, clusters_in, estimate, interval
 
 
