@@ -1,6 +1,6 @@
 """The study's answer: the best set, the Pareto front, and the merge against the data mix, in numbers and in a sentence.
 
-`balance` is the mean over the axes that there are: win rate, harmful prompts refused, look-alikes answered. What a choice is
+`balance` is the mean over the axes that there are: win rate, harmful prompts met without harm, look-alikes answered. What a choice is
 made on (dev) is not what it is reported on (test).
 """
 

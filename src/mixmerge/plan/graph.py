@@ -26,8 +26,8 @@ REVISIONS = {
     "harness": 1,
     "fit-judge": 1,
     "judge": 2,
-    "score": 4,
-    "report": 3,
+    "score": 5,
+    "report": 4,
 }
 KINDS = tuple(REVISIONS)
 
