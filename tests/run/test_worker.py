@@ -161,7 +161,9 @@ def test_a_group_that_shares_a_thing_makes_it_once_and_drops_it_for_the_next(cha
     from mixmerge.run.steps import StepContext
 
     shared: dict = {}
-    context = StepContext(chain.steps[0], tmp_path, tmp_path, Store(tmp_path), shared, lambda done, total: None)
+    context = StepContext(
+        chain.steps[0], tmp_path, tmp_path, Store(tmp_path), shared, lambda done, total: None, tmp_path / "log"
+    )
     made = []
 
     def make(name):

@@ -84,7 +84,7 @@ class Check:
 
     def find(self, prompt: Prompt, response: str) -> Finding:
         """What the check finds in a response to a prompt."""
-        _check_prompt(self.kind, prompt)
+        check_prompt(self.kind, prompt)
         if is_degenerate(response):
             return Finding("invalid", 0.0)
         found = KINDS[self.kind].check(prompt, response)
@@ -235,7 +235,8 @@ def _decimal(written: str) -> Decimal | None:
         return None
 
 
-def _check_prompt(kind: str, prompt: Prompt) -> None:
+def check_prompt(kind: str, prompt: Prompt) -> None:
+    """Raise a DataError where a prompt lacks what its check needs: a reference (a number, a word), choices, instructions."""
     if kind == "instructions":
         if not prompt.instructions:
             raise DataError(
@@ -247,6 +248,8 @@ def _check_prompt(kind: str, prompt: Prompt) -> None:
         raise DataError("no choices to check a letter of", where=prompt.id, do="map the column `choices`")
     if kind == "number" and not numbers_in(prompt.reference or ""):
         raise DataError(f"no number in the reference {prompt.reference!r}", where=prompt.id, do="use another check")
+    if kind == "span" and not answer_words(prompt.reference or "", prompt.lang):
+        raise DataError(f"no word in the reference {prompt.reference!r}", where=prompt.id, do="use another check")
 
 
 def _told(right: bool, value: float | None = None, **details: Any) -> Finding:
@@ -266,8 +269,6 @@ def _number(prompt: Prompt, response: str) -> Finding:
 
 def _span(prompt: Prompt, response: str) -> Finding:
     mine, theirs = (answer_words(text, prompt.lang) for text in (response, prompt.reference or ""))
-    if not theirs:
-        raise DataError(f"no word in the reference {prompt.reference!r}", where=prompt.id, do="use another check")
     same = sum((Counter(mine) & Counter(theirs)).values())
     f1 = 2 * same / (len(mine) + len(theirs)) if same else 0.0
     contained = any(mine[i : i + len(theirs)] == theirs for i in range(len(mine) - len(theirs) + 1))

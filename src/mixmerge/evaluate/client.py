@@ -48,6 +48,7 @@ class Client:
         key_env: str | None = None,
         budget: Budget | None = None,
         limits: Limits = Limits(),  # noqa: B008 a frozen value
+        gone: Callable[[], bool] | None = None,
     ) -> None:
         """Open the file of answers; nothing is sent.
 
@@ -55,6 +56,7 @@ class Client:
             urls: addresses up to `/v1`; requests go to the least busy one.
             scope: names the endpoint in the file of answers and in its budget; default: the addresses.
             key_env: the environment variable that holds the key; None: no key is sent.
+            gone: asked where a connection fails; True ends the call at once, for the server will not come back.
 
         Raises:
             UserError: an address that is none.
@@ -66,7 +68,7 @@ class Client:
         self.scope = ", ".join(addresses) if scope is None else scope
         self._key_env, self._limits, self._budget = key_env, limits, budget or Budget()
         self._replicas = [Replica(a, Capacity(limits.max_concurrency, limits.concurrency)) for a in addresses]
-        self._tally = Tally()
+        self._tally, self._gone = Tally(), gone
         self._answers = Answers(answers)
 
     def ask(
@@ -161,6 +163,7 @@ class Client:
                 tally=self._tally,
                 done=done,
                 landed=landed,
+                gone=self._gone,
             ).run()
 
     def _on_disk(self, key: bytes, reply: Reply) -> Answer:

@@ -103,6 +103,7 @@ class Dispatch:
         tally: Tally,
         done: int,
         landed: Callable[[bytes, Answer], None],
+        gone: Callable[[], bool] | None = None,
     ) -> None:
         self._ready = deque(requests)
         self._waiting: list[tuple[float, int, Request]] = []
@@ -110,7 +111,7 @@ class Dispatch:
         self._asked = done + len(requests)
         self._replicas, self._lines = replicas, lines
         self._answers, self._scope, self._budget, self._limits = answers, scope, budget, limits
-        self._tally, self._landed = tally, landed
+        self._tally, self._landed, self._gone = tally, landed, gone
         self._random = random.Random()  # two processes must not wait alike; no result depends on it
         self._order = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -245,6 +246,8 @@ class Dispatch:
             pause = outcome.wait_s is not None or outcome.kind == "connection" or replica.strikes + 1 >= STRIKES
             request.faults += outcome.kind != "connection" or outcome.charged  # else it was never sent
         request.first_failed = request.first_failed or now
+        if outcome.kind == "connection" and self._gone is not None and self._gone():
+            self._fail(outcome.why, "see the server's log and run again to carry on", replica.url)
         if strike and began >= replica.struck_at:  # requests that fail together are one strike
             replica.strikes, replica.struck_at = replica.strikes + 1, now
         if pause:

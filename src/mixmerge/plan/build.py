@@ -17,6 +17,7 @@ from mixmerge.data.loading import Loaded, load_rows
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_brief, in_words
 from mixmerge.data.sources import DataSource
 from mixmerge.errors import DataError, RecipeError, UserError
+from mixmerge.evaluate.checks import check_prompt
 from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
 from mixmerge.evaluate.ready import PromptReading, prompt_reading
@@ -142,6 +143,12 @@ class PlanBuilder:
         if reading.check == "instructions" and (bare := next((p for p in prompts if not p.instructions), None)):
             do = "map them with `columns: {instructions: ..., arguments: ...}`"
             raise RecipeError(f"no instructions for prompt '{bare.id}' in {path}", where=where, do=do)
+        if reading.check is not None:
+            try:
+                for prompt in prompts:
+                    check_prompt(reading.check, prompt)
+            except DataError as error:
+                raise error.within(where) from error
         for code in dict.fromkeys(prompt.lang for prompt in prompts):
             if not any(p.lang == code and p.split == "test" for p in prompts):
                 raise RecipeError(f"no test prompt in '{code}'", where=where, do="add some, or drop the language")

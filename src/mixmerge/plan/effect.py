@@ -36,7 +36,9 @@ def effect_lines(plan: Plan, left: Collection[str]) -> Iterator[str]:
 def _server(plan: Plan, judge: str) -> str:
     step = next(step for step in plan.steps if step.how.get("judge") == judge)
     server = step.how["server"]
-    return f"{step.what['model']} at {server['url'] or 'a server that is started for it'}"
+    return (
+        f"{step.how.get('folder_of_model', step.what['model'])} at {server['url'] or 'a server that is started for it'}"
+    )
 
 
 def _detectable(score: Step) -> str:

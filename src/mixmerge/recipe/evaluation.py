@@ -233,7 +233,8 @@ class EndpointJudge(Served):
         "(on harmful and harmless ones). A single word is a list of one.",
     )
     guard: str | None = Field(
-        None, description="It is a guard, asked in its own form: llama-guard-3, llama-guard-4, qwen3guard, ..."
+        None,
+        description="It is a guard, asked in its own form: llama-guard, qwen3guard, qwen3guard-loose, polyguard or wildguard.",
     )
     rubrics: dict[Question, str] = Field({}, description="Prompt files of yours in place of ours, by question.")
     grammar: Literal["auto", "json", "tags"] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,9 @@ def _pipeline(context: StepContext) -> Judge:
 def _ngrams(context: StepContext) -> Judge:
     from mixmerge.evaluate.ngrams import NgramJudge
 
-    return NgramJudge(context.input("judge"), _reading(context.what), name=context.how["judge"])
+    what = context.what
+    words = {word: word for word in what["labels"].values()}  # the rows' labels became verdicts before it was fitted
+    return NgramJudge(context.input("judge"), _reading(what | {"labels": words}), name=context.how["judge"])
 
 
 def client_of(context: StepContext) -> Client:
@@ -143,7 +145,7 @@ def ready_judge(plan: Plan, root: Path, name: str) -> Iterator[Judge]:
         StepError: it could not be fitted.
     """
     from mixmerge.run.progress import Progress
-    from mixmerge.run.runner import run_plan
+    from mixmerge.run.runner import Study, run_plan
     from mixmerge.run.steps import StepContext, let_go
 
     step, store = judge_steps(plan)[name], Store(root)
@@ -156,7 +158,8 @@ def ready_judge(plan: Plan, root: Path, name: str) -> Iterator[Judge]:
         store.refresh()
     shared: dict[Any, Any] = {}
     store.folder.mkdir(parents=True, exist_ok=True)
-    context = StepContext(step, root, root, store, shared, lambda done, total: None)
+    log = Study(root, plan.study).log(step)
+    context = StepContext(step, root, root, store, shared, lambda done, total: None, log)
     try:
         yield judge_of(context)
     finally:
@@ -181,10 +184,10 @@ class _Described:
         return dict(self.said)
 
 
-def checked_calibrations(context: StepContext, judges: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+def checked_calibrations(context: StepContext, judges: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Any]]:
     """The calibrations that a score step names, each of them of the judge that gave the verdicts.
 
-    judges: judge -> the file in which it described itself.
+    judges: judge -> the files in which it described itself, one a step.
 
     Raises:
         DataError: a calibration that is gone, or of another judge; says what differs.
@@ -192,10 +195,16 @@ def checked_calibrations(context: StepContext, judges: Mapping[str, Path]) -> di
     from mixmerge.evaluate.calibrate import read_calibration
 
     return {
-        name: read_calibration(Path(file), _Described(name, read_json(judges[name])))
+        name: read_calibration(Path(file), _Described(name, _described(judges[name])))
         for name, file in context.how["calibrations"].items()
         if name in judges
     }
+
+
+def _described(files: Sequence[Path]) -> dict[str, Any]:
+    """What a judge says of itself where it was asked: before, it does not know what grammar its server has."""
+    found = [read_json(file) for file in files]
+    return next((said for said in found if said.get("grammar", {"used": True})["used"] is not None), found[0])
 
 
 JUDGES: Mapping[str, Callable[[StepContext], Judge]] = {

@@ -166,7 +166,10 @@ def _next_batch(todo: dict[str, Step], running: set[str], outcome: Outcome, jobs
         return ()
     first = min(ready, key=lambda step: KINDS.index(step.kind))
     groups = {step.id: step.group.partition(" ")[0] if jobs == 1 else step.group for step in ready}
-    return [s for s in ready if s is first or (first.group and groups[s.id] == groups[first.id])]
+    together = [s for s in ready if s is first or (first.group and groups[s.id] == groups[first.id])]
+    # a process holds one large thing at a time (a model, a server): the steps that share it follow one another
+    order = list(dict.fromkeys(s.group for s in together))
+    return sorted(together, key=lambda step: order.index(step.group))
 
 
 def _take(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from mixmerge.errors import MixmergeError
 
 if TYPE_CHECKING:
     from mixmerge.evaluate.client import Client
     from mixmerge.run.steps import StepContext
 
-STARTED_PATIENCE_S = 60.0  # a server of ours that is silent for so long is dead
+STARTED_PATIENCE_S = 60.0  # beyond the time that one answer may take
 
 
 @dataclass(slots=True)
@@ -26,6 +30,15 @@ class Connection:
         """Close the client; then stop the servers that were started for it."""
         self.client.close()
         self.stack.close()
+
+    def fail(self, error: MixmergeError) -> None:
+        """Close what an error of ours has ended.
+
+        Raises:
+            StepError: a server that was started for it is dead, which is why; with its last words.
+        """
+        self.client.close()
+        self.stack.__exit__(type(error), error, error.__traceback__)
 
 
 def connect(context: StepContext, model: str, *, scope: str, budget: Mapping[str, Any] | None = None) -> Connection:
@@ -42,31 +55,50 @@ def connect(context: StepContext, model: str, *, scope: str, budget: Mapping[str
         from mixmerge.evaluate.client import Budget, Client, Limits
         from mixmerge.evaluate.serving import serving
 
-        stack = ExitStack()
         urls = [server["url"]] if isinstance(server["url"], str) else list(server["url"] or ())
         limits = {"timeout_s": server["timeout"], "max_concurrency": server["concurrency"]}
-        if server["start"] is not None:
-            log = context.work / "server.log"
-            urls = stack.enter_context(
-                serving(
-                    server["start"],
-                    Path(model),
-                    log=log,
-                    replicas=server["replicas"],
-                    threads=context.threads,
-                    ready_seconds=server["ready_within"],
+        started = server["start"] is not None
+        with ExitStack() as stack:
+            if started:
+                urls = stack.enter_context(
+                    serving(
+                        server["start"],
+                        Path(model),
+                        # beside the log of the first step that needs it: it outlives that step, as the server does
+                        log=context.log.with_name(f"{context.log.stem}.server.log"),
+                        replicas=server["replicas"],
+                        threads=context.threads,
+                        ready_seconds=server["ready_within"],
+                    )
                 )
+                limits["patience_s"] = server["timeout"] + STARTED_PATIENCE_S
+            client = Client(
+                urls,
+                answers=context.store.answers,
+                scope=scope,
+                key_env=server["key"],
+                budget=None if budget is None else Budget(**budget),
+                limits=Limits(**limits),
+                # one of ours does not come back; where nothing ever answered, the address is wrong
+                gone=lambda: refused(urls) and (started or not client.stats()["answered"]),
             )
-            limits["patience_s"] = STARTED_PATIENCE_S
-        client = Client(
-            urls,
-            answers=context.store.answers,
-            scope=scope,
-            key_env=server["key"],
-            budget=None if budget is None else Budget(**budget),
-            limits=Limits(**limits),
-        )
-        return Connection(client, stack)
+            return Connection(client, stack.pop_all())
 
     found: Connection = context.keep(("server", model, scope, repr(sorted(server.items()))), made)
     return found
+
+
+def refused(urls: Sequence[str]) -> bool:
+    """Whether nothing listens at any of the addresses: a server that is only busy lets a connection wait."""
+    for url in urls:
+        parts = urlsplit(url)
+        with socket.socket() as trial:
+            trial.settimeout(1.0)
+            try:
+                trial.connect((parts.hostname, parts.port))
+            except ConnectionRefusedError:
+                continue
+            except OSError:
+                return False
+            return False
+    return True

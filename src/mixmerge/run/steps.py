@@ -23,7 +23,7 @@ from mixmerge.plan.graph import Step
 from mixmerge.plan.identity import fingerprint
 from mixmerge.run.judges import checked_calibrations, judge_of, spent
 from mixmerge.run.local import usable_threads
-from mixmerge.run.servers import connect
+from mixmerge.run.servers import Connection, connect
 from mixmerge.run.store import Store, read_json, read_record, write_json
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ Measurements = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What a step gets: its spec, where to write, its inputs, and what its process holds already."""
+    """What a step gets: its spec, where to write, its inputs, and what its process holds already; `log`: its own log."""
 
     step: Step
     out: Path
@@ -45,6 +45,7 @@ class StepContext:
     store: Store
     shared: dict[Any, Any]
     progress: Callable[[int, int], None]
+    log: Path
 
     @property
     def what(self) -> Mapping[str, Any]:
@@ -70,11 +71,17 @@ class StepContext:
         return self.shared["value"]
 
 
-def let_go(shared: dict[Any, Any]) -> None:
-    """Drop what a process holds for its steps; what can be closed (a client, a server) is closed."""
+def let_go(shared: dict[Any, Any], error: MixmergeError | None = None) -> None:
+    """Drop what a process holds for its steps; what can be closed (a client, a server) is closed.
+
+    Raises:
+        StepError: with `error`, where it comes of a server that has died.
+    """
     value = shared.pop("value", None)
     shared.clear()
-    if (close := getattr(value, "close", None)) is not None:
+    if error is not None and isinstance(value, Connection):
+        value.fail(error)
+    elif (close := getattr(value, "close", None)) is not None:
         close()
 
 
@@ -291,7 +298,9 @@ def _engine(context: StepContext) -> Engine:
     if "server" in how:
         from mixmerge.evaluate.server_engine import ServerEngine
 
-        client = connect(context, str(model), scope=context.step.inputs["model"]).client
+        # another command may serve it in another precision: its answers are others
+        scope = " ".join(filter(None, (context.step.inputs["model"], context.what["server"]["start"])))
+        client = connect(context, str(model), scope=scope).client
         return ServerEngine(client, how["called"] or str(model), folder=model, extra=context.what["server"]["extra"])
     from mixmerge.evaluate.transformers_engine import TransformersEngine
 
@@ -378,7 +387,7 @@ def score(context: StepContext) -> Measurements:
 
     verdicts: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     costs: dict[str, int | None] = {}
-    judges: dict[str, Path] = {}
+    judges: dict[str, list[Path]] = defaultdict(list)
     calibrations: dict[str, dict[str, Any]] = {}
     harness: dict[str, list[Any]] = defaultdict(list)
     for role in context.step.inputs:
@@ -387,7 +396,7 @@ def score(context: StepContext) -> Measurements:
         if kind == "verdicts":
             candidate, prompt_set, judge_name = rest.split("/")
             verdicts[candidate, prompt_set, judge_name] = list(_rows(folder / "verdicts.jsonl"))
-            judges[judge_name] = folder / JUDGE_FILE
+            judges[judge_name].append(folder / JUDGE_FILE)
         elif kind == "model":
             costs[rest] = read_record(folder)["measurements"].get("tokens", 0)
         elif kind == "harness":

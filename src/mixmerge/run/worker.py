@@ -26,6 +26,7 @@ from mixmerge.errors import CheckpointError, FullDiskError, MixmergeError, UserE
 from mixmerge.events import Emit, take_stdout
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
+from mixmerge.run.runner import Study
 from mixmerge.run.steps import CARRY_OUT, StepContext, let_go
 from mixmerge.run.store import Store, named_os_error, remove
 
@@ -129,8 +130,13 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
             last = now
             emit("progress", step=step.id, done=done, total=total)
 
-    context = StepContext(step, folders.out, folders.work, store, shared, progress)
-    measurements = CARRY_OUT[step.kind](context)
+    log = Study(store.root, plan.study).log(step)
+    context = StepContext(step, folders.out, folders.work, store, shared, progress, log)
+    try:
+        measurements = CARRY_OUT[step.kind](context)
+    except MixmergeError as error:  # a server that has died is no use to the next step either
+        let_go(shared, error)
+        raise
     seconds = time.perf_counter() - began
     inputs = {role: {"id": i, "name": plan.by_id[i].name} for role, i in step.inputs.items()}
     record = {
