@@ -316,7 +316,8 @@ def rows_of_mix(study, judge: str) -> list[dict[str, Any]]:
 )
 def test_a_classifier_that_does_not_fit_is_one_line(copy, models, name, change, message):
     entry = models[name] | change
-    line = refused_line(copy.call("run", *override("judges.classifiers", {name: entry})))
+    line = refused_line(copy.call("check", *override("judges.classifiers", {name: entry})))
+    assert "judges.classifiers" in line
     assert message in line
 
 
@@ -380,11 +381,12 @@ def test_a_calibration_of_a_fitted_classifier_corrects_its_rates_until_it_is_ano
     assert "sensitivity (refused)" in printed
     assert not list(copy.store.glob("judge/*.words.refusal--*")), "the study itself is not begun"
     entry = models["words"] | {"calibration": "cal.json"}
-    arguments = override("judges.classifiers.words", entry)
+    decides = override("judges.decide", {"harm": "words"})
+    arguments = (*override("judges.classifiers.words", entry), *decides)
     ran(copy, *arguments)
     corrected = scores_of(copy, *arguments)["corrected"]["harm"]
     assert corrected["rows"] == 24
-    stricter = override("judges.classifiers.words", entry | {"threshold": 0.9})
+    stricter = (*override("judges.classifiers.words", entry | {"threshold": 0.9}), *decides)
     line = refused_line(copy.call("run", *stricter))
     assert "calibrates another judge than 'words.refusal': threshold nothing -> 0.9" in line
 

@@ -6,6 +6,7 @@ asked and what it may cost are no part of it: the same model behind another port
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mixmerge.data.sources import DataSource, read_records
-from mixmerge.errors import DataError, ModelError, RecipeError, UserError, did_you_mean
+from mixmerge.errors import DataError, ModelError, RecipeError, UserError, did_you_mean, reason
+from mixmerge.evaluate.classifier import Reading
 from mixmerge.evaluate.guards import GUARDS
 from mixmerge.evaluate.judge import DECIDE
 from mixmerge.evaluate.ngrams import labelled_answers
@@ -80,6 +82,8 @@ def _classifier(name: str, entry: ClassifierJudge, loaded: LoadedRecipe, cache: 
         if entry.kind in ("classifier", "guard"):
             check_model_folder(path, where)
             what["content"] = folder_fingerprint(path, cache)
+            if entry.kind == "classifier":
+                _check_labels(entry, path, where)
         elif not path.is_file():
             raise DataError(f"no file {path}", do="give the joblib file, or the labelled rows")
         elif entry.kind == "pipeline":
@@ -99,6 +103,21 @@ def _classifier(name: str, entry: ClassifierJudge, loaded: LoadedRecipe, cache: 
     except UserError as error:
         raise error if isinstance(error, RecipeError | ModelError) else error.within(where) from error
     return PlannedJudge(f"{name}.{entry.asks}", entry.asks, what, how, group=f"judge {name}")
+
+
+def _check_labels(entry: ClassifierJudge, folder: Path, where: str) -> None:
+    """Refuse labels that the model's configuration does not name, before anything is trained."""
+    config = folder / "config.json"
+    try:
+        named = json.loads(config.read_bytes()).get("id2label")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{config} cannot be read: {reason(error)}", where=where) from error
+    if named:
+        reading = Reading(entry.labels)
+        try:
+            reading.check([*named.values()], str(folder))
+        except UserError as error:
+            raise error.within(where) from error
 
 
 def _endpoint(

@@ -118,7 +118,7 @@ def _ngrams(context: StepContext) -> Judge:
 
     what = context.what
     words = {word: word for word in what["labels"].values()}  # the rows' labels became verdicts before it was fitted
-    return NgramJudge(context.input("judge"), _reading(what | {"labels": words}), name=context.how["judge"])
+    return NgramJudge(context.input("judge"), _reading({**what, "labels": words}), name=context.how["judge"])
 
 
 def client_of(context: StepContext) -> Client:
