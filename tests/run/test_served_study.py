@@ -351,16 +351,13 @@ def test_a_judge_is_started_for_a_folder_and_stopped_and_its_verdicts_are_known_
 # Samples
 
 
-def test_a_sample_is_the_same_for_a_seed_in_any_store_and_another_for_another_seed(answered, tmp_path):
-    found = {}
-    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+def test_a_sample_is_the_same_in_any_store_and_no_greedy_answer(answered, tmp_path):
+    found = []
+    for name in ("one", "two"):
         shutil.copytree(answered.folder, tmp_path / name, symlinks=True)
         study = type(answered)(tmp_path / name)
-        arguments = ("--set", "evaluation.temperature=0.7", "--set", f"seed={seed}")
-        done = study.call("run", *arguments)
+        done = study.call("run", "--set", "evaluation.temperature=0.7")
         assert done.returncode == 0, done.stderr
-        found[name] = texts(study)
-    assert found["one"] == found["two"]
-    assert found["one"] != texts(answered)
-    assert found["one"] != found["three"]
-    assert found["one"]["base.general"] != found["three"]["base.general"]
+        found.append(texts(study))
+    assert found[0] == found[1]
+    assert found[0] != texts(answered)
