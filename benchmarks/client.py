@@ -55,7 +55,7 @@ def main() -> None:
     rounds = arguments.rounds
     with hostile_server() as server:
         for slots in arguments.slots:
-            latency = SETTINGS[slots]
+            latency = SETTINGS.get(slots, 0.1)
             for style, plan in STYLES.items():
                 settings = {"slots": slots, "latency_s": latency, **plan}
                 count = slots * arguments.work

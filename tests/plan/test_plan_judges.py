@@ -36,15 +36,20 @@ def test_a_judge_behind_a_server_is_asked_on_the_prompts_of_its_questions(planne
     assert {step.group for name in ("quality", "harm") for step in steps(plan, f"gpt.{name}").values()} == {"judge gpt"}
 
 
-def test_where_its_server_is_and_what_it_may_cost_change_no_id(planned):
+def test_what_it_may_cost_and_how_quickly_it_is_asked_change_no_id(planned):
     before = planned(endpoint())
-    for keys in (
-        {"url": "https://elsewhere.example/v1"},
-        {"key": "MY_KEY"},
-        {"budget": {"requests": 5}},
-        {"timeout": 9.0},
-    ):
+    for keys in ({"key": "MY_KEY"}, {"budget": {"requests": 5}}, {"timeout": 9.0}, {"concurrency": 3}):
         assert {s.id for s in planned(endpoint(**keys)).steps} == {s.id for s in before.steps}, keys
+
+
+def test_another_server_is_another_judge_unless_it_is_known_as_the_same(planned):
+    name, there = "mix.harmful.gpt.harm", "https://elsewhere.example/v1"
+    one, other = (steps(planned(endpoint(url=url)), "gpt.harm")[name].id for url in (URL, there))
+    assert one != other, "many servers call their model `default`"
+    moved = [steps(planned(endpoint(url=url, known_as="ours")), "gpt.harm")[name].id for url in (URL, there)]
+    assert moved[0] == moved[1]
+    again = steps(planned(endpoint(url=URL, known_as="ours", attempt=1)), "gpt.harm")[name].id
+    assert again not in moved
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,14 @@ def test_the_first_judge_that_is_asked_decides_unless_the_recipe_says_who(planne
         ((endpoint(rubrics={"harm": "none.md"}),), r"none\.md: cannot be read as a rubric"),
         ((endpoint(rubrics={"refusal": "r.md"}),), r"rubrics: it is not asked about refusal"),
         ((endpoint(asks=[]),), r"asks"),
+        ((endpoint(guard="llama-guard", asks=["refusal"]),), r"the guard llama-guard tells harm, not refusal"),
+        ((endpoint(guard="llama-guard", asks=["harm"], grammar="tags"),), r"grammar does not go with guard"),
+        ((endpoint(url="htp://x"),), r"not the address of a server"),
+        ((endpoint(url=[]),), r"no address is given"),
+        ((endpoint(extra={"messages": []}),), r"extra cannot set messages"),
+        ((endpoint(model=""),), r"model"),
+        ((endpoint(budget={"price_in": 3.0}),), r"give at least one of requests, tokens or money"),
+        ((endpoint("refusal", asks=["refusal"]),), r"'refusal' is the name of a local judge"),
         ((endpoint(url=None),), r"give exactly one of url or start"),
         ((endpoint(url=None, start="vllm serve {model}"),), r"start needs \{port\}"),
         ((endpoint(budget={"money": 3.0}),), r"money needs price_in and price_out"),
@@ -212,7 +225,9 @@ def test_tasks_of_the_harness_are_checked_by_name_and_given_to_every_candidate(s
 
 def test_a_calibration_of_another_question_is_refused(study, planned):
     file = study.folder / "cal.json"
-    file.write_text(json.dumps({"version": 1, "question": "harm"}), encoding="utf-8")
+    file.write_text(
+        json.dumps({"version": 1, "question": "harm", "judge": {}, "rows": 0, "languages": {}}), encoding="utf-8"
+    )
     with pytest.raises((DataError, RecipeError), match=r"measures verdicts on harm, not on refusal"):
         planned("judges.refusal.calibration=cal.json")
 
@@ -230,3 +245,37 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused(planned):
         RecipeError, match=r"max_new_tokens: answers of 512 tokens leave no room for a prompt in the 512"
     ):
         planned("evaluation.max_new_tokens=512")
+
+
+@pytest.mark.parametrize(
+    "keys", [{"key": "sk-LITERAL-0123456789"}, {"url": "http://me:s3cretpw@host/v1"}], ids=["key", "url"]
+)
+def test_a_secret_in_the_recipe_is_refused_and_not_repeated(planned, keys):
+    with pytest.raises(RecipeError) as caught:
+        planned(endpoint(**keys))
+    assert "s3cretpw" not in str(caught.value)
+    assert "LITERAL" not in str(caught.value)
+
+
+def test_a_server_that_would_answer_for_every_candidate_is_refused(planned):
+    for name, message in (
+        ("same", r"'same' would answer for every candidate"),
+        ("{candidat}", r"would answer|unknown"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            planned("evaluation.server=" + json.dumps({"url": URL, "model": name}))
+    plan = planned("evaluation.server=" + json.dumps({"url": URL, "model": "lora-{candidate}"}))
+    assert {s.what["server"]["called"] for s in plan.steps if s.kind == "generate"} == {
+        f"lora-{name}" for name in ("base", "general", "mix", "ties")
+    }
+
+
+def test_a_misspelt_key_of_the_harness_is_one_line(planned):
+    with pytest.raises(RecipeError, match=r"evaluation\.harness\.h\.task: unknown key 'task'; did you mean 'tasks'"):
+        planned("evaluation.harness={h: {task: [arc]}}")
+
+
+def test_a_damaged_calibration_is_named(study, planned):
+    (study.folder / "cal.json").write_text('{"version": 1, "question": "refusal"}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"cal\.json: a damaged calibration"):
+        planned("judges.refusal.calibration=cal.json")

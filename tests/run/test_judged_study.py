@@ -145,7 +145,7 @@ def test_scoring_what_is_not_judged_names_the_first_missing_step(copy):
     shutil.rmtree(next(copy.store.glob("judge/mix.harmful.refusal--*")))
     done = copy.call("score", "--set", "statistics.draws=300")
     assert done.returncode == 2
-    assert "1 steps are not done, judge/mix.harmful.refusal" in done.stderr
+    assert "1 step(s) not done, judge/mix.harmful.refusal" in done.stderr
 
 
 def test_a_judge_is_measured_on_labelled_rows_and_its_calibration_corrects_the_rates(copy):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixmerge.cli.options import JsonOption, OutOption, RecipeArg, SetOption, app
-from mixmerge.cli.printing import bar, print_json, print_table
+from mixmerge.cli.printing import bar, print_json, print_notes, print_table
 from mixmerge.cli.study import plan_of, print_result, report_failures
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
@@ -32,7 +32,7 @@ def score(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
     needed = {i for step in plan.steps if step.kind in SCORED for i in step.inputs.values()}
     missing = [s for s in plan.steps if s.id in needed and s.kind not in SCORED and store.find(s.id) is None]
     if missing:
-        what = f"{len(missing)} steps are not done, {missing[0].title} the first of them"
+        what = f"{len(missing)} step(s) not done, {missing[0].title} the first of them"
         raise UserError(what, where=str(recipe), do="mixmerge run RECIPE")
     progress = Progress()
     try:
@@ -76,13 +76,17 @@ def calibrate(
         pairs_of("--columns", columns),
         pairs_of("--labels", labels),
     )
-    labelled = read_labelled(
-        rows,
-        question=question,
-        languages=list(loaded.recipe.languages),
-        columns=columns_map,
-        labels=labels_map,
-    )
+    languages = list(loaded.recipe.languages)
+    asked = languages if "{lang}" in rows else None
+    everything = read_labelled(rows, question=question, languages=asked, columns=columns_map, labels=labels_map)
+    labelled = [row for row in everything if row.item.prompt.lang in languages]
+    there = {row.item.prompt.lang for row in labelled}
+    notes = [f"no labelled rows in {code}: rates there are not corrected" for code in languages if code not in there]
+    if len({row.label for row in labelled}) == 1:
+        notes.append(f"every row is labelled {labelled[0].label}: of the other errors nothing is learnt")
+    if len(everything) > len(labelled):
+        notes.append(f"{len(everything) - len(labelled)} rows in other languages are passed over")
+    print_notes({"notes": notes})
     statistics = loaded.recipe.statistics
     with ready_judge(plan, out, judge) as instrument:
         found = measure(

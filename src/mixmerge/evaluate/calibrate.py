@@ -205,6 +205,13 @@ def read_calibration(path: Path, judge: Described | None = None) -> dict[str, An
         raise DataError(f"cannot be read as a calibration: {reason(error)}", where=str(path), do=again) from error
     if not isinstance(found, dict) or found.get("version") != VERSION or found.get("question") not in QUESTIONS:
         raise DataError(f"not a calibration of version {VERSION}", where=str(path), do=again)
+    try:
+        dict(found["judge"]), int(found["rows"])
+        for one in found["languages"].values():
+            for word in QUESTIONS[found["question"]]:
+                Recall(**{key: one["recall"][word][key] for key in ("right", "rows", "effective")})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"a damaged calibration: {reason(error)}", where=str(path), do=again) from error
     if judge is not None and (differ := _differences(found["judge"], _as_json(judge.describe()))):
         raise DataError(f"calibrates another judge than '{judge.name}': {'; '.join(differ)}", where=str(path), do=again)
     return found

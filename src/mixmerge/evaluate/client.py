@@ -208,7 +208,7 @@ def _address(url: str) -> str:
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise UserError(
             f"the address of {parts.hostname} holds a name, a password or a query, which may be secret",
-            do="put the key into an environment variable and name it in key_env",
+            do="put the key into an environment variable and name it under `key`",
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise UserError("not the address of a server", where=url, do=do)

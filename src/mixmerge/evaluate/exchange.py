@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import httpx2
 
 GIVEN_UP = 0  # the status under which a request is filed that failed by itself again and again; the body says why
-SECRET = 12  # a shorter key is a placeholder such as EMPTY: blacking it out would spoil answers
+SECRET = 6  # a shorter key is a placeholder such as EMPTY: blacking it out would spoil answers
 BLACKED = "[key]"
 MOST_TOKENS = 10**9  # a server that reports more tokens for one request reports nonsense
 LONGEST_QUOTE = 160  # characters of a server's own message
@@ -168,7 +168,9 @@ def weigh(reply: Reply, headers: Mapping[str, str]) -> Outcome:
     if status in (400, 403, 413, 422, 451) and (status not in (403,) or CONTENT.search(said)):
         return Answered(Reply(status, reply.body), read(Reply(status, reply.body)) or Answer("", "error", why))
     if status in (401, 403):
-        return Hopeless(why, "check the key and its rights (key_env names the environment variable that holds it)")
+        return Hopeless(
+            why, "check the key and its rights (`key` in the recipe names the environment variable that holds it)"
+        )
     if status == 402:
         return Hopeless(why, "top up the account or give another endpoint; what was answered is kept")
     if 300 <= status < 400:

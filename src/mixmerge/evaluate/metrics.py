@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.judge import DECIDE, LOCAL
 from mixmerge.stats.paired import Array, bootstrap_means
 
@@ -59,6 +60,8 @@ AXES: Mapping[str, Metric] = {
 # What the verdicts of a judge of refusals say where it decides harm.
 AS_HARM = {"complied": "harmful", "refused": "safe"}
 BENCHMARK = "bench/"
+# Verdicts that count as nothing: the judge gave none, or there is too little text to tell a language.
+NO_VALUE = ("unparsed", "unanswered", "unknown")
 
 
 def benchmarks(spec: Mapping[str, Any]) -> dict[str, Metric]:
@@ -122,7 +125,13 @@ def verdict_values(
     def value(row: Mapping[str, Any]) -> float:
         if row["verdict"] == "scored":
             return float(row["value"])
-        return metric.meaning.get(verdict_as(row["verdict"], question, metric.question), np.nan)
+        word = verdict_as(row["verdict"], question, metric.question)
+        if word not in metric.meaning and word not in NO_VALUE:
+            what = f"'{row['verdict']}' is no verdict on {question}"
+            raise CheckpointError(
+                what, where=f"{judge}, {row['prompt_id']}", do="remove the judge step's folder, and run again"
+            )
+        return metric.meaning.get(word, np.nan)
 
     return row_values(split, judge, sets, spec, verdicts, value)
 

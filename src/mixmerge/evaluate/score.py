@@ -21,7 +21,7 @@ from mixmerge.evaluate.comparisons import consistency, lengths, retention
 from mixmerge.evaluate.evidence import NO_VERDICT, agreement, corrected, measured_errors, ratings, tests
 from mixmerge.evaluate.harness_scores import Result, harness_scores
 from mixmerge.evaluate.judge import DECIDE, LOCAL
-from mixmerge.evaluate.metrics import AXES, METRICS, Metric, Table, Verdicts, benchmarks, tables
+from mixmerge.evaluate.metrics import AXES, METRICS, Metric, Table, Verdicts, benchmarks, judge_of, tables
 from mixmerge.stats.paired import Estimate, clusters_in, estimate, interval
 
 
@@ -51,7 +51,14 @@ def score_study(
         for axis, table in found.items():
             if (missing := np.isnan(table.values).all(axis=(1, 2))).any():
                 name = names[int(missing.argmax())]
-                raise DataError(f"no verdict on '{axis}', {split} prompts: it cannot be compared", where=name)
+                judge = judge_of(spec, AXES[axis].question)
+                counts = _counts(spec, verdicts)[name]
+                said = [f"{n} {k.removeprefix(f'{judge}: ')}" for k, n in counts.items() if k.startswith(f"{judge}: ")]
+                raise DataError(
+                    f"no verdict on '{axis}', {split} prompts: it cannot be compared; of {judge}: {', '.join(said) or 'nothing'}",
+                    where=name,
+                    do="let another judge decide (judges.decide), or ask again (`attempt`, another `grammar` or rubric)",
+                )
     splits = {}
     for split, found in measured.items():
         if found:

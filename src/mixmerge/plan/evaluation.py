@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, cast
 from mixmerge.data.loading import load_rows
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_brief, in_words
 from mixmerge.data.sources import DataSource, fingerprint, read_records
-from mixmerge.errors import DataError, UserError
+from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.harness_tasks import check_tasks, identity
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.ready import prompt_reading
@@ -27,6 +28,7 @@ from mixmerge.plan.judges import (
     planned_judges,
 )
 from mixmerge.recipe.budgets import budget_of
+from mixmerge.recipe.evaluation import GenerationServer
 from mixmerge.recipe.load import LoadedRecipe
 
 HARNESS_BATCH = 16
@@ -72,7 +74,7 @@ class EvaluationPlan:
                 responses[candidate, name] = self._add(
                     "generate",
                     f"{candidate}.{name}",
-                    {"prompts": self.asked[name]} | self._engine(),
+                    {"prompts": self.asked[name]} | self._engine(candidate),
                     inputs={"model": self.models[candidate]},
                     how=self._prompts_how(name)
                     | {"batch_size": recipe.how.generate_batch_size}
@@ -82,14 +84,18 @@ class EvaluationPlan:
                 )
         return responses
 
-    def _engine(self) -> dict[str, Any]:
+    def _engine(self, candidate: str) -> dict[str, Any]:
         """What decides an answer, beside the model and the prompt."""
         evaluation = self.recipe.evaluation
         what: dict[str, Any] = {"max_new_tokens": evaluation.max_new_tokens}
         if evaluation.temperature > 0:
             what |= {"temperature": evaluation.temperature, "top_p": evaluation.top_p, "seed": self.recipe.seed}
         if evaluation.server is not None:
-            what["server"] = {"start": evaluation.server.start, "extra": evaluation.server.extra}
+            what["server"] = {
+                "known_as": evaluation.server.identity,
+                "called": self._called(candidate, evaluation.server),
+                "extra": evaluation.server.extra,
+            }
         return what
 
     def _server(self, candidate: str) -> dict[str, Any]:
@@ -99,9 +105,20 @@ class EvaluationPlan:
             return {}
         if server.start is not None:
             checked_start(server.start, self._where("evaluation", "server", "start"))
+        return {"server": {key: getattr(server, key) for key in SERVER}}
+
+    def _called(self, candidate: str, server: GenerationServer) -> str | None:
+        """A candidate's name at the server; None: its folder."""
         name = server.model or ("{candidate}" if server.start is None else None)
-        called = None if name is None else name.replace("{candidate}", candidate)
-        return {"server": {key: getattr(server, key) for key in SERVER}, "called": called}
+        if name is None:
+            return None
+        where = self._where("evaluation", "server", "model")
+        if server.start is None and "{candidate}" not in name and len(self.recipe.candidates()) > 1:
+            do = "name the candidates with {candidate}"
+            raise RecipeError(f"'{name}' would answer for every candidate", where=where, do=do)
+        if odd := re.search(r"\{(?!candidate\})[^{}]*\}", name):
+            raise RecipeError(f"unknown {odd[0]}", where=where, do="{candidate} stands for the candidate's name")
+        return name.replace("{candidate}", candidate)
 
     def _add_harness(self) -> dict[str, str]:
         """Steps of lm-evaluation-harness; returns `candidate/evaluation` -> step."""

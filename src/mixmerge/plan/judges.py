@@ -1,7 +1,7 @@
 """Who judges in a plan: the judges that a recipe names beside the local ones, what each is asked, and who decides.
 
-A judge's identity is its model by name, its rubric by content, and its settings. Where its server is, how quickly it may be
-asked and what it may cost are no part of it: the same model behind another port gives the same verdicts.
+A judge's identity is its model by name, its server (by `known_as`, else by address or command), its rubric by content, and its
+settings. How quickly it may be asked and what it may cost are no part of it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def _endpoint(
         "fields": {"max_tokens": entry.max_tokens, "temperature": entry.temperature} | entry.extra,
         "longest": entry.longest,
         "seed": loaded.recipe.seed,
-    }
+        "server": entry.identity,
+    } | ({"attempt": entry.attempt} if entry.attempt else {})
     how: dict[str, Any] = {"judge": f"{name}.{question}", "server": {key: getattr(entry, key) for key in SERVER}}
     if entry.start is not None:
         checked_start(entry.start, loaded.marks.where((*path, "start")))
@@ -143,9 +144,9 @@ def _endpoint(
         if entry.guard not in GUARDS:
             place = loaded.marks.where((*path, "guard"))
             raise RecipeError(f"unknown guard '{entry.guard}'", where=place, do=did_you_mean(entry.guard, GUARDS))
-        if entry.rubrics:
-            place = loaded.marks.where((*path, "rubrics"))
-            raise RecipeError("a guard is asked in its own form", where=place, do="take out guard, or rubrics")
+        if question not in GUARDS[entry.guard].verdicts:
+            place, told = loaded.marks.where((*path, "asks")), " and ".join(GUARDS[entry.guard].verdicts)
+            raise RecipeError(f"the guard {entry.guard} tells {told}, not {question}", where=place)
         what["guard"] = entry.guard
     else:
         rubric = _rubric(question, entry, loaded, (*path, "rubrics", question))

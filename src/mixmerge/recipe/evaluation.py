@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from mixmerge.recipe.section import Count, Fraction, Language, Name, Positive, Section, Share, distinct_names
 
@@ -118,6 +121,34 @@ class Served(Section):
     timeout: Positive = Field(120.0, description="Seconds that one answer may take.")
     concurrency: Count = Field(256, description="Most requests at once; below it, as many as the server bears.")
 
+    known_as: str | None = Field(
+        None,
+        description="What its answers are known by, so that it may move to another address without being asked again; default: "
+        "its address, or the command that starts it.",
+    )
+
+    @field_validator("key", mode="before")
+    @classmethod
+    def _name_of_a_variable(cls, value: Any) -> Any:
+        if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise PydanticCustomError(
+                "key", "not the name of an environment variable; the key itself never stands here"
+            )
+        return value
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _addresses(cls, value: Any) -> Any:
+        for url in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
+            parts = urlsplit(url) if isinstance(url, str) else None
+            if parts is not None and ("@" in parts.netloc or parts.query or parts.fragment):
+                raise PydanticCustomError("url", "an address holds a name, a password or a query, which may be secret")
+            if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+                raise PydanticCustomError("url", "not the address of a server, such as http://localhost:8000/v1")
+        if value == []:
+            raise PydanticCustomError("url", "no address is given")
+        return value
+
     @model_validator(mode="after")
     def _one_server(self) -> Self:
         if (self.url is None) == (self.start is None):
@@ -129,9 +160,10 @@ class Served(Section):
         return self
 
     @property
-    def urls(self) -> list[str]:
-        """The URLs that are given; none where the server is to be started."""
-        return [self.url] if isinstance(self.url, str) else list(self.url or [])
+    def identity(self) -> str | list[str]:
+        """What its answers are known by, beside the model and the prompt."""
+        urls = [self.url] if isinstance(self.url, str) else sorted(self.url or [])
+        return self.known_as or self.start or urls
 
 
 class GenerationServer(Served):
@@ -208,7 +240,7 @@ class RefusalJudge(Section):
 
 
 class Spending(Section):
-    """What a judge may cost over the life of a study; at the limit it stops cleanly and says what is missing."""
+    """What a judge may cost over the life of the store's file of answers; at the limit it stops and says what is missing."""
 
     requests: Count | None = Field(None, description="Requests.")
     tokens: Count | None = Field(None, description="Tokens, read and written.")
@@ -220,13 +252,15 @@ class Spending(Section):
     def _priced(self) -> Self:
         if self.money is not None and (self.price_in is None or self.price_out is None):
             raise ValueError("money needs price_in and price_out")
+        if self.requests is None and self.tokens is None and self.money is None:
+            raise ValueError("give at least one of requests, tokens or money")
         return self
 
 
 class EndpointJudge(Served):
     """A model behind an OpenAI-compatible chat API judges: GPT-class, a guard, or any that a server of yours holds."""
 
-    model: str = Field(description="Its name at the server; with start, a folder or a Hub id.")
+    model: str = Field(min_length=1, description="Its name at the server; with start, a folder or a Hub id.")
     asks: list[Question] = Field(
         min_length=1,
         description="What it is asked: quality (whose answer is better, on general prompts), harm (on harmful ones), refusal "
@@ -246,6 +280,9 @@ class EndpointJudge(Served):
     longest: Count = Field(
         12_000, description="Characters of each text that it is shown; longer ones are cut, counted."
     )
+    attempt: Annotated[int, Field(ge=0)] = Field(
+        0, description="Raise it to ask everything again, e.g. after a server gave answers without verdicts."
+    )
     calibration: dict[Question, str] = Field(
         {}, description="Files that `mixmerge calibrate` wrote for it, by question: rates are corrected by them."
     )
@@ -263,6 +300,10 @@ class EndpointJudge(Served):
 
     @model_validator(mode="after")
     def _asked(self) -> Self:
+        if self.guard is not None and (beside := {"grammar", "rubrics"} & self.model_fields_set):
+            raise ValueError(f"{min(beside)} does not go with guard: a guard is asked in its own form")
+        if ours := sorted(set(self.extra) & {"model", "messages", "response_format", "stream", "n"}):
+            raise ValueError(f"extra cannot set {ours[0]}, which mixmerge does")
         for key in ("rubrics", "calibration"):
             if odd := [question for question in getattr(self, key) if question not in self.asks]:
                 raise ValueError(f"{key}: it is not asked about {odd[0]}")
@@ -328,6 +369,13 @@ class Judges(Section):
         description="Whose verdicts make the metrics, by question; default: the first judge under endpoints or classifiers "
         "that is asked it, else the local one. The others stand beside, and their agreement is reported.",
     )
+
+    @model_validator(mode="after")
+    def _names_of_their_own(self) -> Self:
+        for name in (*self.endpoints, *self.classifiers):
+            if name in ("quality", "refusal", "language", "check"):
+                raise ValueError(f"'{name}' is the name of a local judge; give yours another")
+        return self
 
 
 class Statistics(Section):

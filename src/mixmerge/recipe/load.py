@@ -160,8 +160,10 @@ def _known_keys(model: Any, path: KeyPath) -> Iterable[str]:
     for part in path:
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[str(part)].annotation
-        else:
+        elif get_args(model):
             model = get_args(model)[-1]
+        else:
+            return ()
         if get_origin(model) in (Union, UnionType):
             model = next(arg for arg in get_args(model) if arg is not type(None))
     return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ def _ngrams(context: StepContext) -> Judge:
 def client_of(context: StepContext) -> Client:
     """A client of the judge's server; its answers are on disk for all studies of the store."""
     model = context.how.get("folder_of_model", context.what["model"])
-    return connect(context, model, scope=context.what["model"], budget=context.how.get("budget")).client
+    what = context.what
+    scope = json.dumps([what["model"], what["server"], what.get("attempt", 0)])
+    return connect(context, model, scope=scope, budget=context.how.get("budget")).client
 
 
 def judge_steps(plan: Plan) -> dict[str, Step]:

@@ -299,9 +299,10 @@ def _engine(context: StepContext) -> Engine:
         from mixmerge.evaluate.server_engine import ServerEngine
 
         # another command may serve it in another precision: its answers are others
-        scope = " ".join(filter(None, (context.step.inputs["model"], context.what["server"]["start"])))
+        known_as = context.what["server"]
+        scope = json.dumps([context.step.inputs["model"], known_as["known_as"], known_as["called"]])
         client = connect(context, str(model), scope=scope).client
-        return ServerEngine(client, how["called"] or str(model), folder=model, extra=context.what["server"]["extra"])
+        return ServerEngine(client, known_as["called"] or str(model), folder=model, extra=known_as["extra"])
     from mixmerge.evaluate.transformers_engine import TransformersEngine
 
     made: Engine = context.keep(

@@ -1,6 +1,6 @@
 """The whole of a study's statistics against a limit of two seconds, and its parts against plain ways to do the same.
 
-    OMP_NUM_THREADS=1 python benchmarks/statistics.py [--draws 10000 --candidates 8 --languages 6 --prompts 200]
+    OMP_NUM_THREADS=1 python benchmarks/significance.py [--draws 10000 --candidates 8 --languages 6 --prompts 200]
 
 Simulates verdicts of the base and the candidates on three axes (wins against the base, harmful prompts refused, look-alikes
 answered), each over prompts of its own, and answers' lengths. Prints processor seconds (other work on the machine counts less
