@@ -1,8 +1,8 @@
 """The engine in this process: a model folder through transformers, in batches that fit into memory.
 
-What makes it quick: prompts of like length stand in one batch, as many as memory allows, rows that have ended leave it,
-only the last position's logits are computed, and weights are in the dtype that this machine multiplies fastest. What makes
-it exact: greedy decoding gives what `model.generate` gives, prompt by prompt, up to the rounding of the arithmetic.
+What makes it quick: prompts are read without padding and answered side by side, as many as memory allows (decoding.py),
+rows that have ended leave, only the last position's logits are computed, and weights are in the dtype and the order that
+this machine multiplies fastest (packed.py). What makes it exact: greedy decoding gives what `model.generate` gives, prompt by prompt, up to the rounding of the arithmetic.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from mixmerge.evaluate.engine import Completion, GenerationSettings
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 # Tokens of one batch, prompt and response: beyond, products are as quick as they get
-BATCH_TOKENS = {"cpu": 8192, "cuda": 262_144}
+BATCH_TOKENS = {"cpu": 32_768, "cuda": 262_144}
+# Of one pass over prompts: what it costs beside its tokens (Python, and reading the weights), and its most tokens
+PASS_COST = {"cpu": 64, "cuda": 4096}
+PASS_TOKENS = {"cpu": 2048, "cuda": 32_768}
 # What a step of decoding takes whatever the number of rows (reading the weights), in rows: measured on a CPU as the time of
 # a 640 x 2048 product for 1 and for 128 rows; of a GPU, the rows at which its arithmetic takes as long as its memory
 STEP_ROWS = {"cpu": 14, "cuda": 256}
@@ -57,6 +60,8 @@ class TransformersEngine:
     ) -> None:
         import torch
 
+        from mixmerge.evaluate.decoding import reads_apart
+        from mixmerge.evaluate.packed import pack_linears
         from mixmerge.model.loading import load_pretrained
 
         if threads is not None:
@@ -76,6 +81,9 @@ class TransformersEngine:
         self.model: Any = load_pretrained("AutoModelForCausalLM", model, dtype="auto", use_safetensors=True)
         self.model.to(self.device, self._dtype(dtype)).eval()
         self.eos = self._eos_ids()
+        self._weights = sum(weight.numel() for weight in self.model.parameters())
+        pack_linears(self.model)
+        self._apart = reads_apart(self.model, min(self.eos))
         text_config = self.model.config.get_text_config()
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         self.halved = 0
@@ -90,7 +98,20 @@ class TransformersEngine:
         return tokens <= self._batch_tokens and self.batch_bytes(rows, length, settings) <= self._memory
 
     def batch_cost(self, settings: GenerationSettings) -> int:
+        """In a padded token's cost: where prompts are read apart, padding only makes the steps' attention longer.
+
+        A batch more is then the weights read once more a step, and a padded token its keys and values read once a step.
+        """
+        if self._apart:
+            return max(1, self._weights // self._cached_numbers())
         return STEP_ROWS.get(self.device.type, 14) * settings.max_new_tokens
+
+    def _cached_numbers(self) -> int:
+        """Numbers that the cache holds of one token."""
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return int(2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width)
 
     def batch_bytes(self, rows: int, length: int, settings: GenerationSettings) -> int:
         """An estimate of what a batch takes beside the weights: the cache, one step's logits, and the prompt's pass.
@@ -189,47 +210,13 @@ class TransformersEngine:
         seeds: Sequence[int] = (),
     ) -> list[list[int]]:
         """New ids of each prompt, up to and with an end-of-sequence id, `budget` of them at most; greedy by default."""
-        import torch
+        from mixmerge.evaluate.decoding import decode
 
-        width = max(map(len, prompts))
-        pad = next(iter(sorted(self.eos)))
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        ends = torch.tensor(sorted(self.eos), device=self.device)
-        new: list[list[int]] = [[] for _ in prompts]
-        rows = torch.arange(len(prompts), device=self.device)
+        passes = PASS_COST.get(self.device.type, 64), PASS_TOKENS.get(self.device.type, 2048)
         sampled = settings if settings is not None and settings.temperature else None
-        draws = None if sampled is None else _draws(seeds, budget).to(self.device)
-        cache: Any = None
-        with torch.inference_mode():
-            for step in range(budget):
-                output = self.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-                cache, logits = output.past_key_values, output.logits[:, -1]
-                best, ids = logits.max(-1)
-                if bool(best.isnan().any()):
-                    raise ModelError("the model's logits are NaN", where=str(self.folder), do="check its weights")
-                if sampled is not None and draws is not None:
-                    ids = _sampled(logits, sampled.temperature, sampled.top_p, draws[rows, step])
-                ended = torch.isin(ids, ends)
-                for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
-                    new[row].append(token)
-                going = (~ended).nonzero()[:, 0]
-                if len(going) == 0 or step + 1 == budget:
-                    break
-                if len(going) < len(rows):
-                    rows, ids, mask, positions = rows[going], ids[going], mask[going], positions[going]
-                    cache.batch_select_indices(going)
-                ids = ids[:, None]
-                positions = positions[:, -1:] + 1
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        new = decode(self.model, prompts, self.eos, budget, passes if self._apart else None, sampled, seeds)
+        if new is None:
+            raise ModelError("the model's logits are NaN", where=str(self.folder), do="check its weights")
         return new
 
     def _eos_ids(self) -> frozenset[int]:
@@ -256,32 +243,12 @@ class TransformersEngine:
         return frozenset(found)
 
 
-def _draws(seeds: Sequence[int], steps: int) -> Any:
-    """Numbers in [0, 1), float64 [rows, steps]: a row's are its seed's, whatever stands beside it."""
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(seed)).random(steps) for seed in seeds]))
-
-
-def _sampled(logits: Any, temperature: float, top_p: float, draws: Any) -> Any:
-    """Ids [rows] from logits [rows, vocabulary]: the draw's place in the cumulated mass of the most probable tokens.
-
-    Nucleus sampling: Holtzman et al. 2020, section 3.1. The fewest tokens whose mass reaches `top_p`, the last one with it.
-    """
-    mass, ids = (logits.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    below = mass.cumsum(-1)
-    count = ((below - mass) < top_p).sum(-1, keepdim=True)
-    kept = below.gather(-1, count - 1)
-    place = (below <= draws[:, None] * kept).sum(-1, keepdim=True)
-    return ids.gather(-1, place.minimum(count - 1))[:, 0]
-
-
 def _out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's own error, or the words that torch has for an allocation that the system refuses."""
+    """A GPU's own error, or the words that torch and oneDNN have for an allocation that the system refuses."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    words = ("DefaultCPUAllocator", "could not create a primitive", "bad_alloc")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _quick_bfloat16() -> bool:
