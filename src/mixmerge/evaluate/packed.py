@@ -19,19 +19,18 @@ def pack_linears(model: Any) -> int:
     dtype that oneDNN has no quick product for here, is left as it is: its results are the same.
     """
     found = [
-        (parent, name, layer)
+        (parent, name)
         for parent in list(model.modules())
         for name, layer in parent.named_children()
         if type(layer) is torch.nn.Linear and _packable(layer.weight)
     ]
-    for place, (parent, name, layer) in enumerate(found):
-        setattr(parent, name, _PackedLinear(layer))
-        found[place] = (parent, name, None)
+    for parent, name in found:
+        setattr(parent, name, _PackedLinear(getattr(parent, name)))
     return len(found)
 
 
 def _packable(weight: Any) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return False

@@ -103,7 +103,7 @@ class TransformersEngine:
         A batch more is then the weights read once more a step, and a padded token its keys and values read once a step.
         """
         if self._apart:
-            return max(1, self._weights // self._cached_numbers())
+            return max(1, int(self._weights) // self._cached_numbers())
         return STEP_ROWS.get(self.device.type, 14) * settings.max_new_tokens
 
     def _cached_numbers(self) -> int:
