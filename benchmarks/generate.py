@@ -9,12 +9,12 @@ and ours. All are greedy, with the same weights, dtype, threads and number of ne
 one's best round by the clock and by processor time (which other programs on the machine disturb less), and the ratios;
 nothing is asserted.
 
-Measured on one loaded core of an EPYC with AVX-512 bfloat16, processor seconds, one round each:
+Measured on one core of an EPYC with AVX-512 bfloat16, processor seconds, the better of two runs of one round:
 
 | model, prompts, new tokens                             | lists of 8  | lists of 32 | ours |
 |--------------------------------------------------------|-------------|-------------|------|
-| the base, never stops: 40 of 14-361 tokens, 32 new     | 34.3 (2.8x) | 37.1 (3.0x) | 12.4 |
-| trained on 48,000 tokens, stops: 24 of 15-356, 96 new  | 45.5 (2.9x) | 36.1 (2.3x) | 15.8 |
+| the base, never stops: 40 of 14-361 tokens, 32 new     | 34.1 (2.8x) | 37.1 (3.0x) | 12.3 |
+| trained on 48,000 tokens, stops: 24 of 15-356, 96 new  | 41.7 (2.9x) | 36.0 (2.5x) | 14.2 |
 
 The floor of the first row: 4,224 prompt tokens by 0.2 GFLOP and 1,280 new ones by 0.32 are 1,250 GFLOP, 6.3 s at the 200
 GFLOP/s that oneDNN reaches on large products here; attention and activations are the rest of what there is.
