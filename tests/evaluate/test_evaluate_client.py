@@ -505,7 +505,7 @@ def test_what_is_no_address_is_named(tmp_path, url):
 
 def test_a_secret_in_an_address_is_refused_and_not_quoted(tmp_path):
     for url in (f"http://me:{KEY}@host/v1", f"https://host/v1?api_key={KEY}"):
-        with pytest.raises(UserError, match=r"address of host holds .*key_env") as raised:
+        with pytest.raises(UserError, match=r"address of host holds .*`key`") as raised:
             Client([url], answers=tmp_path / "a.db")
         assert KEY not in str(raised.value)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixmerge.errors import DataError
+from mixmerge.errors import CheckpointError, DataError
 from mixmerge.evaluate.comparisons import agreement_of_languages
 from mixmerge.evaluate.metrics import AXES, METRICS
 from mixmerge.evaluate.score import score_study
@@ -353,15 +353,18 @@ def test_from_one_prompt_nothing_is_concluded() -> None:
     json.dumps(scores, allow_nan=False)
 
 
-def test_every_verdict_is_counted_whatever_it_is() -> None:
+def test_every_verdict_is_counted_and_one_that_no_judge_gives_is_damage() -> None:
     verdicts = joined(study(RATES, split="dev"), study(RATES))
-    verdicts["mix", "harmful", "refusal"][0]["verdict"] = "unheard of"
+    verdicts["mix", "harmful", "refusal"][0]["verdict"] = "unanswered"
     counts = score_study(spec(list(RATES), ["en", "hi"]), verdicts, {})["counts"]
     for name in RATES:
         rows = sum(len(found) for (candidate, _, _), found in verdicts.items() if candidate == name)
         assert sum(counts[name].values()) == rows
-    assert counts["mix"]["refusal: unheard of"] == 1
+    assert counts["mix"]["refusal: unanswered"] == 1
     assert not any(key.startswith("quality") for key in counts["base"])
+    verdicts["mix", "harmful", "refusal"][0]["verdict"] = "unheard of"
+    with pytest.raises(CheckpointError, match=r"'unheard of' is no verdict on refusal"):
+        score_study(spec(list(RATES), ["en", "hi"]), verdicts, {})
 
 
 def test_prompts_are_counted_once_for_all_languages() -> None:

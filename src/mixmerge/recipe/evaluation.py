@@ -132,7 +132,7 @@ class Served(Section):
     def _name_of_a_variable(cls, value: Any) -> Any:
         if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
             raise PydanticCustomError(
-                "key", "not the name of an environment variable; the key itself never stands here"
+                "secret", "not the name of an environment variable; the key itself never stands here"
             )
         return value
 
@@ -142,11 +142,13 @@ class Served(Section):
         for url in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
             parts = urlsplit(url) if isinstance(url, str) else None
             if parts is not None and ("@" in parts.netloc or parts.query or parts.fragment):
-                raise PydanticCustomError("url", "an address holds a name, a password or a query, which may be secret")
+                raise PydanticCustomError(
+                    "secret", "an address holds a name, a password or a query, which may be secret"
+                )
             if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-                raise PydanticCustomError("url", "not the address of a server, such as http://localhost:8000/v1")
+                raise PydanticCustomError("secret", "not the address of a server, such as http://localhost:8000/v1")
         if value == []:
-            raise PydanticCustomError("url", "no address is given")
+            raise PydanticCustomError("secret", "no address is given")
         return value
 
     @model_validator(mode="after")
@@ -177,6 +179,18 @@ class GenerationServer(Served):
     extra: dict[str, Any] = Field({}, description="Further fields of every request.")
 
 
+class Harness(Section):
+    """Tasks of lm-evaluation-harness for every candidate (pip install 'mixmerge[lm-eval]')."""
+
+    tasks: list[str] = Field(min_length=1, description="Tasks, groups or tags by the harness' names, or your own.")
+    include_path: str | None = Field(None, description="A folder of task YAMLs of your own, relative to the recipe.")
+    limit: Count | None = Field(None, description="Documents per task at most; default: all.")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Examples in the prompt; default: the task's."
+    )
+    apply_chat_template: bool = Field(False, description="Ask through the candidate's chat template.")
+
+
 class Evaluation(Section):
     """What every candidate is asked."""
 
@@ -204,18 +218,6 @@ class Evaluation(Section):
         if self.temperature == 0 and "top_p" in self.model_fields_set:
             raise ValueError("top_p goes with a temperature above 0")
         return self
-
-
-class Harness(Section):
-    """Tasks of lm-evaluation-harness for every candidate (pip install 'mixmerge[lm-eval]')."""
-
-    tasks: list[str] = Field(min_length=1, description="Tasks, groups or tags by the harness' names, or your own.")
-    include_path: str | None = Field(None, description="A folder of task YAMLs of your own, relative to the recipe.")
-    limit: Count | None = Field(None, description="Documents per task at most; default: all.")
-    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Examples in the prompt; default: the task's."
-    )
-    apply_chat_template: bool = Field(False, description="Ask through the candidate's chat template.")
 
 
 class QualityJudge(Section):

@@ -139,7 +139,8 @@ def _explain(errors: Sequence[ErrorDetails], raw: Any, marks: Marks) -> RecipeEr
             f"for {error['input']} percent write {error['input'] / 100:g}",
         )
     else:
-        given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
+        hidden = error["type"] == "secret" or isinstance(error["input"], dict | list)
+        given = "" if hidden else f" (given: {error['input']!r})"
         mapping = error["type"] in ("model_type", "dict_type")
         what = (
             "expected a mapping of keys to values" if mapping else error["msg"].removeprefix("Value error, ")
@@ -160,10 +161,8 @@ def _known_keys(model: Any, path: KeyPath) -> Iterable[str]:
     for part in path:
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[str(part)].annotation
-        elif get_args(model):
-            model = get_args(model)[-1]
         else:
-            return ()
+            model = get_args(model)[-1]
         if get_origin(model) in (Union, UnionType):
             model = next(arg for arg in get_args(model) if arg is not type(None))
     return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
