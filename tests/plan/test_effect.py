@@ -43,3 +43,9 @@ def test_requests_are_counted_from_the_judge_steps_that_are_left(planned):
     assert f"up to {sum(step.how['prompts'] for step in judged):,} requests" in asked["judge gpt.harm"]
     left = {line.split(":")[0] for line in lines(plan, done=[step.id for step in judged])}
     assert "judge gpt.harm" not in left
+
+
+def test_a_budget_that_cannot_suffice_is_said_before_it_is_spent(planned):
+    plan = planned("judges.endpoints.gpt=" + json.dumps(JUDGE | {"budget": {"requests": 3}}))
+    assert all(line.endswith("; its budget is 3 requests") for line in lines(plan)[1:])
+    assert not any("budget" in line for line in lines(planned("judges.endpoints.gpt=" + json.dumps(JUDGE))))

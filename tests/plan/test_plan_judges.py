@@ -162,6 +162,7 @@ def test_a_check_makes_a_benchmark_of_a_set_and_decides_quality_where_the_set_is
         ("evaluation.prompts.general={path: x}", r"give purpose, or like for a known set"),
         ("evaluation.prompts.general.purpose=benchmark", r"a benchmark needs a check"),
         ("evaluation.prompts.general.check=instructions", r"no instructions for prompt"),
+        ("evaluation.prompts.general.ask={de: Bitte}", r"unknown language 'de'"),
         ("evaluation.prompts.general.threshold=0.5", r"threshold goes with check: chrf"),
     ],
 )

@@ -16,7 +16,7 @@ from mixmerge.data.formats import Row
 from mixmerge.data.loading import Loaded, load_rows
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_brief, in_words
 from mixmerge.data.sources import DataSource
-from mixmerge.errors import DataError, RecipeError, UserError
+from mixmerge.errors import DataError, RecipeError, UserError, did_you_mean
 from mixmerge.evaluate.checks import check_prompt
 from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
@@ -129,6 +129,10 @@ class PlanBuilder:
                 )
             except UserError as error:
                 raise error.within(where) from error
+            for code in prompt_set.ask:
+                if code not in self.languages:
+                    place = self._where("evaluation", "prompts", name, "ask", code)
+                    raise RecipeError(f"unknown language '{code}'", where=place, do=did_you_mean(code, self.languages))
             self._check_set(prompts[name], prompt_set.path, reading, where)
         return prompts
 

@@ -30,7 +30,9 @@ def effect_lines(plan: Plan, left: Collection[str]) -> Iterator[str]:
         if step.kind == "judge" and step.id in left and "server" in step.how:
             asked[step.how["judge"]] += step.how["prompts"] * ORDERS.get(step.what["question"], 1)
     for judge, requests in asked.items():
-        yield f"judge {judge}: up to {requests:,} requests to {_server(plan, judge)}"
+        budget = next(s for s in plan.steps if s.how.get("judge") == judge).how.get("budget", {}).get("requests")
+        more = f"; its budget is {budget:,} requests" if budget is not None and budget < requests else ""
+        yield f"judge {judge}: up to {requests:,} requests to {_server(plan, judge)}{more}"
 
 
 def _server(plan: Plan, judge: str) -> str:
