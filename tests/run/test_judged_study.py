@@ -16,6 +16,7 @@ KEY = "sk-this-key-must-never-be-written-anywhere-0123456789"
 
 def with_judge(study, url: str, **keys) -> str:
     entry = {"url": url, "model": "m", "asks": ["quality", "harm"], "grammar": "json", "key": "TINY_KEY"} | keys
+    entry = {"known_as": "the scripted judge"} | entry
     return "judges.endpoints.gpt=" + json.dumps(entry)
 
 
