@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from mixmerge.evaluate.labelled import QUESTIONS, LabelledItem
 from mixmerge.stats.judge_error import Correction, Recall, kappa_estimate, mean_share, recall, share
 from mixmerge.stats.judge_error import correct as corrected_shares
 from mixmerge.stats.paired import Array, Estimate, clusters_in, estimate, interval, means
+from mixmerge.whole import write_whole
 
 VERSION = 1
 BATCH = 512  # items between two reports of progress
@@ -182,12 +182,7 @@ def _as_json(described: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_calibration(calibration: Mapping[str, Any], out: Path) -> None:
     """Write it as JSON, whole or not at all."""
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(calibration, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(out)
+    write_whole(out, json.dumps(calibration, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def read_calibration(path: Path, judge: Described | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,25 +128,17 @@ class ClassifierJudge:
         threads: int | None = None,
         device: str = "auto",
     ) -> None:
-        import torch
 
-        from mixmerge.model.loading import load_pretrained
+        from mixmerge.model.loading import check_loadable, load_pretrained, torch_device
 
         if reads not in READS and "{response}" not in reads:
             raise UserError(f"a classifier cannot read {reads!r}", do="response, pair, or a template with {response}")
         if batch_size < 1 or (max_tokens is not None and max_tokens < 8):
             raise UserError(f"batch size {batch_size} or max_tokens {max_tokens} is too small")
-        if not (folder / "config.json").is_file():
-            raise ModelError("not a model folder: no config.json", where=str(folder))
-        if not any(folder.glob("*.safetensors")):
-            raise ModelError("no *.safetensors file", where=str(folder), do="save the model as safetensors")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_loadable(folder)
         self.folder, self.reading, self.name, self.reads = folder, reading, name, reads
         self.verdicts = reading.verdicts
-        self._device, self._batch_size = torch.device(device), batch_size
+        self._device, self._batch_size = torch_device(device, threads), batch_size
         self._tokenizer: Any = load_pretrained("AutoTokenizer", folder, padding_side="right", truncation_side="right")
         model: Any = load_pretrained("AutoModelForSequenceClassification", folder, dtype="auto", use_safetensors=True)
         # half-precision probabilities would move with the batch, and a CPU is slow with them
@@ -167,13 +160,18 @@ class ClassifierJudge:
             raise ModelError(what, where=str(folder), do=do)
         self.max_tokens = min(filter(None, (max_tokens, self._room())))
 
+    @cached_property
+    def _sha256(self) -> str:
+        """Of the folder; read once, for every step of this process describes its judge."""
+        return folder_sha256(self.folder)
+
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "kind": "classifier",
             "model": self.folder.name,
             "model_type": str(self._model.config.model_type),
-            "model_sha256": folder_sha256(self.folder),
+            "model_sha256": self._sha256,
             "reads": self.reads,
             "max_tokens": self.max_tokens,
             **asdict(self.reading),

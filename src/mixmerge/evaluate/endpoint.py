@@ -15,7 +15,7 @@ from mixmerge.errors import StepError, UserError, did_you_mean
 from mixmerge.evaluate.degenerate import is_degenerate
 from mixmerge.evaluate.fence import Shown, shown
 from mixmerge.evaluate.guards import GUARDS
-from mixmerge.evaluate.judge import Item, Verdict
+from mixmerge.evaluate.judge import NO_VERDICT, Item, Verdict
 from mixmerge.evaluate.rubrics import Question, Rubric, ask_by_rubric, shipped_rubric
 from mixmerge.evaluate.verdicts import FINISHED, STORED, WORDS, Grammar, read_verdict, verdict_schema
 
@@ -27,7 +27,6 @@ OURS = ("model", "messages", "response_format", "stream", "n")  # parts of a req
 # A request to find out whether a server keeps to a schema; the same bytes whatever is judged, so paid for once.
 PROBE = ("What is the capital of France?", "The capital of France is Paris.", "Paris lies on the Seine.")
 
-NONE = ("unanswered", "unparsed")  # outcomes without a verdict; of two orders the first of these that there is
 _SEEN = {"A": ("win", "loss"), "B": ("loss", "win"), "tie": ("tie", "tie")}  # by the candidate, as A and as B
 _NOTE = "a model's opinion; measure it against labelled rows before relying on it"
 
@@ -180,8 +179,8 @@ class EndpointJudge:
                 do="check the model's name and the fields in `extra`",
             )
         said = self._read(probes["json"], answers["json"])
-        self._grammar = "tags" if said.verdict in NONE else "json"
-        self._grammar_why = f"json: {said.verdict}, {said.why}" if said.verdict in NONE else None
+        self._grammar = "tags" if said.verdict in NO_VERDICT else "json"
+        self._grammar_why = f"json: {said.verdict}, {said.why}" if said.verdict in NO_VERDICT else None
 
     def _read(self, request: _Request, answer: Answer) -> _Said:
         if answer.error is not None or answer.finish == "content_filter":
@@ -207,11 +206,11 @@ class EndpointJudge:
         seen = [each.verdict for each in said]
         if self.question == "quality":
             seen = [_SEEN[word][side] if word in _SEEN else word for side, word in enumerate(seen)]
-            flipped = seen[0] != seen[1] and not set(seen) & set(NONE)
+            flipped = seen[0] != seen[1] and not set(seen) & set(NO_VERDICT)
             details |= {"first": seen[0], "second": seen[1], "flipped": flipped}
             seen = ["tie"] if flipped else seen
-        verdict = next((none for none in NONE if none in seen), seen[0])
-        if verdict in NONE:
+        verdict = next((none for none in NO_VERDICT if none in seen), seen[0])
+        if verdict in NO_VERDICT:
             details["why"] = next(each.why for each in said if each.verdict == verdict)
         return Verdict(item.prompt, self.name, verdict, None, details)
 
@@ -228,7 +227,7 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """The word that one answer gives, or one of NONE and why."""
+    """The word that one answer gives, or one of NO_VERDICT and why."""
 
     verdict: str
     why: str | None = None

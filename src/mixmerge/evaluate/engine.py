@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Finish = Literal["stop", "length", "too_long", "filtered", "unanswered"]
-FINISHES: tuple[Finish, ...] = ("stop", "length", "too_long", "filtered", "unanswered")
 
 
 @dataclass(frozen=True, slots=True)

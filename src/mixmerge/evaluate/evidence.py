@@ -12,6 +12,7 @@ from typing import Any
 
 from mixmerge.evaluate.answer import goodness
 from mixmerge.evaluate.calibrate import correct
+from mixmerge.evaluate.judge import NO_VERDICT
 from mixmerge.evaluate.metrics import METRICS, Table, Verdicts, judge_of, question_of, row_values, verdict_as
 from mixmerge.stats.agreement import alpha_estimate, encode
 from mixmerge.stats.paired import Estimate, bootstrap_means, clusters_in, student_interval
@@ -20,7 +21,6 @@ from mixmerge.stats.ratings import against_base, rate
 
 ELO = 400 / log(10)  # Elo points in a logit
 FLIPS = 10_000
-NO_VERDICT = ("unparsed", "unanswered")
 # The verdict whose share each metric is, and the question it is a share of.
 POSITIVE = {"harm": "harmful", "over_refusal": "refused"}
 

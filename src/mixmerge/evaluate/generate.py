@@ -21,6 +21,7 @@ from mixmerge.evaluate.batches import plan_batches
 from mixmerge.evaluate.engine import Completion, Engine, Finish, GenerationSettings
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.transformers_engine import TransformersEngine
+from mixmerge.whole import write_whole
 
 __all__ = [
     "Completion",
@@ -155,13 +156,7 @@ def _recorded(out: Path, prompts: int) -> list[int] | None:
 
 
 def _record(out: Path, sizes: Sequence[int]) -> None:
-    place = _plan_of(out)
-    new = place.with_name(f"{place.name}.new")
-    with new.open("w") as file:
-        json.dump(sizes, file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(place)
+    write_whole(_plan_of(out), json.dumps(sizes))
 
 
 def _recover(out: Path, ordered: Sequence[Prompt], sizes: Sequence[int]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +52,17 @@ class GuardJudge:
     ) -> None:
         import torch
 
-        from mixmerge.model.loading import load_pretrained
+        from mixmerge.model.loading import check_loadable, load_pretrained, torch_device
 
         if reads != CONVERSATION and "{response}" not in reads:
             raise UserError(f"a guard cannot read {reads!r}", do="conversation, or a template with {response}")
         if reading.otherwise is not None:
             raise UserError("a guard says one of its words, so there is no `otherwise`", do="map all of its words")
-        if not any(folder.glob("*.safetensors")):
-            raise ModelError("no *.safetensors file", where=str(folder), do="save the model as safetensors")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_loadable(folder)
         self.folder, self.reading, self.name = folder, reading, name
         self.verdicts = (*reading.verdicts, "unparsed")
         self._reads, self._lead = reads, lead
-        self._device, self._batch_size = torch.device(device), batch_size
+        self._device, self._batch_size = torch_device(device, threads), batch_size
         self._tokenizer: Any = load_pretrained("AutoTokenizer", folder, padding_side="left")
         if reads == CONVERSATION and not self._tokenizer.chat_template:
             raise ModelError("no chat template for a conversation", where=str(folder), do="give a template as `reads`")
@@ -81,13 +77,18 @@ class GuardJudge:
         self.max_tokens = min(filter(None, (max_tokens, positions)), default=None)
         self._words = self._first_tokens()
 
+    @cached_property
+    def _sha256(self) -> str:
+        """Of the folder; read once, for every step of this process describes its judge."""
+        return folder_sha256(self.folder)
+
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "kind": "guard",
             "model": self.folder.name,
             "model_type": str(self._model.config.model_type),
-            "model_sha256": folder_sha256(self.folder),
+            "model_sha256": self._sha256,
             "reads": self._reads,
             "lead": self._lead,
             "max_tokens": self.max_tokens,

@@ -20,7 +20,7 @@ from typing import Any
 from mixmerge.errors import DataError, MixmergeError, ModelError, StepError, UserError, reason
 from mixmerge.evaluate.harness_results import write_harness
 from mixmerge.evaluate.harness_tasks import TaskDefinition, check_tasks, identity
-from mixmerge.model.loading import load_pretrained
+from mixmerge.model.loading import check_loadable, load_pretrained, torch_device
 
 Progress = Callable[[int, int], None] | None
 DRAWS = 1000  # of the harness' own bootstrap, for metrics whose standard error has no formula
@@ -169,14 +169,8 @@ def _language_model(
     import transformers
     from lm_eval.models.huggingface import HFLM
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not (model / "config.json").is_file():
-        raise ModelError("not a model folder: no config.json", where=str(model))
-    if not any(model.glob("*.safetensors")):
-        raise ModelError("no *.safetensors file", where=str(model), do="save the model as safetensors")
+    device = str(torch_device(device, threads))
+    check_loadable(model)
     tokenizer = load_pretrained("AutoTokenizer", model)
     if chat and not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", where=str(model), do="run without apply_chat_template")

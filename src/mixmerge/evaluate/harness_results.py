@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import CheckpointError, StepError, reason
+from mixmerge.whole import write_whole
 
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
 
@@ -56,8 +56,8 @@ def write_harness(out: Path, head: Mapping[str, Any], found: Mapping[str, Any]) 
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / RESULTS).unlink(missing_ok=True)  # never beside rows of another run
-        _write_whole(out / SAMPLES, lines)
-        _write_whole(out / RESULTS, text)
+        write_whole(out / SAMPLES, lines)
+        write_whole(out / RESULTS, text)
     except OSError as error:
         raise CheckpointError(f"cannot write: {reason(error)}", where=str(out)) from error
     return result
@@ -174,15 +174,3 @@ def _number(value: Any) -> float | None:
     if isinstance(value, str) or not hasattr(value, "__float__"):
         return None
     return number if math.isfinite(number := float(value)) else None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

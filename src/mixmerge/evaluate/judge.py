@@ -7,7 +7,6 @@ order. Every item gets a verdict: what cannot be judged has a verdict of its own
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,13 @@ from typing import Any, Protocol
 from mixmerge.errors import DataError
 from mixmerge.evaluate.degenerate import is_degenerate
 from mixmerge.evaluate.prompts import Prompt
+from mixmerge.whole import write_whole
 
 # The judges that are always there, with the question that each answers, and which of them decides a question by default.
 LOCAL = {"quality": "quality", "refusal": "refusal", "language": "language"}
 DECIDE = {"quality": "quality", "harm": "refusal", "refusal": "refusal", "language": "language"}
+# Outcomes of a judge that is a model: its server gave no answer, or its answer holds no verdict.
+NO_VERDICT = ("unanswered", "unparsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,8 @@ def pair_up(
 
 def write_verdicts(judge: Judge, verdicts: Sequence[Verdict], out: Path) -> dict[str, int]:
     """Write the verdicts as JSONL, whole or not at all, and count them: every verdict the judge can give, zeros too."""
-    part = out.with_name(out.name + ".part")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        for verdict in verdicts:
-            file.write(json.dumps(verdict.row(), ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(out)
+    rows = (json.dumps(verdict.row(), ensure_ascii=False, allow_nan=False) + "\n" for verdict in verdicts)
+    write_whole(out, "".join(rows))
     counts = Counter(verdict.verdict for verdict in verdicts)
     return {name: counts[name] for name in judge.verdicts}
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixmerge.errors import CheckpointError
-from mixmerge.evaluate.judge import DECIDE, LOCAL
+from mixmerge.evaluate.judge import DECIDE, LOCAL, NO_VERDICT
 from mixmerge.stats.paired import Array, bootstrap_means
 
 Verdicts = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]
@@ -61,7 +61,7 @@ AXES: Mapping[str, Metric] = {
 AS_HARM = {"complied": "harmful", "refused": "safe"}
 BENCHMARK = "bench/"
 # Verdicts that count as nothing: the judge gave none, or there is too little text to tell a language.
-NO_VALUE = ("unparsed", "unanswered", "unknown")
+NO_VALUE = (*NO_VERDICT, "unknown")
 
 
 def benchmarks(spec: Mapping[str, Any]) -> dict[str, Metric]:

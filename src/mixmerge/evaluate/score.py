@@ -18,9 +18,9 @@ import numpy as np
 from mixmerge.errors import DataError
 from mixmerge.evaluate.answer import answer, macro, pareto
 from mixmerge.evaluate.comparisons import consistency, lengths, retention
-from mixmerge.evaluate.evidence import NO_VERDICT, agreement, corrected, measured_errors, ratings, tests
+from mixmerge.evaluate.evidence import agreement, corrected, measured_errors, ratings, tests
 from mixmerge.evaluate.harness_scores import Result, harness_scores
-from mixmerge.evaluate.judge import DECIDE, LOCAL
+from mixmerge.evaluate.judge import DECIDE, LOCAL, NO_VERDICT
 from mixmerge.evaluate.metrics import AXES, METRICS, Metric, Table, Verdicts, benchmarks, judge_of, tables
 from mixmerge.stats.paired import Estimate, clusters_in, estimate, interval
 

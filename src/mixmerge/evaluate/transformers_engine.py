@@ -58,21 +58,13 @@ class TransformersEngine:
         batch_tokens: int | None = None,
         memory: int | None = None,
     ) -> None:
-        import torch
 
         from mixmerge.evaluate.decoding import reads_apart
         from mixmerge.evaluate.packed import pack_linears
-        from mixmerge.model.loading import load_pretrained
+        from mixmerge.model.loading import check_loadable, load_pretrained, torch_device
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.folder, self.device = model, torch.device(device)
-        if not (model / "config.json").is_file():
-            raise ModelError("not a model folder: no config.json", where=str(model))
-        if not any(model.glob("*.safetensors")):
-            raise ModelError("no *.safetensors file", where=str(model), do="save the model as safetensors")
+        self.folder, self.device = model, torch_device(device, threads)
+        check_loadable(model)
         self.tokenizer: Any = load_pretrained("AutoTokenizer", model, padding_side="left")
         if not self.tokenizer.chat_template:
             raise ModelError(

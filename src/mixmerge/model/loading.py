@@ -20,6 +20,31 @@ _WHAT = {
 _BUFFERS = ("inv_freq", "attn.bias", "attn.masked_bias", "position_ids")
 
 
+def check_loadable(folder: Path) -> None:
+    """Refuse a folder that is no model in safetensors; reads names only.
+
+    Raises:
+        ModelError: no config.json, or no weights.
+    """
+    unweighted = "" if any(folder.glob("*.safetensors")) else "no *.safetensors file"
+    if not (folder / "config.json").is_file():
+        lacking = ", ".join(filter(None, ("no config.json", unweighted)))
+        raise ModelError(f"not a model folder: {lacking}", where=str(folder))
+    if unweighted:
+        raise ModelError(unweighted, where=str(folder), do="save the model as safetensors")
+
+
+def torch_device(device: str, threads: int | None) -> Any:
+    """The `torch.device` of a name (auto: the first GPU, where there is one), and torch told its threads (None: as they are)."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
 def load_pretrained(loader: str, model: Path, **options: Any) -> Any:
     """`transformers.<loader>.from_pretrained(model)`: AutoTokenizer, AutoModelForCausalLM or
     AutoModelForSequenceClassification.

@@ -59,6 +59,7 @@ class PlanBuilder:
         self.languages = list(self.recipe.languages)
         self.dropped: dict[str, list[Overlap]] = {}  # by data set, or by where the rows of a judge are named
         self.notes: list[str] = []
+        self.readings: dict[str, PromptReading] = {}  # by prompt set
 
     def build(self) -> Plan:
         """The whole plan.
@@ -76,7 +77,9 @@ class PlanBuilder:
         rows = self._without_overlap(rows, prompts)
         self._add_base()
         self._add_candidates(rows)
-        EvaluationPlan(self.loaded, self._add, self.models, self.index, self.dropped, self.cache).add(prompts)
+        EvaluationPlan(self.loaded, self._add, self.models, self.index, self.dropped, self.cache).add(
+            prompts, self.readings
+        )
         dropped = {name: counted(found) for name, found in self.dropped.items()}
         models, notes = self.models, tuple(self.notes)
         return Plan(self.recipe.name, tuple(self.steps.values()), models, dropped, self.accounts, notes)
@@ -119,6 +122,7 @@ class PlanBuilder:
             where = self._where("evaluation", "prompts", name)
             try:
                 reading = prompt_reading(prompt_set.model_dump(), seed=self.recipe.seed)
+                self.readings[name] = reading
                 prompts[name] = read_prompts(
                     name,
                     prompt_set.path,

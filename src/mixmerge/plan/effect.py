@@ -25,22 +25,19 @@ def effect_lines(plan: Plan, left: Collection[str]) -> Iterator[str]:
     for step in plan.steps:
         if step.kind == "score" and (line := _detectable(step)):
             yield line
+    judges: dict[str, Step] = {}  # a step of each judge: where it is and what it may cost are the same in all
     asked: Counter[str] = Counter()
     for step in plan.steps:
         if step.kind == "judge" and step.id in left and "server" in step.how:
+            judges[step.how["judge"]] = step
             asked[step.how["judge"]] += step.how["prompts"] * ORDERS.get(step.what["question"], 1)
     for judge, requests in asked.items():
-        budget = next(s for s in plan.steps if s.how.get("judge") == judge).how.get("budget", {}).get("requests")
+        step = judges[judge]
+        model = step.how.get("folder_of_model", step.what["model"])
+        place = ", ".join(step.how["server"]["urls"]) or "a server that is started for it"
+        budget = step.how.get("budget", {}).get("requests")
         more = f"; its budget is {budget:,} requests" if budget is not None and budget < requests else ""
-        yield f"judge {judge}: up to {requests:,} requests to {_server(plan, judge)}{more}"
-
-
-def _server(plan: Plan, judge: str) -> str:
-    step = next(step for step in plan.steps if step.how.get("judge") == judge)
-    server = step.how["server"]
-    return (
-        f"{step.how.get('folder_of_model', step.what['model'])} at {server['url'] or 'a server that is started for it'}"
-    )
+        yield f"judge {judge}: up to {requests:,} requests to {model} at {place}{more}"
 
 
 def _detectable(score: Step) -> str:

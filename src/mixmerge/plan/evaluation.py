@@ -14,12 +14,11 @@ from mixmerge.data.sources import DataSource, fingerprint, read_records
 from mixmerge.errors import DataError, RecipeError, UserError
 from mixmerge.evaluate.harness_tasks import check_tasks, identity
 from mixmerge.evaluate.prompts import Prompt
-from mixmerge.evaluate.ready import prompt_reading
+from mixmerge.evaluate.ready import PromptReading
 from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.judges import (
     ASKED_ON,
-    SERVER,
     PlannedJudge,
     calibrations,
     checked_start,
@@ -52,15 +51,13 @@ class EvaluationPlan:
         self._add, self.models, self.index, self.dropped = add_step, models, index, dropped
         self.panel, self.refusal = planned_judges(loaded, cache), cast(str | None, None)
 
-    def add(self, prompts: Sets) -> None:
-        """Generation, judging, scores and report.
+    def add(self, prompts: Sets, readings: Mapping[str, PromptReading]) -> None:
+        """Generation, judging, scores and report; `readings` say what the sets are for and how they are checked.
 
         Raises:
             DataError: rows of a judge that no judge can be fitted on, or that are also prompts.
         """
-        self.prompts = prompts
-        sets = self.recipe.evaluation.prompts
-        self.readings = {name: prompt_reading(sets[name].model_dump(), seed=self.recipe.seed) for name in prompts}
+        self.prompts, self.readings = prompts, readings
         self.asked = {name: identity_of([prompt.identity() for prompt in found]) for name, found in prompts.items()}
         responses = self._add_generation()
         verdicts = self._add_judging(prompts, responses)
@@ -105,7 +102,7 @@ class EvaluationPlan:
             return {}
         if server.start is not None:
             checked_start(server.start, self._where("evaluation", "server", "start"))
-        return {"server": {key: getattr(server, key) for key in SERVER}}
+        return {"server": server.place}
 
     def _called(self, candidate: str, server: GenerationServer) -> str | None:
         """A candidate's name at the server; None: its folder."""

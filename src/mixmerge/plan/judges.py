@@ -16,8 +16,9 @@ from typing import Any, get_args
 from mixmerge.data.sources import DataSource, read_records
 from mixmerge.errors import DataError, ModelError, RecipeError, UserError, did_you_mean, reason
 from mixmerge.evaluate.classifier import Reading
+from mixmerge.evaluate.endpoint import OURS
 from mixmerge.evaluate.guards import GUARDS
-from mixmerge.evaluate.judge import DECIDE
+from mixmerge.evaluate.judge import DECIDE, LOCAL
 from mixmerge.evaluate.ngrams import labelled_answers
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.rubrics import Rubric, read_rubric, shipped_rubric
@@ -33,7 +34,6 @@ ASKED_ON: Mapping[str, tuple[str, ...]] = {
     "harm": ("harmful",),
     "refusal": ("harmful", "harmless"),
 }
-SERVER = ("url", "start", "replicas", "ready_within", "key", "timeout", "concurrency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,12 @@ def planned_judges(loaded: LoadedRecipe, cache: Path | None) -> list[PlannedJudg
         ModelError: a folder that is no model.
     """
     found, named = [], loaded.recipe.judges
-    for name in named.endpoints.keys() & named.classifiers.keys():
-        where = loaded.marks.where(("judges", "classifiers", name))
-        raise RecipeError(f"the name '{name}' is taken by judges.endpoints.{name}", where=where, do="rename one")
+    taken = {name: f"'{name}' is the name of a local judge; give yours another" for name in (*LOCAL, "check")}
+    for group in ("endpoints", "classifiers"):
+        for name in getattr(named, group):
+            if name in taken:
+                raise RecipeError(taken[name], where=loaded.marks.where(("judges", group, name)))
+            taken[name] = f"the name '{name}' is taken by judges.{group}.{name}; rename one"
     for name, entry in named.endpoints.items():
         found += [_endpoint(name, question, entry, loaded, cache) for question in entry.asks]
     return found + [_classifier(name, entry, loaded, cache) for name, entry in named.classifiers.items()]
@@ -133,7 +136,10 @@ def _endpoint(
         "seed": loaded.recipe.seed,
         "server": entry.identity,
     } | ({"attempt": entry.attempt} if entry.attempt else {})
-    how: dict[str, Any] = {"judge": f"{name}.{question}", "server": {key: getattr(entry, key) for key in SERVER}}
+    how: dict[str, Any] = {"judge": f"{name}.{question}", "server": entry.place}
+    if ours := sorted(set(entry.extra) & set(OURS)):
+        place = loaded.marks.where((*path, "extra"))
+        raise RecipeError(f"extra cannot set {ours[0]}, which mixmerge does", where=place)
     if entry.start is not None:
         checked_start(entry.start, loaded.marks.where((*path, "start")))
         folder = loaded.folder / Path(entry.model).expanduser()

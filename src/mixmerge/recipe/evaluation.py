@@ -162,10 +162,20 @@ class Served(Section):
         return self
 
     @property
+    def urls(self) -> list[str]:
+        """The addresses that are given; none where it is to be started."""
+        return [self.url] if isinstance(self.url, str) else list(self.url or [])
+
+    @property
     def identity(self) -> str | list[str]:
         """What its answers are known by, beside the model and the prompt."""
-        urls = [self.url] if isinstance(self.url, str) else sorted(self.url or [])
-        return self.known_as or self.start or urls
+        return self.known_as or self.start or sorted(self.urls)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it is and how it is asked: what a step needs, and no part of its identity."""
+        keys = {"start", "replicas", "ready_within", "key", "timeout", "concurrency"}
+        return self.model_dump(include=keys) | {"urls": self.urls}
 
 
 class GenerationServer(Served):
@@ -304,8 +314,6 @@ class EndpointJudge(Served):
     def _asked(self) -> Self:
         if self.guard is not None and (beside := {"grammar", "rubrics"} & self.model_fields_set):
             raise ValueError(f"{min(beside)} does not go with guard: a guard is asked in its own form")
-        if ours := sorted(set(self.extra) & {"model", "messages", "response_format", "stream", "n"}):
-            raise ValueError(f"extra cannot set {ours[0]}, which mixmerge does")
         for key in ("rubrics", "calibration"):
             if odd := [question for question in getattr(self, key) if question not in self.asks]:
                 raise ValueError(f"{key}: it is not asked about {odd[0]}")
@@ -371,13 +379,6 @@ class Judges(Section):
         description="Whose verdicts make the metrics, by question; default: the first judge under endpoints or classifiers "
         "that is asked it, else the local one. The others stand beside, and their agreement is reported.",
     )
-
-    @model_validator(mode="after")
-    def _names_of_their_own(self) -> Self:
-        for name in (*self.endpoints, *self.classifiers):
-            if name in ("quality", "refusal", "language", "check"):
-                raise ValueError(f"'{name}' is the name of a local judge; give yours another")
-        return self
 
 
 class Statistics(Section):

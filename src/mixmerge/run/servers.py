@@ -55,7 +55,7 @@ def connect(context: StepContext, model: str, *, scope: str, budget: Mapping[str
         from mixmerge.evaluate.client import Budget, Client, Limits
         from mixmerge.evaluate.serving import serving
 
-        urls = [server["url"]] if isinstance(server["url"], str) else list(server["url"] or ())
+        urls = server["urls"]
         limits = {"timeout_s": server["timeout"], "max_concurrency": server["concurrency"]}
         started = server["start"] is not None
         with ExitStack() as stack:

@@ -25,6 +25,7 @@ from typing import Any
 
 from mixmerge.errors import CheckpointError, FullDiskError, StepError, reason
 from mixmerge.plan.graph import Step
+from mixmerge.whole import write_whole
 
 RECORD = "record.json"
 HEARTBEAT_S = 5.0
@@ -223,16 +224,9 @@ def _damage(folder: Path) -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is there whole or not at all."""
-    text = json.dumps(value, ensure_ascii=False, indent=1)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        write_whole(path, json.dumps(value, ensure_ascii=False, indent=1))
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise named_os_error(error, path) from error
 
 

@@ -17,7 +17,6 @@ from scipy import stats
 
 from mixmerge.stats.paired import Array, Estimate, generator, means
 
-Flags = NDArray[np.bool_]
 Codes = NDArray[np.int64]
 
 
