@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -180,6 +182,26 @@ def write_study(folder: Path, base: Path) -> StudyFiles:
 
 
 @pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(name, make)`: a folder that `make` fills, once for all processes of a test run; nobody changes it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two small layers over bytes and a few merges, saved as Hugging Face saves it."""
     import torch
@@ -227,6 +249,12 @@ def new_study(tiny_base: Path) -> Callable[[Path], StudyFiles]:
         return write_study(folder, tiny_base)
 
     return new_study
+
+
+@pytest.fixture(scope="session")
+def study_in() -> type[StudyFiles]:
+    """A study that is in a folder already."""
+    return StudyFiles
 
 
 @pytest.fixture

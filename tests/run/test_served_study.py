@@ -71,23 +71,26 @@ ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 
 
 @pytest.fixture(scope="session")
-def answered(tmp_path_factory: pytest.TempPathFactory, new_study, tiny_base) -> Any:
+def answered(made_once, new_study, study_in, tiny_base) -> Any:
     """A finished study of two candidates in float32 that say something else at every step."""
-    base = Path(shutil.copytree(tiny_base, tmp_path_factory.mktemp("talker") / "base"))
-    tensors = load_file(base / "model.safetensors")
-    tensors = {name: tensor.float() * (20 if tensor.dim() == 2 else 1) for name, tensor in tensors.items()}
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    (base / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
-    study = new_study(tmp_path_factory.mktemp("answered") / "study")
-    (study.folder / "base").unlink()
-    (study.folder / "base").symlink_to(base, target_is_directory=True)
-    text = study.recipe.read_text(encoding="utf-8")
-    start, end = text.index("baselines:"), text.index("evaluation:")
-    study.recipe.write_text(text[:start] + text[end:], encoding="utf-8")
-    done = study.call("run")
-    assert done.returncode == 0, done.stderr
-    return study
+
+    def make(folder: Path) -> None:
+        base = Path(shutil.copytree(tiny_base, folder / "base"))
+        tensors = load_file(base / "model.safetensors")
+        tensors = {name: tensor.float() * (20 if tensor.dim() == 2 else 1) for name, tensor in tensors.items()}
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        (base / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
+        study = new_study(folder / "study")
+        (study.folder / "base").unlink()
+        (study.folder / "base").symlink_to(base, target_is_directory=True)
+        text = study.recipe.read_text(encoding="utf-8")
+        start, end = text.index("baselines:"), text.index("evaluation:")
+        study.recipe.write_text(text[:start] + text[end:], encoding="utf-8")
+        done = study.call("run")
+        assert done.returncode == 0, done.stderr
+
+    return study_in(made_once("answered", make) / "study")
 
 
 @pytest.fixture

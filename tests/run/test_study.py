@@ -222,7 +222,7 @@ def kill_at(study, moment, whom: str) -> tuple[int, str]:
         while not moment():
             assert runner.poll() is None, f"the run ended before the moment: {runner.communicate()[1]}"
             time.sleep(0.005)
-        workers = psutil.Process(runner.pid).children()
+        workers = psutil.Process(runner.pid).children(recursive=True)
         for victim in workers if whom == "worker" else [runner]:
             os.kill(victim.pid, signal.SIGKILL)
         _, err = runner.communicate(timeout=200)

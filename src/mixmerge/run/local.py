@@ -14,6 +14,7 @@ from typing import Any
 
 from mixmerge.events import read_events
 from mixmerge.plan.graph import Step
+from mixmerge.run.forks import ForkServer, Request
 
 Event = Mapping[str, Any]
 
@@ -21,38 +22,39 @@ Event = Mapping[str, Any]
 class Worker:
     """A running worker process; every event goes to `events`, at last `{"event": "exit", ...}`.
 
-    Its standard input is a pipe that nothing is written to: it closes when this process is gone, however it went.
+    Its standard input is a pipe that nothing is written to: it closes when this process is gone, however it went. The
+    process comes from the fork server, where there is one.
     """
 
     def __init__(
-        self, steps: Sequence[Step], *, root: Path, plan_file: Path, threads: int, events: Queue[Event]
+        self,
+        steps: Sequence[Step],
+        *,
+        root: Path,
+        plan_file: Path,
+        threads: int,
+        events: Queue[Event],
+        server: ForkServer | None = None,
     ) -> None:
         self.steps, self._events = tuple(steps), events
         log = log_file(plan_file, steps[0])
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "mixmerge.run.worker", str(root), str(plan_file), *[s.id for s in steps]]
-        with log.open("ab") as stream:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                env=worker_environment(threads),
-                start_new_session=True,
-                text=True,
-                encoding="utf-8",
-            )
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        argv = [str(root), str(plan_file), *[s.id for s in steps]]
+        heard, told = os.pipe()
+        self.process = (server and server.fork(Request(argv, list({s.kind for s in steps}), str(log), told))) or spawn(
+            argv, log, told, threads
+        )
+        os.close(told)
+        self._reader = threading.Thread(target=self._read, args=(heard,), daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        for event in read_events(self.process.stdout):
-            self._events.put(event)
+    def _read(self, heard: int) -> None:
+        with os.fdopen(heard, encoding="utf-8") as stream:
+            for event in read_events(stream):
+                self._events.put(event)
         code = self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        if isinstance(self.process, subprocess.Popen) and self.process.stdin is not None:
+            self.process.stdin.close()
         self._events.put({"event": "exit", "worker": self, "code": code})
 
     def stop(self) -> None:
@@ -64,6 +66,19 @@ class Worker:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
         self._reader.join()
+
+
+def spawn(argv: Sequence[str], log: Path, events: int, threads: int) -> subprocess.Popen[bytes]:
+    """A worker process from nothing; `events`: a descriptor for its events."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mixmerge.run.worker", *argv],
+            stdin=subprocess.PIPE,
+            stdout=events,
+            stderr=stream,
+            env=worker_environment(threads),
+            start_new_session=True,
+        )
 
 
 def worker_environment(threads: int) -> dict[str, str]:

@@ -10,7 +10,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any
 
 from mixmerge.errors import StepError, UserError
 from mixmerge.plan.graph import KINDS, Plan, Step
-from mixmerge.run.local import Event, Worker, log_file, usable_threads
+from mixmerge.run.forks import ForkServer, usable
+from mixmerge.run.local import Event, Worker, log_file, usable_threads, worker_environment
 from mixmerge.run.progress import Progress
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
 from mixmerge.train.memory import memory_advice
@@ -124,11 +125,13 @@ def run_plan(
             progress.damaged(step, damage)
     workers: list[Worker] = []
     threads = threads or usable_threads(jobs)
-    with _ending(workers):
+    with _fork_server(threads, study.folder / "logs") as server, _ending(workers):
         running: set[str] = set()
         while todo or workers:
             while len(workers) < jobs and (batch := _next_batch(todo, running, outcome, jobs)):
-                worker = Worker(batch, root=root, plan_file=study.plan_file, threads=threads, events=queue)
+                worker = Worker(
+                    batch, root=root, plan_file=study.plan_file, threads=threads, events=queue, server=server()
+                )
                 workers.append(worker)
                 running.update(step.id for step in batch)
             if not workers:
@@ -216,6 +219,24 @@ def was_there_memory(step: Step, store: Store) -> str:
         return question
     asked, devices = bool(step.how.get("gradient_checkpointing")), Devices.of(step.how)
     return f"{question} {memory_advice(model, settings_from(step.what), checkpointing=asked, devices=devices)}"
+
+
+@contextmanager
+def _fork_server(threads: int, logs: Path) -> Iterator[Callable[[], ForkServer | None]]:
+    """Gives the server that processes come from, made when the first one is wanted; none where a fork is not safe."""
+    made: list[ForkServer] = []
+
+    def server() -> ForkServer | None:
+        if not made and usable():
+            logs.mkdir(parents=True, exist_ok=True)
+            made.append(ForkServer(worker_environment(threads), logs / "fork-server.log"))
+        return made[0] if made else None
+
+    try:
+        yield server
+    finally:
+        for one in made:
+            one.close()
 
 
 @contextmanager

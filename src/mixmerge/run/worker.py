@@ -24,6 +24,7 @@ from typing import Any
 
 from mixmerge.errors import CheckpointError, FullDiskError, MixmergeError, UserError
 from mixmerge.events import Emit, take_stdout
+from mixmerge.leaving import leave
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
 from mixmerge.run.runner import Study
@@ -195,4 +196,4 @@ def _follow_runner() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

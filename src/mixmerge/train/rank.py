@@ -15,6 +15,7 @@ from typing import Any
 
 from mixmerge.errors import MixmergeError, UserError, reason
 from mixmerge.events import Emit, take_stdout
+from mixmerge.leaving import leave
 from mixmerge.train import group
 from mixmerge.train.methods import train_by
 from mixmerge.train.settings import Devices
@@ -68,4 +69,4 @@ def _train(spec: dict[str, Any], rank: int, emit: Emit) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
