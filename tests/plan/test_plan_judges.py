@@ -98,6 +98,23 @@ def test_the_first_judge_that_is_asked_decides_unless_the_recipe_says_who(planne
     assert score(refusals).what["decide"] == {"harm": "gpt.refusal", "refusal": "gpt.refusal"}
 
 
+@pytest.mark.parametrize("judge", ["refusal", "refusals"])
+def test_who_decides_is_checked_where_the_recipe_names_no_judge_at_all(planned, judge):
+    decided = f"judges.decide={{harm: {judge}}}"
+    if judge == "refusal":
+        before, after = score(planned()), score(planned(decided))
+        assert after.id == before.id, "the local judge decides as it does by default"
+        return
+    with pytest.raises(RecipeError, match=r"judges\.decide\.harm: no judge 'refusals'; did you mean 'refusal'\?"):
+        planned(decided)
+
+
+@pytest.mark.parametrize("question", ["quality", "harm", "refusal"])
+def test_a_judge_that_is_not_there_decides_no_question(planned, question):
+    with pytest.raises(RecipeError, match=rf"judges\.decide\.{question}: no judge 'gpt'; known: "):
+        planned(f"judges.decide={{{question}: gpt}}")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.power import TTestPower
 
-from mixmerge.stats.permutation import sign_flip
-from mixmerge.stats.power import Axis, detectable, measured, prompts_needed, rate_spread, win_spread
+from mixmerge.stats.permutation import contributions, sign_flip
+from mixmerge.stats.power import Axis, MixedAxis, detectable, measured, prompts_needed, rate_spread, win_spread
 
 
 @pytest.mark.parametrize("prompts", [6, 10, 30, 200])
@@ -144,3 +144,79 @@ def test_a_pilot_of_one_language_has_no_correlation_and_one_of_one_prompt_no_spr
     assert measured(values[:, :1], 1, 0).correlation == 0
     with pytest.raises(ValueError, match=r"two prompts in some language"):
         measured(values[:, :, :1], 1, 0)
+
+
+# Prompts that do not all stand in the same languages
+
+SIX = ("en", "fr", "hi", "es", "ru", "ar")
+
+
+@given(st.integers(2, 300), st.integers(1, 6), st.floats(0.05, 0.7), st.floats(0, 1))
+def test_prompts_that_all_stand_in_the_same_languages_are_a_plain_axis(
+    prompts: int, languages: int, spread: float, correlation: float
+) -> None:
+    mixed, plain = (
+        MixedAxis({SIX[:languages]: prompts}, spread, correlation),
+        Axis(prompts, languages, spread, correlation),
+    )
+    assert mixed.prompts == prompts
+    assert mixed.variance() == pytest.approx(plain.variance())
+    assert mixed.freedom() == pytest.approx(plain.freedom())
+    assert detectable([mixed]) == pytest.approx(detectable([plain]), rel=1e-6)
+
+
+def test_english_prompts_show_what_they_show_alone_not_what_six_languages_would() -> None:
+    english, all_six = (detectable([MixedAxis({group: 40}, rate_spread())]) for group in (SIX[:1], SIX))
+    assert english == pytest.approx(detectable([Axis(40, 1, rate_spread())]))
+    assert english > 1.5 * all_six
+
+
+def differences(rng: np.random.Generator, groups, runs: int, gap: float) -> np.ndarray:
+    """What each prompt adds to the difference of two candidates, in simulated studies of such groups: (runs, P)."""
+    codes = [code for code in SIX if any(code in group for group in groups)]
+    there = np.array([[code in group for group, n in groups.items() for _ in range(n)] for code in codes])
+    shape = (runs, *there.shape)
+    values = gap + 0.5 * (np.sqrt(0.3) * rng.normal(size=(runs, 1, shape[2])) + np.sqrt(0.7) * rng.normal(size=shape))
+    values[:, ~there] = np.nan
+    return np.array([contributions(np.stack([np.where(there, 0, np.nan), each]), 0)[1] for each in values])
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {SIX[:1]: 40},
+        {SIX: 40, SIX[:5]: 12},
+        {SIX: 40, SIX[:1]: 60},
+        {("en",): 40, ("fr",): 40},
+        {SIX: 20, SIX[:2]: 20, ("en",): 40},
+        {("en",): 40, SIX: 12},
+    ],
+    ids=str,
+)
+def test_simulated_studies_of_uneven_sets_have_the_spread_and_about_the_power_that_is_said(groups) -> None:
+    axis = MixedAxis(groups, 0.5)
+    terms = differences(np.random.default_rng(3), groups, 1500, detectable([axis]))
+    assert terms.sum(axis=1).std() == pytest.approx(axis.variance() ** 0.5, rel=0.05)
+    p, _ = sign_flip(terms, flips=999, seed=0, purpose="x")
+    # few prompts in most of the languages: the limit is on the safe side
+    assert 0.77 <= (p <= 0.05).mean() <= 0.86
+
+
+def test_a_set_more_in_a_few_languages_helps_only_these() -> None:
+    six = MixedAxis({SIX: 40}, 0.5)
+    more = MixedAxis({SIX: 40, SIX[:2]: 400}, 0.5)
+    assert detectable([more]) < detectable([six])
+    assert detectable([more]) > 2 * detectable([MixedAxis({SIX: 440}, 0.5)])
+
+
+def test_a_language_of_one_prompt_alone_leaves_nothing_to_be_detected() -> None:
+    assert detectable([MixedAxis({("en",): 40, ("fr",): 1}, 0.5)]) == np.inf
+    assert detectable([MixedAxis({("en", "fr"): 1}, 0.5)]) == np.inf
+    assert detectable([MixedAxis({("en",): 40, ("fr",): 20}, 0.0)]) == 0
+
+
+def test_the_balance_takes_each_axis_with_its_own_languages() -> None:
+    english, plain = MixedAxis({SIX[:1]: 40}, 0.5), Axis(40, 6, 0.5)
+    both = detectable([english, plain])
+    assert both == pytest.approx(detectable([Axis(40, 1, 0.5), plain]))
+    assert both > detectable([MixedAxis({SIX: 40}, 0.5), plain])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -254,9 +255,9 @@ class EvaluationPlan:
         }
         if checks := {name: reading.check for name, reading in self.readings.items() if reading.check is not None}:
             what["checks"] = checks
+        decide = deciding(self.loaded, self.panel)
         if self.panel:
-            judges = {judge.name: judge.question for judge in self.panel}
-            what |= {"judges": judges, "decide": deciding(self.loaded, self.panel)}
+            what |= {"judges": {judge.name: judge.question for judge in self.panel}, "decide": decide}
         files = calibrations(self.loaded)
         if files:
             what["calibrations"] = {judge: sha256(file.read_bytes()).hexdigest() for judge, file in files.items()}
@@ -289,7 +290,14 @@ class EvaluationPlan:
         return self.loaded.marks.where(path)
 
 
-def parallel(prompts: Iterable[Prompt]) -> dict[str, int]:
-    """Parallel prompts of each split: a prompt and its translations are one."""
-    ids = {(prompt.split, prompt.pid) for prompt in prompts}
-    return {split: sum(s == split for s, _ in ids) for split in ("dev", "test")}
+def parallel(prompts: Iterable[Prompt]) -> dict[str, list[dict[str, Any]]]:
+    """Parallel prompts of each split, by the languages that they stand in: a prompt and its translations are one."""
+    languages: dict[tuple[str, str], tuple[str, ...]] = {}
+    for prompt in prompts:
+        key = prompt.split, prompt.pid
+        languages[key] = (*languages.get(key, ()), prompt.lang)
+    out: dict[str, list[dict[str, Any]]] = {}
+    for wanted in ("dev", "test"):
+        counts = Counter(found for (split, _), found in languages.items() if split == wanted)
+        out[wanted] = [{"languages": list(found), "prompts": count} for found, count in counts.items()]
+    return out

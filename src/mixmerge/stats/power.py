@@ -8,7 +8,7 @@ small p at all, which is counted. Differences, spreads and rates are fractions 0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,49 @@ class Axis:
         effect = 1 + (self.languages - 1) * self.correlation
         return self.spread**2 * effect / (self.languages * self.prompts)
 
+    def freedom(self) -> float:
+        """Degrees of freedom of that variance."""
+        return self.prompts - 1
+
+
+@dataclass(frozen=True, slots=True)
+class MixedAxis:
+    """One axis whose prompts do not all stand in the same languages: languages -> how many parallel prompts have just these.
+
+    The mean is that of the languages' means, as in every score: a prompt weighs the more, the fewer its languages have.
+    """
+
+    groups: Mapping[tuple[str, ...], int]
+    spread: float
+    correlation: float = LANGUAGES_ALIKE
+
+    @property
+    def prompts(self) -> int:
+        return sum(self.groups.values())
+
+    def variance(self) -> float:
+        """Variance of the mean over languages of the mean difference."""
+        return sum(self._shares())
+
+    def freedom(self) -> float:
+        """Degrees of freedom of that variance: of as many equal prompts as would know it as well (Satterthwaite 1946)."""
+        shares = self._shares()
+        squares = sum(share**2 / n for share, n in zip(shares, self.groups.values(), strict=True))
+        return sum(shares) ** 2 / squares - 1 if squares else self.prompts - 1
+
+    def _shares(self) -> list[float]:
+        """What the prompts of each group add to the variance."""
+        cells: dict[str, int] = {}
+        for languages, prompts in self.groups.items():
+            for language in languages:
+                cells[language] = cells.get(language, 0) + prompts
+        shares = []
+        for languages, prompts in self.groups.items():
+            weights = np.array([1 / (cells[language] * len(cells)) for language in languages])
+            alone, together = float((weights**2).sum()), float(weights.sum()) ** 2
+            shares.append(prompts * self.spread**2 * ((1 - self.correlation) * alone + self.correlation * together))
+        return shares
+
 
 def rate_spread(rate: float = RATE, alike: float = ALIKE) -> float:
     """Standard deviation of the difference of two candidates' 0/1 answers to one prompt, both having this rate.
@@ -63,7 +106,9 @@ def win_spread(ties: float = TIES) -> float:
     return float(np.sqrt((1 - ties) / 4))
 
 
-def detectable(axes: Sequence[Axis], *, level: float = 0.95, power: float = POWER, comparisons: int = 1) -> float:
+def detectable(
+    axes: Sequence[Axis | MixedAxis], *, level: float = 0.95, power: float = POWER, comparisons: int = 1
+) -> float:
     """The least difference that a two-sided test at 1 - level finds with this power; infinite where none can be found.
 
     One axis asks about that axis; several about their mean (the balance), over prompts of their own. `comparisons`: how many
@@ -80,7 +125,10 @@ def detectable(axes: Sequence[Axis], *, level: float = 0.95, power: float = POWE
     if total == 0:
         return 0.0
     # Satterthwaite 1946: axes of unequal weight have fewer degrees of freedom than clusters
-    freedom = total**2 / float((variances**2 / np.array([axis.prompts - 1 for axis in axes])).sum())
+    each = np.array([axis.freedom() for axis in axes])
+    freedom = total**2 / float((variances**2 / each).sum()) if each.min() > 0 else 0.0
+    if freedom < 1:  # a language or two of one prompt alone: its spread is not known
+        return float("inf")
     return _shift(alpha, power, freedom) * float(np.sqrt(total)) / len(axes)
 
 
