@@ -160,7 +160,7 @@ def test_the_hash_of_the_rows_follows_labels_and_texts_and_not_the_file() -> Non
 
 def pair(reference: str, mine: str, theirs: str, label: str, pid: str) -> LabelledItem:
     return labelled_item(
-        question="quality", lang="en", prompt=f"{pid}?", response=mine, opponent=theirs, reference=reference, label=label,
+        question="quality", lang="en", prompt=f"{pid}?", response=mine, opponent=theirs, references=[reference], label=label,
         pid=pid,
     )  # fmt: skip
 

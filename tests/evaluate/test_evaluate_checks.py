@@ -314,6 +314,91 @@ def test_a_prompt_without_what_its_check_needs_is_an_error(kind: str, reference:
         judged(kind, "18", reference)
 
 
+NEW_YORK = ("New York City", "NYC", "New York")
+
+
+def several(kind: str, response: str, references: tuple[str, ...], lang: str = "en", **more: Any) -> Verdict:
+    asked = prompt(references[0], lang, also=references[1:], **more)
+    (verdict,) = Check(kind).judge([Item(asked, response)])
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("kind", "response", "references", "right"),
+    [
+        ("exact", "NYC", NEW_YORK, True),
+        ("exact", "new york.", NEW_YORK, True),
+        ("exact", "New", NEW_YORK, False),
+        ("span", "It is NYC, I think.", NEW_YORK, True),
+        ("span", "York is new", NEW_YORK, False),
+        ("number", "So it is 12.", ("eleven or so", "12", "about 12.5"), True),
+        ("number", "So it is 12.5.", ("12", "about 12.5"), True),
+        ("number", "12, no: 13", ("12", "about 12.5"), False),
+    ],
+)
+def test_an_answer_is_right_where_it_fits_any_of_several_references(
+    kind: str, response: str, references: tuple[str, ...], right: bool
+) -> None:
+    found = several(kind, response, references)
+    assert found.verdict == ("correct" if right else "wrong")
+    turned = several(kind, response, references[::-1])
+    assert (turned.verdict, turned.value, turned.details) == (found.verdict, found.value, found.details)
+
+
+@given(st.lists(st.sampled_from([*NEW_YORK, "12", "the", "a big apple"]), min_size=1, max_size=4), st.text(max_size=30))
+def test_of_several_references_the_best_counts_in_every_kind_that_has_them(references: list[str], said: str) -> None:
+    given_ = tuple(references)
+    for response in (said, f"{said} NYC", f"{references[-1]} 12"):
+        for kind in ("exact", "span", "chrf", "number"):
+            try:
+                found = several(kind, response, given_)
+            except DataError:  # no word, or no number, in any of them
+                assert kind in ("span", "number")
+                continue
+            each = []
+            for text in given_:
+                try:
+                    each.append(judged(kind, response, text))
+                except DataError:
+                    assert kind in ("span", "number")
+            assert found.value == max(one.value or 0 for one in each)
+            order = ("correct", "scored", "wrong", "unparsed", "invalid")
+            assert found.verdict == min((one.verdict for one in each), key=order.index)
+
+
+def test_the_f1_of_a_span_is_the_greatest_and_exact_that_of_any_reference() -> None:
+    found = several("span", "NYC", NEW_YORK)
+    assert (found.value, found.details["exact"]) == (1.0, True)
+    partly = several("span", "old New York", NEW_YORK)
+    assert partly.value == pytest.approx(0.8)  # against New York; 2/3 against New York City
+    assert (partly.verdict, partly.details["exact"]) == ("correct", False)
+
+
+def test_a_reference_without_a_word_or_number_fits_nothing_beside_others_that_have_one() -> None:
+    assert several("span", "anything at all", ("the", "Paris")).verdict == "wrong"
+    assert several("number", "no 7", ("many", "8")).verdict == "wrong"
+    for kind, references in (("span", ("the", "a")), ("number", ("many", "few"))):
+        with pytest.raises(DataError, match=r"in the reference '(the|many)'"):
+            several(kind, "7", references)
+
+
+def test_chrf_with_several_references_is_that_of_the_nearest() -> None:
+    near, far = "Ice is less dense.", "Because of the bonds between its molecules."
+    item = Item(prompt(far, also=(near,)), "Ice is light.", "Ice.")
+    (found,) = Check("chrf").judge([item])
+    assert found.value == judged("chrf", "Ice is light.", near).value
+    (pair,) = PairedCheck(Check("chrf")).judge([item])
+    assert pair.verdict == "win"
+
+
+def test_a_right_choice_that_stands_twice_is_refused_and_a_wrong_one_is_not() -> None:
+    choices = ("Rome", "Ro me", "Ro  me", "Lima")
+    assert letter_of("A", choices, "row") == "A"
+    assert letter_of("Lima", choices, "row") == "D"
+    with pytest.raises(DataError, match=r"row: the right choice 'Ro me' stands twice, as B and C"):
+        letter_of(2, choices, "row")
+
+
 def test_an_unknown_kind_and_a_threshold_where_there_is_none_are_refused() -> None:
     with pytest.raises(UserError, match=r"no check of kind 'exakt'; did you mean 'exact'"):
         Check("exakt")

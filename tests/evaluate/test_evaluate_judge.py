@@ -49,6 +49,16 @@ def test_scores_are_those_of_sacrebleu_with_word_bigrams() -> None:
     assert judged(NEAR, FAR).details["chrf"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_of_several_references_each_response_is_held_against_the_nearest() -> None:
+    far = "A whole other text about tea."
+    asked = Prompt("s/en/p", "p", "s", "en", "general", "test", "?", far, also=(REFERENCE,))
+    (found,) = ReferenceJudge().judge([Item(asked, REFERENCE, far)])
+    assert (found.verdict, found.details["chrf"], found.details["opponent_chrf"]) == ("tie", 1.0, 1.0)
+    (found,) = ReferenceJudge().judge([Item(asked, REFERENCE, "Nothing of the kind.")])
+    alone = judged(REFERENCE, "Nothing of the kind.")
+    assert (found.verdict, found.details["chrf"]) == (alone.verdict, alone.details["chrf"])
+
+
 def test_a_difference_up_to_the_margin_is_a_tie() -> None:
     gap = judged(REFERENCE, NEAR).value or 0
     assert judged(REFERENCE, NEAR, margin=gap).verdict == "tie"

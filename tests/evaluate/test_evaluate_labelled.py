@@ -113,6 +113,25 @@ def test_answers_to_one_prompt_are_one_group_and_a_parallel_id_is_one_in_all_lan
 def test_pairs_have_an_opponent_and_a_reference(tmp_path: Path) -> None:
     (row,) = read(tmp_path, PAIR, question="quality")
     assert (row.item.opponent, row.item.prompt.reference, row.label) == ("", "Because.", "tie")
+
+
+@pytest.mark.parametrize(
+    ("value", "references"),
+    [
+        (["Because.", "So it is."], ("Because.", "So it is.")),
+        (["Because.", None, ""], ("Because.",)),
+        ([], ()),
+        (None, ()),
+        (18, ("18",)),
+    ],
+)
+def test_a_labelled_pair_may_have_several_references(
+    tmp_path: Path, value: object, references: tuple[str, ...]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({**PAIR, "reference": value}) + "\n", encoding="utf-8")
+    (row,) = read_labelled("rows.jsonl", question="quality", relative_to=tmp_path)
+    assert row.item.prompt.references == references
     lone = {key: value for key, value in PAIR.items() if key != "opponent"}
     with pytest.raises(DataError, match=r"rows\.jsonl:1: no column 'opponent'; columns: .*map it with `columns:`"):
         read(tmp_path, lone, question="quality")

@@ -368,15 +368,70 @@ def test_a_set_that_lacks_a_language_is_read_in_those_that_it_covers(tmp_path: P
         read(tmp_path, "all.jsonl", ["en", "hi"], covers=["fr"])
 
 
-def test_a_reference_may_be_a_number_or_the_first_of_a_list(tmp_path: Path) -> None:
-    lines = [
-        row("a", reference=3.5),
-        row("b", reference=18),
-        row("c", reference=["One.", "Two."]),
-        row("d", reference=[]),
-    ]
+def test_a_reference_may_be_a_text_a_number_or_a_list_of_right_answers(tmp_path: Path) -> None:
+    given = [3.5, 18, ["One.", "Two.", 2, 2.5], [], ["", "One.", None, "One."], ["One."], "One.", None, [None, ""]]
+    write(tmp_path / "asked.en.jsonl", [row(str(i), reference=each) for i, each in enumerate(given)])
+    found = [p.references for p in read(tmp_path, languages=["en"])]
+    assert found == [("3.5",), ("18",), ("One.", "Two.", "2", "2.5"), (), *[("One.",)] * 3, (), ()]
+    assert [p.reference for p in read(tmp_path, languages=["en"])] == [next(iter(each), None) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([["One."]], "'reference' is list, expected text"),
+        (["One.", {"text": "Two."}], "'reference' is dict, expected text"),
+        ([True], "'reference' is bool, expected text"),
+        (["One.", "  "], "'reference' is empty"),
+    ],
+)
+def test_a_list_that_holds_anything_but_answers_is_named(tmp_path: Path, value: Any, message: str) -> None:
+    write(tmp_path / "asked.en.jsonl", [row("a"), row("b", reference=value)])
+    with pytest.raises(DataError, match=rf"asked\.en\.jsonl:2: {message}"):
+        read(tmp_path, languages=["en"])
+
+
+def test_other_right_answers_change_what_a_prompt_is_and_a_list_of_one_does_not(tmp_path: Path) -> None:
+    def identity(reference: Any) -> str:
+        write(tmp_path / "asked.en.jsonl", [row("a", reference=reference)])
+        (prompt,) = read(tmp_path, languages=["en"])
+        assert "also" in prompt.identity() or not prompt.also
+        return fingerprint(prompt.identity())
+
+    assert identity("NYC") == identity(["NYC"]) == identity(["NYC", "NYC"])
+    assert len({identity("NYC"), identity(["NYC", "New York"]), identity(["NYC", "New York City"])}) == 3
+
+
+def test_a_list_with_an_answer_a_turn_gives_the_answer_to_the_first(tmp_path: Path) -> None:
+    lines = [row("a", reference=["First.", "Second."]), row("b", reference=["", "Second."]), row("c", reference="One.")]
     write(tmp_path / "asked.en.jsonl", lines)
-    assert [p.reference for p in read(tmp_path, languages=["en"])] == ["3.5", "18", "One.", None]
+    assert [p.references for p in read(tmp_path, languages=["en"], turns=True)] == [("First.",), (), ("One.",)]
+    assert {name for name, known in READY.items() if known.reading()["turns"]} == {"mt-bench"}
+
+
+@pytest.mark.parametrize("column", ["id", "prompt"])
+def test_an_empty_cell_is_not_said_to_be_a_missing_column(tmp_path: Path, column: str) -> None:
+    write(tmp_path / "asked.en.jsonl", [row("a"), {**row("b"), column: None}])
+    with pytest.raises(DataError, match=rf"asked\.en\.jsonl:2: nothing in column '{column}'; fill it, or take"):
+        read(tmp_path, languages=["en"])
+
+
+def test_an_empty_language_is_not_said_to_be_a_missing_column(tmp_path: Path) -> None:
+    write(tmp_path / "all.jsonl", [row("a", lang="en"), row("a", lang="fr"), row("b", lang=None)])
+    with pytest.raises(DataError, match=r"all\.jsonl:3: nothing in column 'lang'; add it"):
+        read(tmp_path, "all.jsonl")
+
+
+def test_two_wrong_choices_may_be_the_same_and_the_right_one_may_not(tmp_path: Path) -> None:
+    columns = {"choices": "options"}
+    options = ["the rights", "the rights", "the duties"]
+    write(tmp_path / "asked.en.jsonl", [row("a", options=options, reference="C")])
+    (prompt,) = read(tmp_path, languages=["en"], columns=columns)
+    assert (prompt.reference, prompt.choices) == ("C", tuple(options))
+    for answer in ("B", 0, "the rights"):
+        write(tmp_path / "asked.en.jsonl", [row("a", options=options, reference=answer)])
+        with pytest.raises(DataError, match=r"jsonl:1: the right choice 'the rights' stands twice, as A and B; change"):
+            read(tmp_path, languages=["en"], columns=columns)
 
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "eval"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmerge.errors import DataError
+from mixmerge.evaluate.prompts import Prompt
 from mixmerge.report.browse import browser_data, embedded
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ def test_every_answer_stands_at_its_prompts_place(study: Study) -> None:
         for entry, (text, finish, tokens, verdicts) in zip(study.prompts, answers, strict=True):
             row = texts[name, entry["prompt"].id]
             assert (text, finish, tokens, verdicts) == (row["text"], row["finish"], row["tokens"], row["verdicts"])
+
+
+def test_every_right_answer_to_a_prompt_is_shown() -> None:
+    asked = Prompt("s/en/p", "p", "s", "en", "benchmark", "test", "Where?", "New York City", also=("NYC", "New York"))
+    found = browser_data([{"name": "base", "kind": "base"}], [{"set": "s", "prompt": asked}], [])
+    assert found["prompts"][0][-1] == "New York City / NYC / New York"
 
 
 def test_references_travel_with_general_prompts_alone(study: Study) -> None:

@@ -93,7 +93,7 @@ def calibrate(
 def rows_sha256(labelled: Sequence[LabelledItem]) -> str:
     """Sha256 (hex) of what was labelled and how, whatever file it came from."""
     rows = [
-        [p.lang, p.pid, row.group, row.label, p.text, p.reference, row.item.response, row.item.opponent]
+        [p.lang, p.pid, row.group, row.label, p.text, p.reference, row.item.response, row.item.opponent, *p.also]
         for row in labelled
         for p in (row.item.prompt,)
     ]

@@ -44,7 +44,7 @@ class Kind:
 class Check:
     """Correct or wrong by a reference (or followed, by instructions), in every kind without a model.
 
-    `kind` is one of `KINDS`. An empty or degenerate response is `invalid`, value 0; one whose answer cannot be found by a
+    `kind` is one of `KINDS`. Of several references the one that fits best counts. An empty or degenerate response is `invalid`, value 0; one whose answer cannot be found by a
     strict grammar (a letter, a number) is `unparsed`, value 0: neither is dropped, and neither is right. With
     `threshold`, kind `chrf` says correct or wrong by it; without, `scored` and a value.
 
@@ -246,9 +246,9 @@ def check_prompt(kind: str, prompt: Prompt) -> None:
         raise DataError("no reference answer to check against", where=prompt.id, do="map the column `reference`")
     if kind == "choice" and not prompt.choices:
         raise DataError("no choices to check a letter of", where=prompt.id, do="map the column `choices`")
-    if kind == "number" and not numbers_in(prompt.reference or ""):
+    if kind == "number" and not any(numbers_in(text) for text in prompt.references):
         raise DataError(f"no number in the reference {prompt.reference!r}", where=prompt.id, do="use another check")
-    if kind == "span" and not answer_words(prompt.reference or "", prompt.lang):
+    if kind == "span" and not any(answer_words(text, prompt.lang) for text in prompt.references):
         raise DataError(f"no word in the reference {prompt.reference!r}", where=prompt.id, do="use another check")
 
 
@@ -257,22 +257,26 @@ def _told(right: bool, value: float | None = None, **details: Any) -> Finding:
 
 
 def _exact(prompt: Prompt, response: str) -> Finding:
-    return _told(normalise(response) == normalise(prompt.reference or ""))
+    return _told(normalise(response) in {normalise(text) for text in prompt.references})
 
 
 def _number(prompt: Prompt, response: str) -> Finding:
     found = numbers_in(response)
     if not found:
         return Finding("unparsed", 0.0)
-    return _told(bool(found[-1] & numbers_in(prompt.reference or "")[-1]), found=str(max(found[-1])))
+    right = {reading for text in prompt.references for number in numbers_in(text)[-1:] for reading in number}
+    return _told(bool(found[-1] & right), found=str(max(found[-1])))
 
 
 def _span(prompt: Prompt, response: str) -> Finding:
-    mine, theirs = (answer_words(text, prompt.lang) for text in (response, prompt.reference or ""))
-    same = sum((Counter(mine) & Counter(theirs)).values())
-    f1 = 2 * same / (len(mine) + len(theirs)) if same else 0.0
-    contained = any(mine[i : i + len(theirs)] == theirs for i in range(len(mine) - len(theirs) + 1))
-    return _told(contained, f1, exact=mine == theirs)
+    mine = answer_words(response, prompt.lang)
+    contained, best, exact = False, 0.0, False
+    for theirs in filter(None, (answer_words(text, prompt.lang) for text in prompt.references)):
+        same = sum((Counter(mine) & Counter(theirs)).values())
+        best = max(best, 2 * same / (len(mine) + len(theirs)))
+        contained |= any(mine[i : i + len(theirs)] == theirs for i in range(len(mine) - len(theirs) + 1))
+        exact |= mine == theirs
+    return _told(contained, best, exact=exact)
 
 
 def _choice(prompt: Prompt, response: str) -> Finding:
@@ -285,7 +289,7 @@ def _choice(prompt: Prompt, response: str) -> Finding:
 def _chrf(prompt: Prompt, response: str) -> Finding:
     from sacrebleu.metrics import CHRF
 
-    score = CHRF(word_order=2).sentence_score(response, [prompt.reference or ""]).score / 100
+    score = CHRF(word_order=2).sentence_score(response, prompt.references).score / 100
     return Finding("scored", round(score, 6))
 
 

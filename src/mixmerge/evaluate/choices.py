@@ -63,7 +63,8 @@ def read_choices(value: Any, column: str, where: str) -> tuple[str, ...]:
     """The choices of a row, as text.
 
     Raises:
-        DataError: not a list of 2 to 26 texts or numbers, an empty one, or the same one twice.
+        DataError: not a list of 2 to 26 texts or numbers, or an empty one. (The same one twice is known of MMLU; whether
+            the right one can still be told is asked by `letter_of`.)
     """
     if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
         raise DataError(f"{column!r} is no list of 2 to {len(LETTERS)} choices", where=where)
@@ -82,7 +83,7 @@ def letter_of(answer: Any, choices: Sequence[str], where: str) -> str:
     ['B', 'B', 'B', 'B']
 
     Raises:
-        DataError: none of these, or a text that can be read in two ways that differ.
+        DataError: none of these, a text that can be read in two ways that differ, or a right choice that stands twice.
     """
     found = set()
     if isinstance(answer, int) and not isinstance(answer, bool):
@@ -96,6 +97,15 @@ def letter_of(answer: Any, choices: Sequence[str], where: str) -> str:
         found |= {number for number, choice in enumerate(choices) if choice == text}
     if not found:
         raise DataError(f"answer {answer!r} is none of the {len(choices)} choices", where=where)
+    same = [" ".join(choice.split()) for choice in choices]
+    twice = sorted(number for number in found if same.count(same[number]) > 1)
+    if twice:
+        letters = " and ".join(LETTERS[i] for i, choice in enumerate(same) if choice == same[twice[0]])
+        raise DataError(
+            f"the right choice {same[twice[0]]!r} stands twice, as {letters}",
+            where=where,
+            do="change one of them, or take the row out",
+        )
     if len(found) > 1:
         named = " and ".join(f"{LETTERS[i]} ({choices[i]!r})" for i in sorted(found))
         raise DataError(f"answer {answer!r} can be read as {named}", where=where, do="give its letter")

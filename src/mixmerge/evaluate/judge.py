@@ -100,8 +100,9 @@ class ReferenceJudge:
 
     chrF++ (Popović 2017; sacrebleu, characters 1..6 and words 1..2) as a fraction 0..1. A difference of at most `margin`
     is a tie. An empty or degenerate response counts as 0 and loses to a sound one; two of them tie. `value` is the
-    difference, above 0 where the candidate is nearer; both scores stand in the row. Nearness to one reference is a weak
-    sign of quality in a single row; it is meant for shares over many prompts.
+    difference, above 0 where the candidate is nearer; both scores stand in the row. Of several references the one nearest
+    to a response counts. Nearness to a reference is a weak sign of quality in a single row; it is meant for shares over
+    many prompts.
     """
 
     name = "reference"
@@ -137,14 +138,14 @@ class ReferenceJudge:
         return [self._judge(item) for item in items]
 
     def _judge(self, item: Item) -> Verdict:
-        reference, opponent = item.prompt.reference, item.opponent
-        if reference is None:
+        references, opponent = item.prompt.references, item.opponent
+        if not references:
             raise DataError(
                 "no reference answer to compare with", where=item.prompt.id, do="add a reference to the row"
             )
         if opponent is None:
             raise ValueError(f"{item.prompt.id}: a pairwise judge needs an opponent's response")
-        scores = [round(self._metric.sentence_score(t, [reference]).score / 100, 6) for t in (item.response, opponent)]
+        scores = [round(self._metric.sentence_score(t, references).score / 100, 6) for t in (item.response, opponent)]
         broken = [is_degenerate(t) for t in (item.response, opponent)]
         mine, theirs = (0.0 if bad else score for score, bad in zip(scores, broken, strict=True))
         value = round(mine - theirs, 6)

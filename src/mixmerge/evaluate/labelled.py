@@ -50,7 +50,7 @@ def read_labelled(
     """Labelled rows of a file (or of one a language, with `{lang}` in the path), by language and in the order of the file.
 
     Columns (`columns` maps our names to the file's): prompt, response, label; lang, unless `{lang}` or one language says
-    it; opponent for quality; and where there is one: reference, id (else the row's number), group (else a column `pid`,
+    it; opponent for quality; and where there is one: reference (or a list of right answers), id (else the row's number), group (else a column `pid`,
     else the prompt's text: answers to one prompt in one language are one group). Rows in languages other than `languages`
     are passed over; None takes all. `labels` maps the file's labels (`{"1": "refused", "0": "complied"}`) to the words of
     the question, which count for themselves where they are not mapped; a number or truth value is known by its JSON text.
@@ -94,7 +94,7 @@ def labelled_item(
     pid: str,
     group: str | None = None,
     opponent: str | None = None,
-    reference: str | None = None,
+    references: Sequence[str] = (),
     where: str = "",
 ) -> LabelledItem:
     """One labelled row from its parts.
@@ -109,7 +109,16 @@ def labelled_item(
     if question == "quality" and opponent is None:
         raise DataError("a labelled pair has no opponent's response", where=where or pid)
     asked = Prompt(
-        f"{SET}/{lang}/{pid}", pid, SET, lang, PURPOSES[question], "test", prompt, reference=reference, where=where
+        f"{SET}/{lang}/{pid}",
+        pid,
+        SET,
+        lang,
+        PURPOSES[question],
+        "test",
+        prompt,
+        reference=next(iter(references), None),
+        where=where,
+        also=tuple(references[1:]),
     )
     return LabelledItem(Item(asked, response, opponent), label, group or f"{lang} {prompt}")
 
@@ -137,7 +146,7 @@ def _labelled(row: _Row, lang: str, question: str, meaning: Mapping[str, str]) -
         pid=row.optional("id") or row.where.rpartition(":")[2],
         group=row.optional("group") or (None if "group" in row.columns else row.optional("pid")),
         opponent=row.text("opponent", empty=True) if question == "quality" else None,
-        reference=row.optional("reference"),
+        references=row.references(),
         where=row.where,
     )
 
@@ -175,6 +184,15 @@ class _Row:
         if (column in self.record or name not in self.columns) and self.record.get(column) in (None, ""):
             return None
         return _key(self.value(name))
+
+    def references(self) -> tuple[str, ...]:
+        """The right answers: the text of the column, or the texts of a list there."""
+        column = self.columns.get("reference", "reference")
+        value = self.record.get(column)
+        given = value if isinstance(value, list) else [value]
+        rows = [_Row({**self.record, column: each}, self.columns, self.where) for each in given]
+        found = [row.optional("reference") for row in (rows if column in self.record else [self])]
+        return tuple(dict.fromkeys(text for text in found if text is not None))
 
     def language(self, lang: str | None, languages: Sequence[str] | None) -> str | None:
         """The row's language; None where it is not asked for."""

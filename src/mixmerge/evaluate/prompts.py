@@ -34,7 +34,7 @@ class Prompt:
     """One question to a candidate; `reference` is a known good answer where there is one, `where` its `file:row`.
 
     With `choices` the text names them by letter, and the reference is a letter. `instructions` are what the text asks of
-    the form of an answer, for a checker.
+    the form of an answer, for a checker. `also` are further answers that are as right as the reference.
     """
 
     id: str
@@ -48,11 +48,19 @@ class Prompt:
     where: str = field(default="", compare=False)
     choices: tuple[str, ...] = ()
     instructions: tuple[Instruction, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every known good answer."""
+        return () if self.reference is None else (self.reference, *self.also)
 
     def identity(self) -> dict[str, Any]:
         """All that can change a result: where the prompt stands cannot. What it has not is not named."""
         names = ("id", "pid", "set", "lang", "purpose", "split", "text", "reference")
         out: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.also:
+            out["also"] = list(self.also)
         if self.choices:
             out["choices"] = list(self.choices)
         if self.instructions:
@@ -87,13 +95,14 @@ def read_prompts(
     dev_share: float | None = None,
     seed: int = 0,
     ask: Mapping[str, str] | None = None,
+    turns: bool = False,
 ) -> list[Prompt]:
     """Read the prompt set `name`, by language and in the order of its files.
 
     A template with `{lang}` names a file a language. One without names a file of all: there a `lang` column tells the
     language (rows in others are passed over), and may be missing only where there is one language. A file without a split
     column is `test` throughout. `limit` {"dev": n, "test": n} (None or absent: all) keeps, of each split, the first n ids
-    that every language has, in the order of the first language.
+    that every language has, in the order of the first language. A list as `reference` holds several right answers.
 
     Args:
         columns: our names (`COLUMNS`) -> the file's. `choices` (a list) makes a multiple-choice question of the prompt:
@@ -109,6 +118,7 @@ def read_prompts(
             and `seed`, so it has one split in every language, and keeps it when rows are added. Ids that ask the same
             are drawn together.
         ask: language -> a text put after each prompt; for choices it replaces the one that is there for six languages.
+        turns: a list as `reference` has one answer a turn instead; the prompt is the first turn.
 
     Raises:
         DataError: a missing column, empty prompt, unknown split, repeated id, id whose split differs between languages,
@@ -122,7 +132,7 @@ def read_prompts(
         raise DataError(
             f"prompt set {name!r} has {', '.join(covers or ())}, none of {', '.join(languages)}", where=path_template
         )
-    rules = _Rules(name, purpose, columns, splits, language_in_id, dict(ask or {}))
+    rules = _Rules(name, purpose, columns, splits, language_in_id, dict(ask or {}), turns)
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
     given: dict[str, tuple[str, str]] = {}
@@ -174,6 +184,7 @@ class _Rules:
     splits: Mapping[str, str]
     language_in_id: str | None
     ask: Mapping[str, str]
+    turns: bool
 
 
 def _check_rules(
@@ -290,9 +301,8 @@ def _records(
     for where, record in read_records(source, language, relative_to):
         found = record.get(column)
         if found is None and ("lang" in columns or not (per_language or only)):
-            raise DataError(
-                f"no column {column!r}", where=where, do="add it, or name the files by language with {lang}"
-            )
+            what = f"nothing in column {column!r}" if column in record else f"no column {column!r}"
+            raise DataError(what, where=where, do="add it, or name the files by language with {lang}")
         if found is not None and found != language:
             if per_language:
                 raise DataError(f"a row in {found!r} in the file for {language!r}", where=where)
@@ -315,14 +325,14 @@ def _prompt(record: Mapping[str, Any], rules: _Rules, language: str, where: str)
     ask = rules.ask.get(language)
     choices, instructions = _choices(record, columns, where), _instructions(record, columns, where)
     if choices:
-        reference: str | None = letter_of(record.get(columns.get("reference", "reference")), choices, where)
+        references: tuple[str, ...] = (letter_of(record.get(columns.get("reference", "reference")), choices, where),)
         ask = ask or INSTRUCTION.get(language)
         if ask is None:
             do = f"write it in the set: ask: {{{language}: ...}}"
             raise DataError(f"nothing that asks for a letter in {language!r}", where=where, do=do)
         text = render(text, choices, ask)
     else:
-        reference = _reference(record, columns, where)
+        references = _references(record, rules, where)
         text = f"{text}\n\n{ask}" if ask else text
     pid = _shared_id(pid, rules.language_in_id, language, where)
     return Prompt(
@@ -333,10 +343,11 @@ def _prompt(record: Mapping[str, Any], rules: _Rules, language: str, where: str)
         purpose=rules.purpose,
         split=cast(Split, split),
         text=text,
-        reference=reference,
+        reference=references[0] if references else None,
         where=where,
         choices=choices,
         instructions=instructions,
+        also=references[1:],
     )
 
 
@@ -372,20 +383,27 @@ def _optional(record: Mapping[str, Any], key: str, columns: Mapping[str, str], w
     return _text(record, column, where)
 
 
-def _reference(record: Mapping[str, Any], columns: Mapping[str, str], where: str) -> str | None:
-    """A known good answer: text, a number, or the first of a list (a turn's, or one of several that are right)."""
-    column = columns.get("reference", "reference")
+def _references(record: Mapping[str, Any], rules: _Rules, where: str) -> tuple[str, ...]:
+    """Known good answers: a text, a number, or several of them in a list, where what is empty is passed over."""
+    column = rules.columns.get("reference", "reference")
     value = record.get(column)
-    if isinstance(value, list) and value:
-        record = {**record, column: value[0]}
-    elif isinstance(value, float):
-        record = {**record, column: repr(value)}
-    return _optional(record, "reference", columns, where)
+    if not isinstance(value, list):
+        given = [record]
+    else:
+        given = [{**record, column: each} for each in (value[:1] if rules.turns else value)]
+    found = []
+    for each in given:
+        if isinstance(each.get(column), float):
+            each = {**each, column: repr(each[column])}
+        found.append(_optional(each, "reference", rules.columns, where))
+    return tuple(dict.fromkeys(text for text in found if text is not None))
 
 
 def _text(record: Mapping[str, Any], column: str, where: str) -> str:
     value = record.get(column)
     if value is None:
+        if column in record:
+            raise DataError(f"nothing in column {column!r}", where=where, do="fill it, or take the row out")
         there = ", ".join(sorted(record)) or "none"
         raise DataError(f"no column {column!r}; columns: {there}", where=where, do="map it with `columns:`")
     if isinstance(value, int) and not isinstance(value, bool):

@@ -25,6 +25,7 @@ class ReadySet:
     language_in_id: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     check: str | None = None
+    turns: bool = False
     note: str = ""
 
     def reading(self) -> dict[str, Any]:
@@ -36,6 +37,7 @@ class ReadySet:
             "where": dict(self.where),
             "language_in_id": self.language_in_id,
             "splits": dict(self.splits),
+            "turns": self.turns,
         }
 
 
@@ -75,6 +77,7 @@ def prompt_reading(spec: Mapping[str, Any], *, seed: int) -> PromptReading:
         "splits": {**known.splits, **spec.get("splits", {})},
         "dev_share": spec.get("dev"),
         "ask": spec.get("ask", {}),
+        "turns": known.turns,
         "seed": seed,
     }
     return PromptReading(purpose, check, spec.get("threshold"), arguments)
@@ -134,6 +137,7 @@ READY: Mapping[str, ReadySet] = {
         {},
         {"set": "mt-bench"},
         _IN_ID,
+        turns=True,
         note="arXiv 2306.05685, first turns only; parallel, partly localised; few have references",
     ),
     "hplt50": ReadySet(

@@ -27,7 +27,7 @@ REVISIONS = {
     "fit-judge": 1,
     "judge": 2,
     "score": 5,
-    "report": 4,
+    "report": 5,
 }
 KINDS = tuple(REVISIONS)
 

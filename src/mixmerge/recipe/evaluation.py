@@ -29,7 +29,10 @@ class PromptSet(Section):
         description="general, harmful, harmless (look-alikes that should be answered), or benchmark: its share of right answers "
         "is reported beside the metrics. Needed unless like says it.",
     )
-    path: str = Field(description="JSONL with id, prompt[, reference][, split]; {lang} stands for the language code.")
+    path: str = Field(
+        description="JSONL with id, prompt[, reference: one right answer or a list of them][, split]; {lang} stands for the "
+        "language code."
+    )
     columns: dict[str, str] = Field(
         {},
         description="Our column name -> the file's: id, prompt, reference, lang, split; choices (makes it multiple choice); "

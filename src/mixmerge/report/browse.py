@@ -43,7 +43,7 @@ def browser_data(
         "candidates": [[name, kind] for name, kind in kinds.items()],
         "languages": [[code, language(code)] for code in dict.fromkeys(prompt.lang for prompt in rows)],
         "sets": [[name, purpose, PURPOSES[purpose]] for name, purpose in {p.set: p.purpose for p in rows}.items()],
-        "prompts": [[p.set, p.lang, p.pid, p.split, p.text, p.reference] for p in rows],
+        "prompts": [[p.set, p.lang, p.pid, p.split, p.text, " / ".join(p.references) or None] for p in rows],
         "answers": list(answers.values()),
     }
 

@@ -40,8 +40,8 @@ JUDGES: Mapping[str, JudgeWords] = {
     ),
     "quality": JudgeWords(
         "Nearer to the reference answer?",
-        "The candidate's answer and the base's are compared with one reference answer by chrF++, the overlap of characters and "
-        "words; a small difference is a tie. No model judges.",
+        "The candidate's answer and the base's are compared with the reference answer (of several, with the nearest) by chrF++, "
+        "the overlap of characters and words; a small difference is a tie. No model judges.",
         (
             "That a different answer is also good, or that a similar one is wrong.",
             "Much in a single row: it is meant for shares over many prompts.",
