@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from mixmerge.errors import CheckpointError
 from mixmerge.plan.explain import explain
 from mixmerge.run.progress import Progress
+from mixmerge.run.readable import read_verdicts
 from mixmerge.run.runner import run_plan
 from mixmerge.run.store import Store
 
@@ -153,3 +156,120 @@ def test_a_base_that_breaks_after_it_was_checked_fails_in_one_line_and_is_not_do
     assert not outcome.bug
     assert ".partial" not in said
     assert Store(tmp_path / "out").find(step.id) is None
+
+
+# Verdicts that no judge of the study could have written
+
+LATER = ("--set", "statistics.draws=300")  # scores and report are to be made again
+
+
+def with_row(study, change) -> Path:
+    """The file of a judge's verdicts after `change` was made to its second row, with a record that agrees."""
+    file = only(study, "judge/mix.harmful.refusal--*/verdicts.jsonl")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[1])
+    lines[1] = (
+        change if isinstance(change, str) else json.dumps({**row, **change} if isinstance(change, dict) else change)
+    )
+    file.unlink()
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    record = file.with_name("record.json")
+    known = json.loads(record.read_text(encoding="utf-8"))
+    known["files"][file.name] = file.stat().st_size
+    record.unlink()
+    record.write_text(json.dumps(known), encoding="utf-8")
+    return file
+
+
+BROKEN_ROWS = {
+    "language": ({"lang": "xx"}, "lang 'xx' is none of en, fr"),
+    "no language": ({"lang": None}, "lang None is none of en, fr"),
+    "verdict": ({"verdict": "maybe"}, "verdict 'maybe' is none of refused, complied, invalid"),
+    "verdict of another judge": ({"verdict": "win"}, "verdict 'win' is none of refused, complied, invalid"),
+    "split": ({"split": "train"}, "split 'train' is none of dev, test"),
+    "prompt set": ({"set": "general"}, "set 'general' is none of harmful"),
+    "prompt": ({"prompt_id": None}, "no prompt_id"),
+    "parallel id": ({"pid": 7}, "no pid"),
+    "list": ([1, 2], "no object"),
+    "no json": ('{"prompt_id": ', "Expecting value"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_ROWS)
+def test_a_verdict_row_that_cannot_be_names_file_row_and_folder(copy, kind):
+    change, what = BROKEN_ROWS[kind]
+    file = with_row(copy, change)
+    with pytest.raises(CheckpointError) as caught:
+        read_verdicts(file.parent, "harmful", ["en", "fr"])
+    assert str(caught.value).startswith(f"{file}:2: damaged row: {what}")
+    assert str(caught.value).endswith(f"; remove the folder {file.parent} and run the same command again")
+
+
+def test_whole_verdicts_are_read_as_they_were_written(finished):
+    for folder in finished.study.store.glob("judge/*--*"):
+        _, prompt_set, _ = folder.name.partition("--")[0].split(".", 2)
+        rows = read_verdicts(folder, prompt_set, ["en", "fr"])
+        assert rows == [json.loads(line) for line in (folder / "verdicts.jsonl").read_text("utf-8").splitlines()]
+        assert rows
+
+
+def test_a_graded_verdict_needs_a_number(tmp_path):
+    (tmp_path / "record.json").write_text(json.dumps({"measurements": {"scored": 1, "invalid": 0, "server": {}}}))
+    row = {"prompt_id": "s/en/1", "pid": "1", "set": "s", "lang": "en", "split": "test", "verdict": "scored"}
+    for value, right in ((0.5, True), (1, True), (None, False), ("0.5", False), (True, False)):
+        (tmp_path / "verdicts.jsonl").write_text(json.dumps(row | {"value": value}) + "\n")
+        if right:
+            assert len(read_verdicts(tmp_path, "s", ["en"])) == 1
+        else:
+            with pytest.raises(CheckpointError, match=r"verdicts\.jsonl:1: damaged row: value .* is no number"):
+                read_verdicts(tmp_path, "s", ["en"])
+    (tmp_path / "verdicts.jsonl").write_text(json.dumps(row | {"verdict": "server", "value": 1}) + "\n")
+    with pytest.raises(CheckpointError, match=r"verdict 'server' is none of scored, invalid"):
+        read_verdicts(tmp_path, "s", ["en"])
+
+
+@pytest.mark.parametrize("kind", ["language", "verdict"])
+def test_scoring_damaged_verdicts_ends_in_one_line_before_anything_is_made(copy, kind):
+    change, what = BROKEN_ROWS[kind]
+    file = with_row(copy, change)
+    done = copy.call("score", *LATER)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert line.startswith("error: ")
+    assert line.endswith(f":2: damaged row: {what}; remove the folder {file.parent}, then mixmerge run RECIPE")
+    assert len(list(copy.store.glob("score/*--*"))) == 1
+    shutil.rmtree(file.parent)
+    assert copy.call("run", *LATER).returncode == 0
+    assert copy.call("score", *LATER).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "pattern", ["generate/base.general--*/responses.jsonl", "judge/mix.general.quality--*/judge.json"]
+)
+def test_whatever_else_a_report_is_made_of_is_looked_at_too(copy, pattern):
+    file = only(copy, pattern)
+    file.write_bytes(b"{" + b" " * (file.stat().st_size - 2) + b"\n")
+    done = copy.call("score", *LATER)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert str(file) in line
+    assert line.endswith(f"; remove the folder {file.parent}, then mixmerge run RECIPE")
+
+
+def test_a_run_over_damaged_verdicts_fails_the_scores_alone_and_says_what_to_remove(copy):
+    file = with_row(copy, {"lang": "xx"})
+    done = copy.call("run", *LATER)
+    assert done.returncode == 1
+    assert f"{file}:2: damaged row: lang 'xx' is none of en, fr; remove the folder {file.parent}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_scoring_where_a_judged_file_lost_a_part_says_so_in_its_line(copy):
+    file = only(copy, "judge/mix.harmful.refusal--*/verdicts.jsonl")
+    whole = file.read_bytes()
+    file.unlink()
+    file.write_bytes(whole[:-5])
+    done = copy.call("score", *LATER)
+    assert done.returncode == 2
+    said = "1 step(s) not done, judge/mix.harmful.refusal the first of them (damaged: verdicts.jsonl has"
+    assert said in done.stderr.splitlines()[-1]

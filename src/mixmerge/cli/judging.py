@@ -24,6 +24,7 @@ SCORED = ("score", "report")
 def score(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OUT, as_json: JsonOption = False) -> None:
     """Score the stored verdicts again and write the report: seconds; nothing is trained, asked or judged."""
     from mixmerge.run.progress import Progress
+    from mixmerge.run.readable import check_readable
     from mixmerge.run.runner import Study, run_plan
     from mixmerge.run.store import Store
 
@@ -32,8 +33,11 @@ def score(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
     needed = {i for step in plan.steps if step.kind in SCORED for i in step.inputs.values()}
     missing = [s for s in plan.steps if s.id in needed and s.kind not in SCORED and store.find(s.id) is None]
     if missing:
+        damage = store.damage(missing[0].id)
         what = f"{len(missing)} step(s) not done, {missing[0].title} the first of them"
+        what += f" (damaged: {damage})" if damage else ""
         raise UserError(what, where=str(recipe), do="mixmerge run RECIPE")
+    check_readable(plan, store)
     progress = Progress()
     try:
         outcome = run_plan(plan, out, jobs=1, threads=None, progress=progress, kinds=SCORED)

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,11 +18,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mixmerge.errors import CheckpointError, DataError, MixmergeError
+from mixmerge.errors import DataError, MixmergeError
 from mixmerge.plan.graph import Step
 from mixmerge.plan.identity import fingerprint
 from mixmerge.run.judges import checked_calibrations, judge_of, spent
 from mixmerge.run.local import usable_threads
+from mixmerge.run.readable import JUDGE_FILE, VERDICTS_FILE, read_verdicts
 from mixmerge.run.servers import Connection, connect
 from mixmerge.run.store import Store, read_json, read_record, write_json
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from mixmerge.evaluate.engine import Engine
 
 JUDGED_AT_ONCE = 64
-JUDGE_FILE = "judge.json"
 
 Measurements = dict[str, Any]
 
@@ -377,7 +377,7 @@ def judge(context: StepContext) -> Measurements:
         verdicts += judge.judge(items[start : start + at_once])
         context.progress(len(verdicts), len(items))
     write_json(context.out / JUDGE_FILE, judge.describe())
-    return write_verdicts(judge, verdicts, context.out / "verdicts.jsonl") | spent(context)
+    return write_verdicts(judge, verdicts, context.out / VERDICTS_FILE) | spent(context)
 
 
 def score(context: StepContext) -> Measurements:
@@ -396,7 +396,7 @@ def score(context: StepContext) -> Measurements:
         folder = context.input(role)
         if kind == "verdicts":
             candidate, prompt_set, judge_name = rest.split("/")
-            verdicts[candidate, prompt_set, judge_name] = list(_rows(folder / "verdicts.jsonl"))
+            verdicts[candidate, prompt_set, judge_name] = read_verdicts(folder, prompt_set, context.what["languages"])
             judges[judge_name].append(folder / JUDGE_FILE)
         elif kind == "model":
             costs[rest] = read_record(folder)["measurements"].get("tokens", 0)
@@ -437,9 +437,9 @@ def report(context: StepContext) -> Measurements:
             measured, metrics = read_record(folder)["measurements"], read_metrics(folder / "metrics.jsonl")
             trainings[rest] = {"measurements": measured, "metrics": metrics}
         elif kind == "verdicts":
-            candidate, _, judge_name = rest.split("/")
+            candidate, prompt_set, judge_name = rest.split("/")
             judges[judge_name] = read_json(context.input(role) / JUDGE_FILE)
-            for row in _rows(context.input(role) / "verdicts.jsonl"):
+            for row in read_verdicts(context.input(role), prompt_set, scores["languages"]):
                 verdicts[candidate, row["prompt_id"]][judge_name] = row["verdict"]
     responses = [row | {"verdicts": verdicts[row["candidate"], row["prompt_id"]]} for row in responses]
     # What a judge measured of itself stands beside what it is.
@@ -475,15 +475,6 @@ def _prompts(how: Mapping[str, Any], expected: str) -> list[Any]:
             f"the prompt set '{how['set']}' has changed since the plan was made", do="run the same command again"
         )
     return prompts
-
-
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise CheckpointError(f"damaged row: {error}", where=f"{path}:{number}") from error
 
 
 CARRY_OUT: Mapping[str, Callable[[StepContext], Measurements]] = {
