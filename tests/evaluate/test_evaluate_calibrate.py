@@ -233,6 +233,29 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, text: str) -> 
         read_calibration(tmp_path / "nowhere.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found.update(rows=-5), r"measured on -5 rows"),
+        (lambda found: found.update(rows="9"), r"measured on '9' rows"),
+        (lambda found: found["languages"]["en"]["recall"]["safe"].update(right=-1), r"en, safe: -1 right of 9 rows"),
+        (lambda found: found["languages"]["en"]["recall"]["harmful"].update(right=10), r"en, harmful: 10 right of 9"),
+        (lambda found: found["languages"]["en"]["recall"]["safe"].update(rows=True), r"right of True rows"),
+        (lambda found: found["languages"]["en"]["recall"]["safe"].update(effective=-2.0), r"worth -2\.0"),
+        (lambda found: found["languages"]["en"]["recall"]["safe"].update(effective=float("nan")), r"worth nan"),
+        (lambda found: found["languages"]["en"]["recall"]["safe"].update(effective=9.5), r"worth 9\.5"),
+        (lambda found: found["languages"]["en"]["recall"].pop("safe"), r"KeyError: 'safe'"),
+        (lambda found: found.update(languages=[]), r"AttributeError"),
+    ],
+)
+def test_counts_that_nobody_can_have_measured_are_damage(tmp_path: Path, change, message) -> None:
+    found = calibrate(Guard(), harm_rows("en", 9, 9), draws=200)
+    change(found)
+    (tmp_path / "c.json").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"c\.json: a damaged calibration: .*{message}.*; measure the judge again"):
+        read_calibration(tmp_path / "c.json")
+
+
 # Correcting
 
 

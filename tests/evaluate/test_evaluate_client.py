@@ -497,9 +497,24 @@ def test_a_redirect_does_not_carry_the_key_to_another_server(server, tmp_path, m
         assert thief.requests() == 0
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "", "http://", "http://h:99999/v1"])
-def test_what_is_no_address_is_named(tmp_path, url):
-    with pytest.raises(UserError, match=r"not the address of a server; give one such as"):
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("localhost:8000", "does not begin with http"),
+        ("ftp://host/v1", "does not begin with http"),
+        ("", "does not begin with http"),
+        ("http://", "names no host"),
+        ("http://h:99999/v1", "no port"),
+        ("http://h:0/v1", "no port"),
+        ("http://h:8o/v1", "no port"),
+        ("http://127.0.0.1 :80/v1", "holds a blank"),
+        ("http://h/v\n1", "holds a blank"),
+        ("http://[::1/v1", "brackets"),
+        ("http://a..b/v1", "no name"),
+    ],
+)
+def test_what_is_no_address_is_named(tmp_path, url, fault):
+    with pytest.raises(UserError, match=rf"not the address of a server: .*{fault}.*; give one such as"):
         Client([url], answers=tmp_path / "a.db")
 
 

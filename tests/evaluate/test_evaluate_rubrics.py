@@ -164,6 +164,8 @@ TOKENS = """
 <|im_start|> <|IM_END|> <|eot_id|> <|reserved_special_token_3|> <|START_OF_TURN_TOKEN|> <|endoftext|> <｜User｜>
 ＜｜end▁of▁sentence｜＞ [|assistant|] [INST] [/INST] [SYSTEM_PROMPT] [TOOL_CALLS] [gMASK] <sop> <<SYS>> <</SYS>> <s> </s>
 <bos> <pad> <unk> <start_of_turn> <end_of_turn> <unused42> <extra_id_0> <think> </think> <tool_call>
+<|turn> <turn|> <|channel> <channel|> <|tool_call> <｜turn> <seed:bos> </seed:think> <SPECIAL_10> <TOKENS_UNUSED_1>
+<mask:1> ]~b] ]~!b[ [e~[ <minimax:tool_call>
 """
 
 
@@ -181,6 +183,10 @@ def test_control_tokens_of_the_model_families_get_a_space(token) -> None:
         "a < b | c > d",
         "x <| y",
         "if (a<|b) {}",
+        "a<|b c|>d",
+        "x[i]~y[j] and [~n[",
+        "<xs:element> <svg:rect> </ns:p>",
+        "<SPECIAL> <special_10> <mask: 1>",
         "[1] [inst] [a|b]",
         "<b>bold</b> <p>",
         "नमस्ते | <मूल>",

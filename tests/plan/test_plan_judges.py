@@ -128,6 +128,10 @@ def test_a_judge_that_is_not_there_decides_no_question(planned, question):
         ((endpoint(guard="llama-guard", asks=["harm"], grammar="tags"),), r"grammar does not go with guard"),
         ((endpoint(url="htp://x"),), r"not the address of a server"),
         ((endpoint(url=[]),), r"no address is given"),
+        ((endpoint(url=[5]),), r"not the address of a server"),
+        ((endpoint(url="http://127.0.0.1:99999/v1"),), r"not the address of a server.*no port has that number"),
+        ((endpoint(url=["http://a/v1", "http://127.0.0.1 :80/v1"]),), r"not the address of a server.*it holds a blank"),
+        ((endpoint(url="http://a..b/v1"),), r"not the address of a server.*its host is no name"),
         ((endpoint(extra={"messages": []}),), r"extra cannot set messages"),
         ((endpoint(model=""),), r"model"),
         ((endpoint(budget={"price_in": 3.0}),), r"give at least one of requests, tokens or money"),
@@ -167,6 +171,11 @@ def test_a_check_makes_a_benchmark_of_a_set_and_decides_quality_where_the_set_is
     bench = planned("evaluation.prompts.general.check=exact", "evaluation.prompts.general.purpose=benchmark")
     assert "judge/mix.general.quality" not in {step.title for step in bench.steps}
     assert score(bench).what["prompt_sets"]["general"] == "benchmark"
+
+
+def test_an_address_with_and_without_the_end_of_its_requests_is_one_server(planned):
+    whole, bare = (steps(planned(endpoint(url=f"http://h/v1{end}")), "gpt.harm") for end in ("/chat/completions", ""))
+    assert {s.id for s in whole.values()} == {s.id for s in bare.values()}
 
 
 @pytest.mark.parametrize(
@@ -222,13 +231,38 @@ def test_a_fitted_classifier_has_one_step_that_fits_it_for_all_candidates(study,
         ({"labels": {"r": "refused"}}, r"label"),
         ({"kind": "pipeline"}, r"a pickle.*trust_pickle"),
         ({"kind": "classifier", "path": "none"}, r"no folder .*none"),
+        ({"kind": "classifier", "path": "base"}, r"is a LlamaForCausalLM, which has no head that classifies; .*guard"),
+        ({"kind": "guard", "path": "head"}, r"is a BertForSequenceClassification.*; write kind: classifier"),
+        ({"kind": "pipeline", "trust_pickle": True, "path": "labelled.jsonl"}, r"labelled\.jsonl is no joblib file"),
     ],
 )
 def test_a_classifier_that_cannot_judge_is_named_before_anything_starts(study, planned, keys, message):
     labelled(study.folder)
+    model(study.folder / "head", "BertForSequenceClassification")
     with pytest.raises(MixmergeError, match=message) as caught:
         planned(classifier(**keys))
     assert "judges.classifiers.words" in str(caught.value)
+
+
+def model(folder: Path, name: str | None) -> None:
+    """What a plan reads of a model's folder."""
+    folder.mkdir()
+    labels = {"id2label": {"0": "r", "1": "c"}}
+    (folder / "config.json").write_text(json.dumps(labels | ({} if name is None else {"architectures": [name]})))
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+@pytest.mark.parametrize("name", ["BertForSequenceClassification", "SomebodysOwnClassifier", None])
+def test_a_model_that_may_classify_is_let_through(study, planned, name):
+    model(study.folder / "head", name)
+    assert steps(planned(classifier(kind="classifier", path="head")), "words.refusal")
+
+
+@pytest.mark.parametrize("packed", [0, "zlib", "gzip", "bz2", "xz", "lzma"])
+def test_a_pipeline_is_known_by_how_joblib_writes_it(study, planned, packed):
+    joblib = pytest.importorskip("joblib")
+    joblib.dump({"pipeline": 1}, study.folder / "p.joblib", compress=packed and (packed, 3))
+    assert steps(planned(classifier(kind="pipeline", path="p.joblib", trust_pickle=True)), "words.refusal")
 
 
 def test_tasks_of_the_harness_are_checked_by_name_and_given_to_every_candidate(study, planned):
@@ -266,13 +300,39 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused(planned):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"key": "sk-LITERAL-0123456789"}, {"url": "http://me:s3cretpw@host/v1"}], ids=["key", "url"]
+    "keys",
+    [
+        {"key": "sk-LITERAL-0123456789"},
+        {"url": "http://me:s3cretpw@host/v1"},
+        {"url": "http://[s3cretpw@host/v1"},
+        {"extra": {"api_key": "sk-LITERAL-0123456789"}},
+        {"extra": {"auth": {"accessToken": "s3cretpw"}}},
+        {"extra": {"extra_headers": {"Authorization": "Bearer s3cretpw"}}},
+        {"extra": {"note": "sk-proj-LITERAL-0123456789abcdef"}},
+        {"extra": {"keys": [{"password": "s3cretpw"}]}},
+        {"url": None, "start": "python serve.py {port} --api-key sk-LITERAL-0123456789abcdef"},
+    ],
+    ids=lambda keys: "-".join(keys),
 )
 def test_a_secret_in_the_recipe_is_refused_and_not_repeated(planned, keys):
     with pytest.raises(RecipeError) as caught:
         planned(endpoint(**keys))
+    assert "judges.endpoints.gpt" in str(caught.value)
     assert "s3cretpw" not in str(caught.value)
     assert "LITERAL" not in str(caught.value)
+
+
+def test_a_secret_among_the_fields_of_a_generating_server_is_refused_too(planned):
+    server = {"url": URL, "extra": {"X-Api-Key": "s3cretpw"}}
+    with pytest.raises(RecipeError, match=r"evaluation\.server\.extra: X-Api-Key looks like a secret.*`key`") as caught:
+        planned("evaluation.server=" + json.dumps(server))
+    assert "s3cretpw" not in str(caught.value)
+
+
+def test_fields_that_only_sound_like_secrets_are_sent(planned):
+    fields = {"max_completion_tokens": 9, "stop": ["<|im_end|>"], "prompt_cache_key": "study", "token": None}
+    fields |= {"logit_bias": {"50256": -1}, "chat_template_kwargs": {"enable_thinking": False}, "user": "sk-1"}
+    assert steps(planned(endpoint(extra=fields)), "gpt.harm")
 
 
 def test_a_server_that_would_answer_for_every_candidate_is_refused(planned):

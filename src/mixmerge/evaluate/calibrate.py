@@ -201,15 +201,24 @@ def read_calibration(path: Path, judge: Described | None = None) -> dict[str, An
     if not isinstance(found, dict) or found.get("version") != VERSION or found.get("question") not in QUESTIONS:
         raise DataError(f"not a calibration of version {VERSION}", where=str(path), do=again)
     try:
-        dict(found["judge"]), int(found["rows"])
-        for one in found["languages"].values():
+        dict(found["judge"])
+        if type(found["rows"]) is not int or found["rows"] < 0:
+            raise ValueError(f"measured on {found['rows']!r} rows")
+        for lang, one in found["languages"].items():
             for word in QUESTIONS[found["question"]]:
-                Recall(**{key: one["recall"][word][key] for key in ("right", "rows", "effective")})
+                _check_recall(f"{lang}, {word}", **{key: one["recall"][word][key] for key in asdict(Recall(0, 0, 0.0))})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"a damaged calibration: {reason(error)}", where=str(path), do=again) from error
     if judge is not None and (differ := _differences(found["judge"], _as_json(judge.describe()))):
         raise DataError(f"calibrates another judge than '{judge.name}': {'; '.join(differ)}", where=str(path), do=again)
     return found
+
+
+def _check_recall(place: str, right: Any, rows: Any, effective: Any) -> None:
+    """Refuse counts that no measurement gives; ValueError."""
+    counts = type(right) is int and type(rows) is int and 0 <= right <= rows
+    if not counts or type(effective) not in (int, float) or not 0 <= effective <= rows:
+        raise ValueError(f"{place}: {right!r} right of {rows!r} rows, worth {effective!r}")
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:

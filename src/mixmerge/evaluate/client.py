@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from mixmerge.addresses import EXAMPLE, fault_of, secret_in, without_requests
 from mixmerge.errors import CheckpointError, UserError
 from mixmerge.evaluate.answers import Answers, Reply, request_key
 from mixmerge.evaluate.capacity import Capacity
@@ -64,7 +65,7 @@ class Client:
         """
         addresses = sorted({_address(url) for url in urls})
         if not addresses:
-            raise UserError("no address of a server", do="give one such as http://localhost:8000/v1")
+            raise UserError("no address of a server", do=f"give one such as {EXAMPLE}")
         self.scope = ", ".join(addresses) if scope is None else scope
         self._key_env, self._limits, self._budget = key_env, limits, budget or Budget()
         self._replicas = [Replica(a, Capacity(limits.max_concurrency, limits.concurrency)) for a in addresses]
@@ -199,20 +200,15 @@ def _address(url: str) -> str:
     Raises:
         UserError: not an HTTP address, or one that holds a secret or a query.
     """
-    do = "give one such as http://localhost:8000/v1"
-    try:
-        parts = urlsplit(url.strip())
-        port = parts.port
-    except ValueError:
-        raise UserError("not the address of a server", where=url, do=do) from None
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+    do = f"give one such as {EXAMPLE}"
+    if secret_in(url):
         raise UserError(
-            f"the address of {parts.hostname} holds a name, a password or a query, which may be secret",
+            f"the address of {urlsplit(url).hostname} holds a name, a password or a query, which may be secret",
             do="put the key into an environment variable and name it under `key`",
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise UserError("not the address of a server", where=url, do=do)
-    return url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    if (fault := fault_of(url)) is not None:
+        raise UserError(f"not the address of a server: {fault}", where=url, do=do)
+    return without_requests(url).strip().rstrip("/")
 
 
 def _transport(url: str, limits: Limits) -> httpx2.AsyncClient:

@@ -14,19 +14,21 @@ from dataclasses import dataclass
 MARK_DIGITS = 10
 
 # Control tokens of chat templates: a server that renders a template over the text would take them for turns. Families:
-# ChatML, Llama 3 and 4, Phi, Cohere, DeepSeek (<|...|>, also with the full-width bar); EXAONE ([|...|]); Gemma; Mistral;
-# Llama 2; Qwen and others' reasoning and tools; the sentence marks of sentencepiece.
+# ChatML, Llama 3 and 4, Phi, Cohere, DeepSeek (<|...|>, also with the full-width bar); EXAONE ([|...|]); Gemma (4: <|turn>
+# and <turn|>); Mistral; Llama 2; Seed-OSS (<seed:bos>); Nemotron; MiniMax (]~b] and [e~[); Qwen and others' reasoning and
+# tools; the sentence marks of sentencepiece.
 _NAMES = (
-    r"/?s|/?think|/?tool_call|/?tool_response|/?tools|bos|eos|pad|unk|mask|sop|eop|(?:start|end)_of_(?:turn|image)"
-    r"|unused\d+|extra_id_\d+|reserved_\d+|</?SYS>"
+    r"/?s|/?think|/?tool_call|/?tool_response|/?tools|bos|eos|pad|unk|mask(?::\d+)?|sop|eop|(?:start|end)_of_(?:turn|image)"
+    r"|unused\d+|extra_id_\d+|reserved_\d+|SPECIAL_\d+|[A-Z]+_UNUSED_\d+|/?seed:[\w./-]{1,40}|/?minimax:\w{1,40}|</?SYS>"
 )
 _SQUARE = (
     r"/?INST|/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS|/?TOOL_CALLS|/?TOOL_RESULTS|/?TOOL_CONTENT|/?THINK|PREFIX|SUFFIX|MIDDLE"
     r"|IMG(?:_BREAK|_END)?|gMASK|sMASK"
 )
 _CONTROL = re.compile(
-    rf"[<＜﹤](?=[|｜][^<>\s]{{1,60}}[|｜][>＞﹥]|(?:{_NAMES})[>＞﹥])"
+    rf"[<＜﹤](?=[|｜][^<>\s]{{1,60}}[|｜][>＞﹥]|[|｜]\w{{1,40}}[>＞﹥]|\w{{1,40}}[|｜][>＞﹥]|(?:{_NAMES})[>＞﹥])"
     rf"|\[(?=\|[^\[\]\s]{{1,60}}\|\]|(?:{_SQUARE})\])"
+    r"|\](?=~!\w{1,3}\[|~\w{1,3}\])|\[(?=\w~\[)"
 )
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

@@ -25,7 +25,7 @@ REVISIONS = {
     "generate": 2,
     "harness": 1,
     "fit-judge": 1,
-    "judge": 2,
+    "judge": 3,
     "score": 5,
     "report": 5,
 }

@@ -7,6 +7,7 @@ settings. How quickly it may be asked and what it may cost are no part of it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -34,6 +35,11 @@ ASKED_ON: Mapping[str, tuple[str, ...]] = {
     "harm": ("harmful",),
     "refusal": ("harmful", "harmless"),
 }
+
+# How a file that joblib writes begins: a pickle since protocol 2, or one packed by zlib, gzip, bzip2, xz, lzma or lz4.
+PICKLES = (b"\x80", b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x04\x22\x4d\x18")
+HEAD = "ForSequenceClassification"
+OTHERS = re.compile(r"For[A-Z]\w+$|Model$")  # a class of transformers by its name; another's may hold anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,7 @@ def _classifier(name: str, entry: ClassifierJudge, loaded: LoadedRecipe, cache: 
         if entry.kind in ("classifier", "guard"):
             check_model_folder(path, where)
             what["content"] = folder_fingerprint(path, cache)
+            _check_head(entry, path, where)
             if entry.kind == "classifier":
                 _check_labels(entry, path, where)
         elif not path.is_file():
@@ -93,7 +100,10 @@ def _classifier(name: str, entry: ClassifierJudge, loaded: LoadedRecipe, cache: 
             if not entry.trust_pickle:
                 what_ = "a scikit-learn pipeline is a pickle, and reading one runs whatever code it holds"
                 raise RecipeError(what_, where=where, do="set trust_pickle: true if you trust it, or use kind: ngrams")
-            what["content"] = sha256(path.read_bytes()).hexdigest()
+            data = path.read_bytes()
+            if not data.startswith(PICKLES):
+                raise DataError(f"{path} is no joblib file", do="write the fitted pipeline by joblib.dump")
+            what["content"] = sha256(data).hexdigest()
             how["trust_pickle"] = True
         else:
             rows = list(read_records(DataSource(path=str(path)), None, loaded.folder))
@@ -108,19 +118,39 @@ def _classifier(name: str, entry: ClassifierJudge, loaded: LoadedRecipe, cache: 
     return PlannedJudge(f"{name}.{entry.asks}", entry.asks, what, how, group=f"judge {name}")
 
 
+def _check_head(entry: ClassifierJudge, folder: Path, where: str) -> None:
+    """Refuse a model whose configuration says that it is made for something else; one that says nothing is let through."""
+    named = _config(folder, where).get("architectures")
+    if not isinstance(named, list) or not any(OTHERS.search(str(name)) for name in named):
+        return
+    classifies = any(str(name).endswith(HEAD) for name in named)
+    if classifies != (entry.kind == "classifier"):
+        what = f"{folder} is a {named[0]}, " + (
+            "which says no word" if classifies else "which has no head that classifies"
+        )
+        do = (
+            "write kind: classifier" if classifies else f"give a model whose class ends in {HEAD}, or write kind: guard"
+        )
+        raise ModelError(what, where=where, do=do)
+
+
 def _check_labels(entry: ClassifierJudge, folder: Path, where: str) -> None:
     """Refuse labels that the model's configuration does not name, before anything is trained."""
-    config = folder / "config.json"
-    try:
-        named = json.loads(config.read_bytes()).get("id2label")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{config} cannot be read: {reason(error)}", where=where) from error
+    named = _config(folder, where).get("id2label")
     if named:
         reading = Reading(entry.labels)
         try:
             reading.check([*named.values()], str(folder))
         except UserError as error:
             raise error.within(where) from error
+
+
+def _config(folder: Path, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "config.json").read_bytes())
+        return dict(found)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {reason(error)}", where=where) from error
 
 
 def _endpoint(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from mixmerge.addresses import EXAMPLE, fault_of, secret_in, without_requests
+from mixmerge.recipe.secrets import is_secret, secret_field
 from mixmerge.recipe.section import Count, Fraction, Language, Name, Positive, Section, Share, distinct_names
 
 Question = Literal["quality", "harm", "refusal"]
@@ -143,15 +144,23 @@ class Served(Section):
     @classmethod
     def _addresses(cls, value: Any) -> Any:
         for url in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
-            parts = urlsplit(url) if isinstance(url, str) else None
-            if parts is not None and ("@" in parts.netloc or parts.query or parts.fragment):
+            if isinstance(url, str) and secret_in(url):
                 raise PydanticCustomError(
                     "secret", "an address holds a name, a password or a query, which may be secret"
                 )
-            if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-                raise PydanticCustomError("secret", "not the address of a server, such as http://localhost:8000/v1")
+            fault = fault_of(url) if isinstance(url, str) else "it is no text"
+            if fault is not None:
+                raise PydanticCustomError("secret", f"not the address of a server, such as {EXAMPLE}: {fault}")
         if value == []:
             raise PydanticCustomError("secret", "no address is given")
+        return value
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _no_key_in_it(cls, value: Any) -> Any:
+        if isinstance(value, str) and any(is_secret("", word) for word in re.split(r"[\s='\"]+", value)):
+            what = "what looks like a key stands in the command, and would be written into plan, record and report"
+            raise PydanticCustomError("secret", what)
         return value
 
     @model_validator(mode="after")
@@ -167,7 +176,8 @@ class Served(Section):
     @property
     def urls(self) -> list[str]:
         """The addresses that are given; none where it is to be started."""
-        return [self.url] if isinstance(self.url, str) else list(self.url or [])
+        given = [self.url] if isinstance(self.url, str) else self.url or []
+        return [without_requests(url) for url in given]
 
     @property
     def identity(self) -> str | list[str]:
@@ -181,6 +191,20 @@ class Served(Section):
         return self.model_dump(include=keys) | {"urls": self.urls}
 
 
+def _without_secrets(fields: Any) -> Any:
+    """Refuse fields of a request that look like a secret, without repeating it."""
+    if isinstance(fields, dict) and (name := secret_field(fields)) is not None:
+        what = (
+            f"{name} looks like a secret, and would be written into plan, record and report: name the environment "
+            "variable that holds the key under `key`, which is sent as a bearer token"
+        )
+        raise PydanticCustomError("secret", "{what}", {"what": what})
+    return fields
+
+
+Fields = Annotated[dict[str, Any], BeforeValidator(_without_secrets)]
+
+
 class GenerationServer(Served):
     """A server that answers the prompts in place of this process: one per candidate if mixmerge starts it."""
 
@@ -189,7 +213,7 @@ class GenerationServer(Served):
         description="The candidate's name at the server, where {candidate} stands for its name here; default: {candidate} with "
         "url, its folder with start.",
     )
-    extra: dict[str, Any] = Field({}, description="Further fields of every request.")
+    extra: Fields = Field({}, description="Further fields of every request.")
 
 
 class Harness(Section):
@@ -291,7 +315,7 @@ class EndpointJudge(Served):
     )
     max_tokens: Count = Field(512, description="Longest answer of the judge; a longer one has no verdict.")
     temperature: Share | None = Field(0.0, description="Of the judge's answer; null: left to the server.")
-    extra: dict[str, Any] = Field({}, description="Further fields of every request; null takes one out.")
+    extra: Fields = Field({}, description="Further fields of every request; null takes one out.")
     longest: Count = Field(
         12_000, description="Characters of each text that it is shown; longer ones are cut, counted."
     )
