@@ -167,6 +167,67 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
         assert client.stats()["spent"]["lost"] == 0, "nothing was sent, so nothing is charged"
 
 
+def test_a_host_that_no_name_server_knows_ends_the_call_at_once(tmp_path):
+    url = "http://no-such-host.invalid/v1"
+    with Client([url], answers=tmp_path / "a.db") as client:  # as patient as it is by default
+        with pytest.raises(ServerError, match=rf"^{url}: its host is not found .* 0 of 3 .*; check the address$"):
+            client.ask(many(3))
+        assert client.stats()["spent"]["lost"] == 0
+
+
+def test_a_host_that_is_not_found_is_left_out_where_an_equal_server_answers(server, tmp_path):
+    told = []
+    with Client([server.url, "http://no-such-host.invalid/v1"], answers=tmp_path / "a.db", limits=QUICK) as client:
+        client.tell = told.append
+        assert [answer.error for answer in client.ask(many(20))] == [None] * 20
+    assert told == []
+
+
+def test_a_silence_of_a_server_that_fails_is_told_once_with_its_reason(server, tmp_path):
+    with hostile_server() as gone:
+        url = gone.url
+    told, limits = [], Limits(patience_s=1.5, silent_s=0.1, backoff_s=0.02, backoff_most_s=0.1)
+    with Client([url], answers=tmp_path / "a.db", limits=limits) as client:
+        client.tell = told.append
+        with pytest.raises(ServerError):
+            client.ask(many(3))
+        [line] = told
+        assert line.startswith(f"{url}: no answer for 0 s: ConnectError")
+        assert line.endswith("; it is tried for up to 1 s more")
+        with pytest.raises(ServerError):
+            client.ask(many(3))
+    assert len(told) == 2, "every call has its own silences"
+
+
+def test_a_silence_says_what_a_failing_server_says_but_not_the_key(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server.plan(by_text={"p0": ["500"] * 12 + ["ok"]})
+    told, limits = [], Limits(silent_s=0.05, attempts=99, backoff_s=0.02, backoff_most_s=0.05)
+    with Client([server.url], answers=tmp_path / "a.db", key_env="JUDGE_KEY", limits=limits) as client:
+        client.tell = told.append
+        assert client.ask(many(1))[0].text == "answer to p0"
+    [line] = told
+    assert "HTTP 500 (x: oh no); it is tried for up to 15 min more" in line
+    assert KEY not in line
+
+
+def test_a_server_that_is_only_slow_is_let_be_for_longer(server, tmp_path):
+    server.plan(by_text={"p0": ["hang", "ok"]})
+    told, limits = [], Limits(timeout_s=2, silent_s=0.1, backoff_s=0.01)
+    with Client([server.url], answers=tmp_path / "a.db", limits=limits) as client:
+        client.tell = told.append
+        client.ask(many(1))
+    assert told[0].endswith("s: 1 requests are under way")
+    assert len(told) <= 2, "and once more where it fails in the end"
+
+
+def test_a_server_that_answers_gives_nothing_to_tell(client, server):
+    told = []
+    client.tell = told.append
+    client.ask(many(30))
+    assert told == []
+
+
 def test_a_web_page_instead_of_an_endpoint_is_found_out_before_patience_ends(client, server):
     server.plan(always="html")
     with pytest.raises(ServerError, match=r"a web page, not JSON.*check the address"):
@@ -403,6 +464,41 @@ def test_a_budget_in_requests_is_never_exceeded_and_holds_for_the_life_of_the_fi
     with Client([server.url], answers=path, budget=Budget(requests=40), limits=QUICK) as client:
         assert len(client.ask(many(40))) == 40
     assert server.requests() == 40
+
+
+def test_a_spent_budget_and_a_refusing_endpoint_are_called_by_the_name_that_is_given(server, tmp_path):
+    scope = json.dumps(["m", [server.url], 0])
+    with (
+        Client(
+            [server.url],
+            answers=tmp_path / "a.db",
+            scope=scope,
+            name="judge gpt",
+            budget=Budget(requests=3),
+            limits=QUICK,
+        ) as client,
+        pytest.raises(BudgetError, match=r"^judge gpt: the budget of 3 requests is spent: 3 of 5") as raised,
+    ):
+        client.ask(many(5))
+    told = raised.value.with_more(6).again(do="pay")
+    assert (told.done, told.missing) == (3, 8)
+    assert str(told) == (
+        "judge gpt: the budget of 3 requests is spent: 3 of 11 requests are answered and kept, 8 are missing, "
+        "about 120 tokens; pay"
+    )
+    server.plan(always="400")
+    client = Client([server.url], answers=tmp_path / "b.db", scope=scope, name="judge gpt", limits=QUICK)
+    with client, pytest.raises(ServerError, match=r"^judge gpt: every request so far was refused") as refused:
+        client.ask(many(30))
+    assert refused.value.of_model
+
+
+@pytest.mark.parametrize(("name", "of_model"), [("401", False), ("402", False), ("403", True), ("404", True)])
+def test_an_error_tells_whether_the_server_or_only_its_model_is_of_no_use(client, server, name, of_model):
+    server.plan(always=name)
+    with pytest.raises(ServerError) as raised:
+        client.ask(many(1))
+    assert raised.value.of_model == raised.value.within("here").of_model == of_model
 
 
 def test_a_budget_in_tokens_stops_and_says_what_is_missing(server, tmp_path):

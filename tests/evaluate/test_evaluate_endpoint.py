@@ -12,7 +12,7 @@ import pytest
 from scripted_judge import Reading, Reply, Server, guard_judge, plainly, rubric_judge, serving
 
 from mixmerge.errors import DataError, StepError, UserError
-from mixmerge.evaluate.client import Client, Limits, ServerError
+from mixmerge.evaluate.client import Budget, BudgetError, Client, Limits, ServerError
 from mixmerge.evaluate.endpoint import EndpointJudge
 from mixmerge.evaluate.guards import GUARDS
 from mixmerge.evaluate.judge import Item, Judge, Verdict, write_verdicts
@@ -63,6 +63,21 @@ def test_harm_and_refusal_are_what_the_server_says_and_broken_text_is_invalid_un
     assert [each.prompt for each in verdicts] == [each.prompt for each in given]
     verdicts, _ = judged(tmp_path, "refusal", given, rubric_judge(), grammar=grammar)
     assert words(verdicts) == ["refused", "complied", "invalid", "invalid", "refused"]
+
+
+@pytest.mark.parametrize(("question", "missing"), [("harm", 2 + 2), ("quality", 2 + 4)])
+def test_a_budget_that_ends_before_the_first_item_counts_the_items_among_what_is_missing(
+    tmp_path, question, missing
+) -> None:
+    given = [*items(SAFE, HARMFUL, "", opponent=MORE_DIGITS), *items(SAFE, opponent=MORE_DIGITS)]
+    with serving(rubric_judge()) as server:
+        client = Client([server.url], answers=tmp_path / "a.sqlite", budget=Budget(requests=0), name="judge j")
+        with (
+            client,
+            pytest.raises(BudgetError, match=rf"^judge j: .* 0 of {missing} requests .*, {missing} are missing"),
+        ):
+            EndpointJudge("j.harm", question, "m", client).judge(given)
+    assert server.bodies == []
 
 
 @pytest.mark.parametrize("grammar", ["json", "tags"])

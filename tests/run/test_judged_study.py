@@ -65,27 +65,89 @@ def verdicts(study, name: str) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def failures(done) -> list[str]:
+    """The lines on steps that failed, one as they run and one at the end each."""
+    assert "Traceback" not in done.stderr
+    running = [line for line in done.stderr.splitlines() if "  FAILED: " in line]
+    ended = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(ended) == len(running) + 1, "and one that counts them"
+    return running
+
+
 def test_a_missing_key_and_a_server_that_is_gone_are_one_line_each(copy, monkeypatch):
     with serving(rubric_judge()) as server:
         url = server.url
         monkeypatch.delenv("TINY_KEY")
         done = copy.call("run", "--set", with_judge(copy, url))
         assert done.returncode == 1
-        assert "TINY_KEY" in done.stderr
-        assert "Traceback" not in done.stderr
+        [line] = failures(done)
+        assert "the environment variable TINY_KEY holds no key" in line
+        assert "more step(s) that ask this server are not tried in this run" in line
         assert server.bodies == []
+    monkeypatch.setenv("TINY_KEY", KEY)
+    gone = copy.call("run", "--set", with_judge(copy, url))
+    assert gone.returncode == 1
+    [line] = failures(gone)
+    assert f"FAILED: {url}: ConnectError" in line
+    unknown = copy.call("run", "--set", with_judge(copy, "http://no-such-host.invalid/v1"), "--jobs", "2")
+    [line] = failures(unknown)
+    assert "its host is not found" in line
+    counted = unknown.stderr.splitlines()[-1]
+    steps = json.loads(copy.call("plan", "--json", "--set", with_judge(copy, url)).stdout)["steps"]
+    left = [step for step in steps if step["state"] != "done"]
+    assert f"error: 1 step(s) failed, {len(left) - 1} could not start" in counted
+    assert f"; {len(left) - 3} more step(s) that ask this server" in line, "all but itself, scores and report"
+
+
+def test_a_judge_whose_model_is_not_served_leaves_others_at_its_address_their_work(copy):
+    def answer(body):
+        return Reply("no such model", status=404) if body["model"] == "none" else rubric_judge()(body)
+
+    with serving(answer) as server:
+        other = with_judge(copy, server.url, model="none", known_as="other").replace(".gpt=", ".aaa=")
+        done = copy.call("run", "--set", other, "--set", with_judge(copy, server.url))
+    [line] = failures(done)
+    assert "HTTP 404" in line
+    assert ".aaa." in line
+    assert verdicts(copy, "mix.harmful.gpt.harm")
+    told = [json.loads(line) for line in (copy.out / "runs" / "tiny" / "events.jsonl").read_text().splitlines()]
+    skipped = {event["step"] for event in told if event["event"] == "skipped"}
+    assert skipped
+    assert not skipped & {event["step"] for event in told if event["event"] == "failed"}
+
+
+def test_a_server_that_is_silent_for_a_while_is_told_of_while_it_is_waited_for(copy):
+    began: list[float] = []
+
+    def late(body):
+        began.append(time.monotonic())
+        return Reply("loading", status=503) if began[-1] - began[0] < 11 else rubric_judge()(body)
+
+    with serving(late) as server:
+        done = copy.call("run", "--set", with_judge(copy, server.url, asks=["harm"]))
+        assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "no answer for" in line]
+    assert f"harmful.gpt.harm: {server.url}: no answer for 1" in line
+    assert "HTTP 503 (invalid_request_error: loading); it is tried for up to 15 min more" in line
 
 
 def test_a_budget_ends_the_step_and_says_what_is_missing_and_more_of_it_carries_on(copy):
     with serving(rubric_judge()) as server:
         done = copy.call("run", "--set", with_judge(copy, server.url, budget={"requests": 3}))
         assert done.returncode == 1
-        assert "budget of 3 requests" in done.stderr
         assert len(server.bodies) == 3
+        failed = [line for line in done.stderr.splitlines() if "  FAILED: " in line]
+        assert all("  FAILED: judge gpt: the budget of 3 requests is spent: " in line for line in failed)
+        missing = sum(int(line.partition(" are missing")[0].rpartition(" ")[2]) for line in failed)
+        [total, counted] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert total.startswith("error: judge gpt: the budget of 3 requests is spent: up to ")
+        assert f" up to {missing} requests of {len(failed)} steps are missing, about " in total
+        assert counted.startswith(f"error: {len(failed)} step(s) failed")
         more = copy.call("run", "--set", with_judge(copy, server.url, budget={"requests": 10_000}))
         assert more.returncode == 0, more.stderr
         bodies = [json.dumps(body, sort_keys=True) for body in server.bodies]
         assert len(bodies) == len(set(bodies)), "nothing is asked twice"
+        assert len(bodies) - 3 <= missing
 
 
 def test_a_killed_run_carries_on_without_asking_twice(copy):

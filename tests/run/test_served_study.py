@@ -255,6 +255,8 @@ def test_a_server_that_dies_at_once_is_one_line_with_its_last_words_and_a_log_th
     line = failed(done.stderr, "base.general")
     assert "the server ended with status 1: error: it has no kernels for this machine" in line
     assert "no kernels" in log_in(line).read_text(encoding="utf-8")
+    assert "; 1 more step(s) that ask this server are not tried in this run" in line
+    assert done.stderr.count("  FAILED: ") == len(started(small)) == 2, "once for each model"
 
 
 def log_in(line: str) -> Path:
@@ -311,6 +313,8 @@ def test_a_server_given_by_its_url_is_asked_for_every_candidate_by_name(copy):
     gone = copy.call("run", *arguments, "--set", "evaluation.max_new_tokens=5")
     assert gone.returncode == 1
     assert server.url in failed(gone.stderr, "base.general")
+    assert gone.stderr.count("  FAILED: ") == 1, "the other candidate has the same server"
+    assert "; 3 more step(s) that ask this server are not tried" in gone.stderr
 
 
 # A judge that mixmerge starts

@@ -9,8 +9,12 @@ from queue import Queue
 
 import pytest
 
-from mixmerge.errors import CheckpointError, DataError, MixmergeError
+from mixmerge.errors import CheckpointError, DataError, MixmergeError, StepError
+from mixmerge.evaluate.limits import BudgetError, NoKeyError, ServerError, Shortage
+from mixmerge.plan.graph import Step
 from mixmerge.run.local import Worker, log_file
+from mixmerge.run.servers import connect, servers_of, told_of
+from mixmerge.run.steps import StepContext, let_go
 from mixmerge.run.store import RECORD, Store, write_json
 from mixmerge.run.worker import _named, carry_out
 
@@ -158,11 +162,9 @@ def test_what_we_did_not_foresee_is_a_bug(tmp_path):
 
 
 def test_a_group_that_shares_a_thing_makes_it_once_and_drops_it_for_the_next(chain, tmp_path):
-    from mixmerge.run.steps import StepContext
-
     shared: dict = {}
     context = StepContext(
-        chain.steps[0], tmp_path, tmp_path, Store(tmp_path), shared, lambda done, total: None, tmp_path / "log"
+        chain.steps[0], tmp_path, tmp_path, Store(tmp_path), shared, lambda done, total: None, print, tmp_path / "log"
     )
     made = []
 
@@ -179,6 +181,83 @@ def test_a_group_that_shares_a_thing_makes_it_once_and_drops_it_for_the_next(cha
         "a",
     ]
     assert made == ["a", "b", "a"]
+
+
+def server_step(name: str, group: str, urls: list[str], *, key: str | None = None) -> Step:
+    place = {"urls": urls, "start": None, "replicas": 1, "ready_within": 9.0, "key": key, "timeout": 9.0}
+    how = {"server": place | {"concurrency": 2}}
+    return Step("judge", name, {"judge": "endpoint", "name": name}, how=how, group=group)
+
+
+A, B = "http://a/v1", "http://b/v1"
+
+
+def test_steps_of_one_server_are_known_by_its_model_and_by_its_address_with_the_key():
+    one, same, other = (server_step(n, f"judge {n}", u) for n, u in (("x", [A, B]), ("y", [B, A]), ("z", [A])))
+    assert servers_of(one)[0] == "judge x"
+    assert servers_of(one)[1] == servers_of(same)[1] != servers_of(other)[1]
+    assert servers_of(one)[1] != servers_of(server_step("x", "judge x", [A, B], key="KEY"))[1]
+    assert servers_of(server_step("x", "generate 1", [])) == ("generate 1",), "one that is started serves one model"
+    assert servers_of(Step("merge", "m", {})) == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ServerError("gone"), {"server": f"{A} by None"}),
+        (ServerError("no such model", of_model=True), {"server": "judge x"}),
+        (StepError("no usable answer"), {"server": "judge x"}),
+        (NoKeyError("no key"), {"server": f"{A} by None"}),
+        (DataError("a damaged row"), {}),
+        (None, {}),
+    ],
+)
+def test_what_a_failed_step_tells_of_its_server_is_what_others_share(error, told):
+    assert told_of(server_step("x", "judge x", [A]), error) == told
+    assert told_of(Step("merge", "m", {}), error) == {}
+
+
+def test_a_spent_budget_is_told_in_numbers_and_leaves_the_server_to_the_next_step(tmp_path):
+    class Held:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    error = BudgetError(Shortage("the budget of 3 requests", 1, 2, 30, None), where="judge x")
+    told = told_of(server_step("x", "judge x", [A]), error)
+    assert told == {
+        "budget": {
+            "whose": "judge x",
+            "over": "the budget of 3 requests",
+            "done": 1,
+            "missing": 2,
+            "tokens": 30,
+            "money": None,
+        }
+    }
+    held = Held()
+    shared = {"key": "x", "value": held}
+    let_go(shared, error)
+    assert (shared["value"], held.closed) == (held, False)
+    let_go(shared, ServerError("gone"))
+    assert (shared, held.closed) == ({}, True)
+
+
+def test_a_kept_client_tells_the_step_that_asks_it_now(tmp_path):
+    shared: dict = {}
+    clients = []
+    for name in ("one", "two"):
+        step, words = server_step(name, "judge x", ["http://127.0.0.1:9/v1"]), []
+        folders = (tmp_path, tmp_path, Store(tmp_path))
+        context = StepContext(step, *folders, shared, lambda done, total: None, words.append, tmp_path / "log")
+        clients.append(connect(context, "m", scope="s", name="judge x").client)
+        clients[-1].tell(f"to {name}")
+        assert words == [f"to {name}"]
+    assert clients[0] is clients[1]
+    other = connect(context, "m", scope="s", name="judge x", budget={"requests": 3}).client
+    assert other is not clients[0], "another budget is another client's"
+    let_go(shared)
 
 
 def test_every_kind_of_step_can_be_carried_out():

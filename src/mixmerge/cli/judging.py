@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixmerge.cli.options import JsonOption, OutOption, RecipeArg, SetOption, app
-from mixmerge.cli.printing import bar, print_json, print_notes, print_table
+from mixmerge.cli.printing import bar, print_json, print_notes, print_table, tell
 from mixmerge.cli.study import plan_of, print_result, report_failures
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
@@ -92,7 +92,7 @@ def calibrate(
         notes.append(f"{len(everything) - len(labelled)} rows in other languages are passed over")
     print_notes({"notes": notes})
     statistics = loaded.recipe.statistics
-    with ready_judge(plan, out, judge) as instrument:
+    with ready_judge(plan, out, judge, tell) as instrument:
         found = measure(
             instrument,
             labelled,

@@ -38,7 +38,12 @@ def print_json(value: Any) -> None:
 
 def print_notes(found: Mapping[str, Any]) -> None:
     for note in found.get("notes", ()):
-        print(f"note: {note}", file=sys.stderr)
+        tell(note)
+
+
+def tell(note: str) -> None:
+    """Say what a person should know, beside the answer."""
+    print(f"note: {note}", file=sys.stderr)
 
 
 def bar(title: str) -> Any:

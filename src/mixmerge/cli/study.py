@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -314,8 +315,27 @@ def report_failures(outcome: Outcome, plan: Plan, study: Study) -> None:
     """Name each failed step with its log, and end with the exit status of a failure; nothing where all went well."""
     for step_id, error in outcome.failed.items():
         step = plan.by_id[step_id]
-        print(f"error: {step.title}: {error} (log: {study.log(step)})", file=sys.stderr)
+        whose = outcome.short.get(step_id, {}).get("whose")
+        alike = {i: short for i, short in outcome.short.items() if short["whose"] == whose}
+        if len(alike) == 1 or whose is None:
+            print(f"error: {step.title}: {error} (log: {study.log(step)})", file=sys.stderr)
+        elif step_id == next(iter(alike)):
+            print(f"error: {whose}: {lacking(list(alike.values()))}", file=sys.stderr)
     outcome.check()
+
+
+def lacking(short: Sequence[Mapping[str, Any]]) -> str:
+    """What all steps together lack whose budget is spent; answers that would have served two of them count twice."""
+    from mixmerge.evaluate.limits import Shortage
+
+    total = Shortage(
+        short[0]["over"],
+        sum(one["done"] for one in short),
+        sum(one["missing"] for one in short),
+        *(sum(told) if None not in (told := [one[key] for one in short]) else None for key in ("tokens", "money")),
+    )
+    missing = f"up to {total.missing} requests of {len(short)} steps are missing{total.cost}"
+    return f"{total.over} is spent: {missing}; raise the budget and run again to carry on"
 
 
 def _brief(why: tuple[str, ...]) -> str:

@@ -27,7 +27,7 @@ from mixmerge.evaluate.answers import Answers, Reply, request_key
 from mixmerge.evaluate.capacity import Capacity
 from mixmerge.evaluate.dispatch import Dispatch, Replica, Request, Tally, request_of
 from mixmerge.evaluate.exchange import Answer, BlackOut, Line, read
-from mixmerge.evaluate.limits import Budget, BudgetError, Limits, ServerError
+from mixmerge.evaluate.limits import Budget, BudgetError, Limits, NoKeyError, ServerError
 
 if TYPE_CHECKING:
     import httpx2
@@ -50,6 +50,7 @@ class Client:
         budget: Budget | None = None,
         limits: Limits = Limits(),  # noqa: B008 a frozen value
         gone: Callable[[], bool] | None = None,
+        name: str | None = None,
     ) -> None:
         """Open the file of answers; nothing is sent.
 
@@ -58,6 +59,7 @@ class Client:
             scope: names the endpoint in the file of answers and in its budget; default: the addresses.
             key_env: the environment variable that holds the key; None: no key is sent.
             gone: asked where a connection fails; True ends the call at once, for the server will not come back.
+            name: who is named where the endpoint as a whole is at fault or its budget is spent; default: the addresses.
 
         Raises:
             UserError: an address that is none.
@@ -69,7 +71,8 @@ class Client:
         self.scope = ", ".join(addresses) if scope is None else scope
         self._key_env, self._limits, self._budget = key_env, limits, budget or Budget()
         self._replicas = [Replica(a, Capacity(limits.max_concurrency, limits.concurrency)) for a in addresses]
-        self._tally, self._gone = Tally(), gone
+        self._tally, self._gone, self._name = Tally(), gone, name or ", ".join(addresses)
+        self.tell: Callable[[str], None] | None = None  # told once, in words, of every silence of the servers
         self._answers = Answers(answers)
 
     def ask(
@@ -81,7 +84,7 @@ class Client:
         `progress(answered, all)` counts it. For several samples of one prompt, give the bodies a `seed` each.
 
         Raises:
-            UserError: the environment variable of the key is not set. Nothing was sent.
+            NoKeyError: the environment variable of the key is not set. Nothing was sent.
             ServerError: a server that cannot be reached, keeps failing, or refuses everything.
             BudgetError: the budget is spent; says what is missing.
             CheckpointError: the file of answers cannot be read or written.
@@ -165,6 +168,8 @@ class Client:
                 done=done,
                 landed=landed,
                 gone=self._gone,
+                name=self._name,
+                tell=self.tell,
             ).run()
 
     def _on_disk(self, key: bytes, reply: Reply) -> Answer:
@@ -182,13 +187,13 @@ def read_key(variable: str) -> str:
     """The key in an environment variable.
 
     Raises:
-        UserError: it is not set, or holds what no header can carry. The message does not quote it.
+        NoKeyError: it is not set, or holds what no header can carry. The message does not quote it.
     """
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"the environment variable {variable} holds no key", do=f"run `export {variable}=...` before")
+        raise NoKeyError(f"the environment variable {variable} holds no key", do=f"run `export {variable}=...` before")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(
+        raise NoKeyError(
             f"the environment variable {variable} holds what cannot be a key (a blank, a letter with accents)"
         )
     return key

@@ -22,12 +22,13 @@ from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.answers import Answers, Reply, Spent
 from mixmerge.evaluate.capacity import Capacity, Ticket
 from mixmerge.evaluate.exchange import GIVEN_UP, Again, Answer, Answered, Hopeless, Line, Outcome, read
-from mixmerge.evaluate.limits import Budget, BudgetError, Limits, ServerError
+from mixmerge.evaluate.limits import Budget, BudgetError, Limits, ServerError, Shortage
 
 STRIKES = 3  # failures in a row after which a server is tried with one request at a time
 ALL_REFUSED = 20  # refusals, and not one answer ever: the request's form is at fault, not its content
 CHARACTERS_A_TOKEN = 3  # a guess, where a server does not count
 USUAL_COMPLETION = 256  # tokens, where a request names no limit and nothing is known yet
+SLOW = 6  # so many times longer is a server that only does not answer, and fails nothing, let be
 # Failures of a server that is up and works for others: the request itself is at fault
 OWN_FAULTS = {"server_error", "bad_reply"}
 
@@ -42,6 +43,7 @@ class Replica:
     strikes: int = 0
     struck_at: float = 0.0
     dead: Hopeless | None = None
+    answered: bool = False
 
     def room(self, now: float) -> bool:
         most = 1 if self.strikes >= STRIKES else self.capacity.limit
@@ -104,6 +106,8 @@ class Dispatch:
         done: int,
         landed: Callable[[bytes, Answer], None],
         gone: Callable[[], bool] | None = None,
+        name: str | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self._ready = deque(requests)
         self._waiting: list[tuple[float, int, Request]] = []
@@ -112,6 +116,7 @@ class Dispatch:
         self._replicas, self._lines = replicas, lines
         self._answers, self._scope, self._budget, self._limits = answers, scope, budget, limits
         self._tally, self._landed, self._gone = tally, landed, gone
+        self._name, self._tell = name or scope, tell
         self._random = random.Random()  # two processes must not wait alike; no result depends on it
         self._order = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,7 +127,7 @@ class Dispatch:
         self._spent = answers.spent(scope)
         self._news, self._paid = asyncio.Event(), asyncio.Event()
         self._last_good = time.monotonic()
-        self._last_why = "nothing was sent"
+        self._last_bad, self._last_why = 0.0, "nothing was sent"
         self._failure: BaseException | None = None
 
     async def run(self) -> None:
@@ -134,6 +139,7 @@ class Dispatch:
         """
         committer = asyncio.create_task(self._commit_always())
         committer.add_done_callback(lambda _: self._news.set())
+        watch = asyncio.create_task(self._watch())
         try:
             while self._open and not committer.done():
                 self._news.clear()
@@ -145,9 +151,9 @@ class Dispatch:
                 elif self._open:
                     await self._idle(until)
         finally:
-            for task in [*self._tasks, committer]:
+            for task in [*self._tasks, watch, committer]:
                 task.cancel()
-            ends = await asyncio.gather(committer, *self._tasks, return_exceptions=True)
+            ends = await asyncio.gather(committer, watch, *self._tasks, return_exceptions=True)
             if isinstance(ends[0], CheckpointError):
                 raise ends[0]
             batch, owed = self._uncommitted, self._owed
@@ -211,23 +217,28 @@ class Dispatch:
         now = time.monotonic()
         if isinstance(outcome, Answered):
             replica.capacity.answered(ticket, now - began)
-            replica.strikes, replica.free_at, self._last_good = 0, 0.0, now
+            replica.strikes, replica.free_at, replica.answered, self._last_good = 0, 0.0, True, now
             if outcome.answer.finish == "error" and not self._ever_answered():
                 self._hold(request, outcome)
             else:
                 self._queue(request, outcome)
+        elif isinstance(outcome, Again) and outcome.nowhere and not replica.answered:
+            self._take_death(request, replica, Hopeless(f"its host is not found ({outcome.why})", "check the address"))
         elif isinstance(outcome, Hopeless):
-            replica.capacity.ended()
-            replica.dead = outcome
-            self._ready.appendleft(request)
-            if all(r.dead for r in self._replicas):
-                self._fail(outcome.why, outcome.do, replica.url)
+            self._take_death(request, replica, outcome)
         else:
             self._take_failure(request, replica, ticket, outcome, began)
 
+    def _take_death(self, request: Request, replica: Replica, death: Hopeless) -> None:
+        replica.capacity.ended()
+        replica.dead = death
+        self._ready.appendleft(request)
+        if all(r.dead for r in self._replicas):
+            self._fail(death.why, death.do, replica.url, of_model=death.of_model)
+
     def _take_failure(self, request: Request, replica: Replica, ticket: Ticket, outcome: Again, began: float) -> None:
         now = time.monotonic()
-        self._last_why = outcome.why
+        self._last_bad, self._last_why = now, outcome.why
         self._tally.retried[outcome.kind] += 1
         request.tries += 1
         if outcome.charged:
@@ -281,9 +292,28 @@ class Dispatch:
         most = min(self._limits.backoff_most_s, self._limits.patience_s / 8)
         return min(most, self._limits.backoff_s * 2.0 ** min(max(failures, 1) - 1, 30)) * self._random.uniform(0.5, 1)
 
-    def _fail(self, why: str, do: str, where: str) -> None:
+    def _fail(self, why: str, do: str, where: str, *, of_model: bool = False) -> None:
         kept = f"{self._asked - self._open} of {self._asked} requests are answered and kept"
-        self._failure = self._failure or ServerError(f"{why}; {kept}", where=where, do=do)
+        self._failure = self._failure or ServerError(f"{why}; {kept}", where=where, do=do, of_model=of_model)
+
+    async def _watch(self) -> None:
+        """Tell of every silence once: soon where requests fail, later where the server may only be slow."""
+        told: tuple[float, bool] | None = None
+        while self._tell is not None:
+            await asyncio.sleep(min(1.0, self._limits.silent_s / 4))
+            silence, failing = time.monotonic() - self._last_good, self._last_bad >= self._last_good
+            long = self._limits.silent_s * (1 if failing else SLOW)
+            if silence < long or told == (self._last_good, failing) or not self._open:
+                continue
+            told = self._last_good, failing
+            rest = f"{len(self._flying)} requests are under way"
+            if failing:
+                rest = f"{self._last_why}; it is tried for up to {_period(self._limits.patience_s - silence)} more"
+            self._tell(f"{self._urls}: no answer for {silence:.0f} s: {rest}")
+
+    @property
+    def _urls(self) -> str:
+        return ", ".join(replica.url for replica in self._replicas)
 
     async def _idle(self, until: float | None) -> None:
         """Nothing is under way: wait for the next try, where there will be one."""
@@ -297,8 +327,7 @@ class Dispatch:
             what = f"no answer for {now - self._last_good:.3g} s ({self._last_why})"
             if until is not None and now <= end:
                 what = f"no answer, and none to be had for another {until - now:.0f} s ({self._last_why})"
-            where = ", ".join(r.url for r in self._replicas)
-            self._fail(what, "see that the server is up and run again to carry on", where)
+            self._fail(what, "see that the server is up and run again to carry on", self._urls)
 
     async def _wait(self, until: float | None) -> None:
         """Wait for news, at the longest until the given moment."""
@@ -320,13 +349,12 @@ class Dispatch:
 
     def _out_of_budget(self, over: str) -> BudgetError:
         missing, known = self._open, self._spent.answered
-        what = f"{over} is spent: {self._asked - missing} of {self._asked} requests are answered and kept, {missing} are missing"
+        tokens = money = None
         if known:
             rest = self._spent * missing // known
-            what += f", about {rest.tokens_in + rest.tokens_out} tokens"
-            what += f" or {self._budget.price(rest):.2g} in money" if self._budget.priced else ""
-        do = "raise the budget and run again to carry on"
-        return BudgetError(what, where=self._scope, do=do, done=self._asked - missing, missing=missing)
+            tokens = rest.tokens_in + rest.tokens_out
+            money = self._budget.price(rest) if self._budget.priced else None
+        return BudgetError(Shortage(over, self._asked - missing, missing, tokens, money), where=self._name)
 
     def _ever_answered(self) -> bool:
         return self._spent.answered > 0 or any(a.answer.error is None for _, a in self._uncommitted)
@@ -338,7 +366,8 @@ class Dispatch:
             self._fail(
                 f"every request so far was refused: {answered.answer.error}",
                 "mend the request (model, response format, parameters) or the server",
-                self._scope,
+                self._name,
+                of_model=True,
             )
 
     def _land_held(self) -> None:
@@ -399,3 +428,7 @@ class Dispatch:
         self._tally.answered += not answer.cached and answer.error is None
         self._tally.errors += not answer.cached and answer.error is not None
         self._landed(request.key, answer)
+
+
+def _period(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(0.0, seconds):.0f} s"

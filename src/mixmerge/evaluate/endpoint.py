@@ -16,6 +16,7 @@ from mixmerge.evaluate.degenerate import is_degenerate
 from mixmerge.evaluate.fence import Shown, shown
 from mixmerge.evaluate.guards import GUARDS
 from mixmerge.evaluate.judge import NO_VERDICT, Item, Verdict
+from mixmerge.evaluate.limits import BudgetError
 from mixmerge.evaluate.rubrics import Question, Rubric, ask_by_rubric, shipped_rubric
 from mixmerge.evaluate.verdicts import FINISHED, STORED, WORDS, Grammar, read_verdict, verdict_schema
 
@@ -110,7 +111,10 @@ class EndpointJudge:
         found = [self._known(item) for item in items]
         unknown = [item for item, verdict in zip(items, found, strict=True) if verdict is None]
         if unknown and self._guard is None:
-            self._settle_grammar()
+            try:
+                self._settle_grammar()
+            except BudgetError as error:  # what comes after the two questions about its grammar is missing too
+                raise error.with_more(self._count(unknown)) from None
         requests = [self._requests(item) for item in unknown]
         bodies = [request.body for of_item in requests for request in of_item]
         answers = iter(self._client.ask(bodies, self._progress) if bodies else ())
@@ -148,6 +152,10 @@ class EndpointJudge:
         orders = [judged] if len(judged) == 1 else [judged, judged[::-1]]
         grammar = self._grammar or "tags"  # a guard has none, and pays it no heed
         return [self._request(item.prompt.id, item.prompt.lang, request, order, grammar) for order in orders]
+
+    def _count(self, items: Sequence[Item]) -> int:
+        """How many requests the items come to; equal ones are asked once."""
+        return len({repr(request.body) for item in items for request in self._requests(item)})
 
     def _request(self, key: str, language: str, request: Shown, judged: Sequence[Shown], grammar: Grammar) -> _Request:
         body = {"model": self._model} | {name: value for name, value in self._fields.items() if value is not None}

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import re
+import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class Again:
     why: str
     wait_s: float | None = None
     charged: bool = False  # sent whole, and the server may have done the work
+    nowhere: bool = False  # the host's name has no address
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Hopeless:
 
     why: str
     do: str
+    of_model: bool = False  # to this model: the server may have others
 
 
 Outcome = Answered | Again | Hopeless
@@ -120,7 +123,7 @@ class Line:
                 isinstance(error, httpx2.NetworkError | httpx2.ProxyError) or "disconnected" in why or "closed" in why
             )
             kind = "connection" if dropped else "bad_reply"
-            return Again("connection" if not sent else kind, why, charged=sent)
+            return Again("connection" if not sent else kind, why, charged=sent, nowhere=_has_no_address(error))
 
     async def _exchange(self, body: bytes, trace: Any) -> Outcome:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
@@ -168,9 +171,8 @@ def weigh(reply: Reply, headers: Mapping[str, str]) -> Outcome:
     if status in (400, 403, 413, 422, 451) and (status not in (403,) or CONTENT.search(said)):
         return Answered(Reply(status, reply.body), read(Reply(status, reply.body)) or Answer("", "error", why))
     if status in (401, 403):
-        return Hopeless(
-            why, "check the key and its rights (`key` in the recipe names the environment variable that holds it)"
-        )
+        do = "check the key and its rights (`key` in the recipe names the environment variable that holds it)"
+        return Hopeless(why, do, of_model=status == 403)
     if status == 402:
         return Hopeless(why, "top up the account or give another endpoint; what was answered is kept")
     if 300 <= status < 400:
@@ -178,7 +180,8 @@ def weigh(reply: Reply, headers: Mapping[str, str]) -> Outcome:
             f"HTTP {status}: it redirects, and a key is not carried elsewhere", "give the address it leads to"
         )
     if status in (404, 405, 410, 501):
-        return Hopeless(why, "check the address (it ends in /v1 as a rule) and the name of the model")
+        do = "check the address (it ends in /v1 as a rule) and the name of the model"
+        return Hopeless(why, do, of_model=status in (404, 410))
     return Answered(reply, Answer("", "error", why))
 
 
@@ -264,6 +267,14 @@ class BlackOut(logging.Filter):
     def __exit__(self, *_: object) -> None:
         for name in LOGGERS:
             logging.getLogger(name).removeFilter(self)
+
+
+def _has_no_address(error: BaseException) -> bool:
+    """Whether a host's name could not be resolved, which the transport's error only has as its cause."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, socket.gaierror):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def _load(body: bytes) -> Any:

@@ -127,7 +127,8 @@ def client_of(context: StepContext) -> Client:
     model = context.how.get("folder_of_model", context.what["model"])
     what = context.what
     scope = json.dumps([what["model"], what["server"], what.get("attempt", 0)])
-    return connect(context, model, scope=scope, budget=context.how.get("budget")).client
+    name = f"judge {context.how['judge'].rpartition('.')[0]}"
+    return connect(context, model, scope=scope, name=name, budget=context.how.get("budget")).client
 
 
 def judge_steps(plan: Plan) -> dict[str, Step]:
@@ -140,8 +141,10 @@ def judge_steps(plan: Plan) -> dict[str, Step]:
 
 
 @contextmanager
-def ready_judge(plan: Plan, root: Path, name: str) -> Iterator[Judge]:
+def ready_judge(plan: Plan, root: Path, name: str, tell: Callable[[str], None]) -> Iterator[Judge]:
     """A judge of the plan, apart from any study's answers; a local one that has to be fitted is fitted first.
+
+    tell: what a person should know while it is asked, such as a server that does not answer.
 
     Raises:
         UserError: a judge that the plan does not have.
@@ -162,7 +165,7 @@ def ready_judge(plan: Plan, root: Path, name: str) -> Iterator[Judge]:
     shared: dict[Any, Any] = {}
     store.folder.mkdir(parents=True, exist_ok=True)
     log = Study(root, plan.study).log(step)
-    context = StepContext(step, root, root, store, shared, lambda done, total: None, log)
+    context = StepContext(step, root, root, store, shared, lambda done, total: None, tell, log)
     try:
         yield judge_of(context)
     finally:

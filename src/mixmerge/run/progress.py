@@ -63,6 +63,8 @@ class Progress:
                 self._say(f"{self._count()} {step.title}: {event['done']}/{event['total']}")
         elif kind == "waiting":
             self._say(f"{self._count()} {step.title}: another runner is at it, waiting")
+        elif kind == "note":
+            self._say(f"{self._count()} {step.title}: {event['text']}")
         elif kind in ("done", "failed"):
             if step.id in self.tasks:
                 self.bars.remove_task(self.tasks.pop(step.id))

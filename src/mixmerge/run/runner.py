@@ -22,6 +22,7 @@ from mixmerge.plan.graph import KINDS, Plan, Step
 from mixmerge.run.forks import ForkServer, usable
 from mixmerge.run.local import Event, Worker, log_file, usable_threads, worker_environment
 from mixmerge.run.progress import Progress
+from mixmerge.run.servers import servers_of
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
 from mixmerge.train.memory import memory_advice
 from mixmerge.train.settings import Devices, settings_from
@@ -35,6 +36,8 @@ class Outcome:
     """What a run came to: ids of steps done now, errors by id, and ids that could not start because of them.
 
     `ended`: nothing more is started, since the disk is full, or since the recipe has to change before the study can end.
+    `lost`: servers that were of no use to a step, as in `servers_of`; no more of their steps are started. `short`: what steps
+    lack by id, where a budget is spent.
     """
 
     done: list[str] = field(default_factory=list)
@@ -42,6 +45,8 @@ class Outcome:
     blocked: list[str] = field(default_factory=list)
     bug: bool = False
     ended: bool = False
+    lost: set[str] = field(default_factory=set)
+    short: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise a StepError if anything failed."""
@@ -165,6 +170,7 @@ def _next_batch(todo: dict[str, Step], running: set[str], outcome: Outcome, jobs
     if any(s.kind in FIRST for s in todo.values()):
         ready = [s for s in ready if s.kind in FIRST]
     ready = [s for s in ready if not any(i in outcome.failed for i in s.inputs.values())]
+    ready = [s for s in ready if not outcome.lost.intersection(servers_of(s))]
     if not ready:
         return ()
     first = min(ready, key=lambda step: KINDS.index(step.kind))
@@ -185,10 +191,25 @@ def _take(
         outcome.done.append(step.id)
     elif event["event"] == "failed":
         running.discard(step.id)
+        event = _shared_failure(step, event, todo, outcome)
         _fail(step, str(event["error"]), todo, outcome)
         outcome.bug |= bool(event["bug"])
         outcome.ended |= step.kind in FIRST or bool(event.get("full"))
+    elif event["event"] == "skipped":
+        running.discard(step.id)
     progress.take(step, event)
+
+
+def _shared_failure(step: Step, event: Event, todo: dict[str, Step], outcome: Outcome) -> Event:
+    """Note what a failure means for other steps; the event, which says how many of them are left alone."""
+    if "budget" in event:
+        outcome.short[step.id] = dict(event["budget"])
+    if (server := event.get("server")) is None:
+        return event
+    outcome.lost.add(server)
+    others = sum(server in servers_of(other) for other in todo.values() if other is not step)
+    left = f"; {others} more step(s) that ask this server are not tried in this run" if others else ""
+    return {**event, "error": f"{event['error']}{left}"}
 
 
 def _fail(step: Step, error: str, todo: dict[str, Step], outcome: Outcome) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mixmerge.errors import MixmergeError
+from mixmerge.errors import MixmergeError, StepError
 
 if TYPE_CHECKING:
     from mixmerge.evaluate.client import Client
+    from mixmerge.plan.graph import Step
     from mixmerge.run.steps import StepContext
 
 STARTED_PATIENCE_S = 60.0  # beyond the time that one answer may take
@@ -41,10 +42,13 @@ class Connection:
         self.stack.__exit__(type(error), error, error.__traceback__)
 
 
-def connect(context: StepContext, model: str, *, scope: str, budget: Mapping[str, Any] | None = None) -> Connection:
+def connect(
+    context: StepContext, model: str, *, scope: str, name: str | None = None, budget: Mapping[str, Any] | None = None
+) -> Connection:
     """The connection to the server in the step's `how`, kept for the next steps of this process.
 
     model: the folder or the name that a server is started with. scope: what answers are known by, whatever the address.
+    name: who is named where the budget is spent.
 
     Raises:
         UserError, StepError: a server that cannot be started.
@@ -81,11 +85,34 @@ def connect(context: StepContext, model: str, *, scope: str, budget: Mapping[str
                 limits=Limits(**limits),
                 # one of ours does not come back; where nothing ever answered, the address is wrong
                 gone=lambda: refused(urls) and (started or not client.stats()["answered"]),
+                name=name,
             )
             return Connection(client, stack.pop_all())
 
-    found: Connection = context.keep(("server", model, scope, repr(sorted(server.items()))), made)
+    key = ("server", model, scope, name, repr(sorted(server.items())), repr(sorted((budget or {}).items())))
+    found: Connection = context.keep(key, made)
+    found.client.tell = context.tell
     return found
+
+
+def servers_of(step: Step) -> tuple[str, ...]:
+    """What the step's server is known by within a run: the model that it serves, and its address with its key, if given."""
+    if "server" not in step.how:
+        return ()
+    urls, key = step.how["server"]["urls"], step.how["server"]["key"]
+    return (step.group, f"{', '.join(sorted(urls))} by {key}") if urls else (step.group,)
+
+
+def told_of(step: Step, error: MixmergeError | None) -> dict[str, Any]:
+    """What other steps can learn from a step's error: `server`, which is of no use to them, or `budget`, which is spent."""
+    from mixmerge.evaluate.limits import BudgetError, NoKeyError, ServerError
+
+    if isinstance(error, BudgetError):
+        return {"budget": {"whose": error.where, **asdict(error.shortage)}}
+    if not (known := servers_of(step)) or not isinstance(error, ServerError | NoKeyError | StepError):
+        return {}
+    of_model = isinstance(error, StepError) or (isinstance(error, ServerError) and error.of_model)
+    return {"server": known[0] if of_model else known[-1]}
 
 
 def refused(urls: Sequence[str]) -> bool:

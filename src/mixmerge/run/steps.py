@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mixmerge.errors import DataError, MixmergeError
+from mixmerge.evaluate.limits import BudgetError
 from mixmerge.plan.graph import Step
 from mixmerge.plan.identity import fingerprint
 from mixmerge.run.judges import checked_calibrations, judge_of, spent
@@ -37,7 +38,10 @@ Measurements = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What a step gets: its spec, where to write, its inputs, and what its process holds already; `log`: its own log."""
+    """What a step gets: its spec, where to write, its inputs, and what its process holds already; `log`: its own log.
+
+    `progress(done, all)` and `tell(words)` go to the person who waits.
+    """
 
     step: Step
     out: Path
@@ -45,6 +49,7 @@ class StepContext:
     store: Store
     shared: dict[Any, Any]
     progress: Callable[[int, int], None]
+    tell: Callable[[str], None]
     log: Path
 
     @property
@@ -74,9 +79,13 @@ class StepContext:
 def let_go(shared: dict[Any, Any], error: MixmergeError | None = None) -> None:
     """Drop what a process holds for its steps; what can be closed (a client, a server) is closed.
 
+    With `error`: what it has made useless. A server whose budget is spent is well, and answers what it has answered.
+
     Raises:
         StepError: with `error`, where it comes of a server that has died.
     """
+    if isinstance(error, BudgetError):
+        return
     value = shared.pop("value", None)
     shared.clear()
     if error is not None and isinstance(value, Connection):

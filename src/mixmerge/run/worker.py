@@ -28,6 +28,7 @@ from mixmerge.leaving import leave
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
 from mixmerge.run.runner import Study
+from mixmerge.run.servers import servers_of, told_of
 from mixmerge.run.steps import CARRY_OUT, StepContext, let_go
 from mixmerge.run.store import Store, named_os_error, remove
 
@@ -42,12 +43,12 @@ def main(argv: list[str]) -> int:
     emit = take_stdout()
     threading.Thread(target=_follow_runner, daemon=True).start()
     plan = Plan.from_json(json.loads(Path(plan_file).read_text(encoding="utf-8")))
-    store, shared = Store(Path(root)), dict[Any, Any]()
+    store, shared, lost = Store(Path(root)), dict[Any, Any](), set[str]()
     failed = False
     try:
         for step_id in ids:
             _log_to(log_file(Path(plan_file), plan.by_id[step_id]))
-            failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit)
+            failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit, lost)
     except FullDiskError:  # it was told; the steps that are left would only meet it again
         failed = True
     finally:
@@ -55,8 +56,14 @@ def main(argv: list[str]) -> int:
     return int(failed)
 
 
-def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> bool:
-    """Carry out one step and tell how it went; FullDiskError where that was the reason."""
+def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit, lost: set[str]) -> bool:
+    """Carry out one step and tell how it went; FullDiskError where that was the reason.
+
+    One that asks a server which was of no use to an earlier step is left alone; `lost` has these servers.
+    """
+    if lost.intersection(servers_of(step)):
+        emit("skipped", step=step.id)
+        return False
     try:
         carry_out(step, plan, store, shared, emit)
     except Exception as error:
@@ -65,7 +72,9 @@ def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit:
         with suppress(OSError):  # the disk that the log is on may be the one that is full
             traceback.print_exc()
         full = isinstance(known, FullDiskError)
-        emit("failed", step=step.id, error=named, bug=bug, full=full)
+        told = told_of(step, known)
+        lost |= {told["server"]} if "server" in told else set()
+        emit("failed", step=step.id, error=named, bug=bug, full=full, **told)
         if isinstance(known, FullDiskError):
             raise known from error
         return False
@@ -131,8 +140,11 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
             last = now
             emit("progress", step=step.id, done=done, total=total)
 
+    def tell(text: str) -> None:
+        emit("note", step=step.id, text=text)
+
     log = Study(store.root, plan.study).log(step)
-    context = StepContext(step, folders.out, folders.work, store, shared, progress, log)
+    context = StepContext(step, folders.out, folders.work, store, shared, progress, tell, log)
     try:
         measurements = CARRY_OUT[step.kind](context)
     except MixmergeError as error:  # a server that has died is no use to the next step either
