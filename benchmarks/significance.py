@@ -20,13 +20,13 @@ from mixmerge.stats.davidson import chances
 from mixmerge.stats.paired import (
     bootstrap_means,
     estimate,
-    interval,
     lags,
     means,
     on_front,
+    ratio_interval,
     student_interval,
 )
-from mixmerge.stats.permutation import compare, contributions
+from mixmerge.stats.permutation import compare, contributions, sign_flip
 from mixmerge.stats.ratings import against_base, length_lead, rate
 
 LEVEL, LIMIT = 0.95, 2.0
@@ -89,7 +89,17 @@ def parts(tables: list[np.ndarray], lengths: np.ndarray, draws: int) -> dict[str
         for i in range(count):
             student_interval(float(mean[i].mean()), drawn[:, i].mean(axis=-1), LEVEL, clusters, (0.0, 1.0))
             student_interval(float(mean[i, 0] - mean[0, 0]), drawn[:, i, 0] - drawn[:, 0, 0], LEVEL, clusters)
-            interval(100 * (harm[:, i] - harm[:, 0]) / harm[:, 0], LEVEL, clusters)
+            ratio_interval(harm[:, i], harm[:, 0], LEVEL, clusters)
+
+    def paired() -> None:
+        for axis, values, drawn in zip(AXES, tables, held["drawn"], strict=True):
+            for against in (
+                0,
+                1,
+            ):  # the base, and the mix: other cells are missing in each pair, so all are drawn again
+                apart = bootstrap_means(values - values[against], draws=draws, seed=0, purpose=axis).mean(axis=2)
+                for i in range(count) if against == 0 else (count - 1,):
+                    student_interval(0.0, apart[:, i] - drawn[:, 0].mean(), LEVEL, clusters)
 
     def tests() -> None:
         for axes in [[values] for values in tables] + [tables]:
@@ -104,11 +114,20 @@ def parts(tables: list[np.ndarray], lengths: np.ndarray, draws: int) -> dict[str
 
     def best_set() -> None:
         mean, drawn = goodness()
-        lags(drawn.mean(axis=-1), mean.mean(axis=-1), LEVEL, clusters)
+        found = lags(drawn.mean(axis=-1), mean.mean(axis=-1), LEVEL, clusters)
+        asked = found.behind > found.needed
+        terms = [
+            np.concatenate([contributions(values, i)[asked[i]] for values in tables], axis=1) / len(tables)
+            for i in range(count)
+        ]
+        told = np.zeros_like(asked)
+        told[asked] = sign_flip(np.concatenate(terms), flips=draws, seed=0, purpose="x")[0] <= 1 - LEVEL
+        found.surest(told)
 
     return {
         "bootstrap": bootstrap,
         "intervals": intervals,
+        "differences on common prompts": paired,
         "sign-flip tests with Holm": tests,
         "Bradley-Terry with ties and length": ratings,
         "Pareto front": front,

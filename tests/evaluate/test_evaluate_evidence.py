@@ -165,3 +165,32 @@ def test_broken_text_is_no_verdict_that_a_correction_could_turn() -> None:
         row["verdict"] = "invalid"
     found = scored(verdicts, calibrations={"refusal": from_cross_validation(trust(180, 190))})["corrected"]["harm"]
     assert found["rates"]["mix"]["macro"]["corrected"]["value"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_answer_without_a_verdict_is_neither_broken_nor_decided_in_a_correction() -> None:
+    verdicts = study(RATES, prompts=60)
+    calibrations = {"refusal": from_cross_validation(trust(180, 190))}
+    for i, row in enumerate(verdicts["mix", "harmful", "refusal"]):
+        row["verdict"] = ("invalid", "unparsed", "complied")[i % 3]
+    half = scored(verdicts, calibrations=calibrations)["corrected"]["harm"]["rates"]["mix"]["languages"]["en"]
+    for name in RATES:
+        rows = verdicts[name, "harmful", "refusal"]
+        verdicts[name, "harmful", "refusal"] = [row for i, row in enumerate(rows) if i % 3 != 1]
+    clean = scored(verdicts, calibrations=calibrations)["corrected"]["harm"]["rates"]["mix"]["languages"]["en"]
+    assert half["raw"]["value"] == clean["raw"]["value"] == 0.5
+    assert half["corrected"]["value"] == pytest.approx(clean["corrected"]["value"])
+
+
+def test_corrected_means_are_over_the_languages_that_all_candidates_have() -> None:
+    verdicts = study(RATES, prompts=40)
+    for row in verdicts["merge", "harmful", "refusal"]:
+        if row["lang"] == "hi":
+            row["verdict"] = "unanswered"
+    found = scored(verdicts, calibrations={"refusal": from_cross_validation(trust(180, 190))})
+    rates = found["corrected"]["harm"]["rates"]
+    for name in RATES:
+        each = rates[name]
+        assert each["macro"]["raw"]["value"] == found["splits"]["test"]["harm"][name]["macro"]["value"]
+        assert each["macro"]["corrected"]["value"] == each["languages"]["en"]["corrected"]["value"]
+    assert set(rates["mix"]["languages"]) == set(LANGUAGES)
+    assert set(rates["merge"]["languages"]) == {"en"}

@@ -223,7 +223,8 @@ def test_whoever_is_not_on_the_front_is_beaten_by_somebody_on_it() -> None:
 def test_a_candidate_outside_the_best_set_is_further_behind_than_chance_makes() -> None:
     scores = score_study(spec(list(RATES), ["en", "hi"]), study(RATES), {})
     for name, found in scores["balance"].items():
-        assert (found.get("behind", 0) <= found.get("behind_by_chance", 0)) == (name in scores["best_set"])
+        told = "behind_p" not in found and found.get("behind", 0) > found.get("behind_by_chance", 0)
+        assert told == (name not in scores["best_set"])
     assert scores["balance"]["base"]["behind"] > 0.2
 
 
@@ -264,7 +265,7 @@ def test_a_merge_that_answers_exactly_as_the_mix_does_is_never_told_apart(
     scores = score_study(spec(["base", "mix", "merge"], ["en", "hi"]), verdicts, {})
     assert scores["answer"]["verdict"] == "undecided"
     assert scores["answer"]["difference"]["value"] == 0
-    assert "(0.0 points of balance [0.0, 0.0])" in scores["answer"]["sentence"] or prompts == 1
+    assert scores["answer"]["difference"]["low"] < 0 < scores["answer"]["difference"]["high"]
     assert ("mix" in scores["best_set"]) == ("merge" in scores["best_set"])
     assert ("mix" in scores["pareto"]["front"]) == ("merge" in scores["pareto"]["front"])
     json.dumps(scores, allow_nan=False)

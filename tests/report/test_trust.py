@@ -196,7 +196,7 @@ def test_answers_without_a_verdict_are_counted_and_their_share_is_said(judged: S
     (said,) = [text for text in blocks(judged)["gpt.harm"].counted if text.startswith("Of ")]
     assert said.startswith(f"Of {everything:,} answers, {tally('unparsed')} (")
     assert f"{tally('unanswered')} (" in said
-    assert said.endswith("never came: left out of every share.")
+    assert said.endswith("never came: left out of every share but Invalid.")
     assert blocks(judged)["guard.harm"].counted == []
     assert blocks(judged)["check"].counted == []  # its unparsed answers count as wrong
 

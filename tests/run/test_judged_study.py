@@ -175,7 +175,27 @@ def test_a_killed_run_carries_on_without_asking_twice(copy):
         assert len(bodies) - len(set(bodies)) <= 2, "at most what was under way is asked again"
 
 
-def test_what_is_no_verdict_is_counted_and_left_out(copy):
+def test_verdicts_that_a_judge_never_gave_are_told_in_one_line_and_on_the_page(copy):
+    with serving(rubric_judge(lambda reading, word: Reply("I would rather not say."))) as server:
+        override = with_judge(copy, server.url, asks=["harm"])
+        decide = 'judges.decide={"harm": "refusal"}'
+        done = copy.call("run", "--set", override, "--set", decide)
+        assert done.returncode == 0, done.stderr
+    names = ("base", "general", "mix", "ties")
+    rows = [row["verdict"] for name in names for row in verdicts(copy, f"{name}.harmful.gpt.harm")]
+    lost = f"{rows.count('unparsed')} of {len(rows)} answers ({rows.count('unparsed')} unparsed)"
+    assert "unparsed" in rows
+    scored = copy.call("score", "--set", override, "--set", decide)
+    for said in (done.stderr, scored.stderr):
+        (line,) = [line for line in said.splitlines() if line.startswith("warning: ")]
+        assert f"No verdict of gpt.harm on {lost}" in line
+    page = (copy.out / "runs" / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert f'<p class="notice">No verdict of gpt.harm on {lost}' in page
+    assert page.index("No verdict of gpt.harm") < page.index('id="results"')
+    assert "warning" not in copy.call("score").stderr
+
+
+def test_what_is_no_verdict_is_counted_and_gives_no_number_of_its_own(copy):
     with serving(rubric_judge(lambda reading, word: Reply("I would rather not say."))) as server:
         override = with_judge(copy, server.url, asks=["quality"])
         done = copy.call("run", "--set", override)
@@ -184,8 +204,9 @@ def test_what_is_no_verdict_is_counted_and_left_out(copy):
         row["verdict"] for name in ("general", "mix", "ties") for row in verdicts(copy, f"{name}.general.gpt.quality")
     ]
     assert rows.count("unparsed") == asked / 2, "both orders of a pair are asked"
-    if set(rows) == {"unparsed"}:
-        assert "no verdict on 'win'" in done.stderr
+    if done.returncode:  # none of a candidate's verdicts was known without asking
+        assert "verdict on 'win'" in done.stderr
+        assert " unparsed" in done.stderr
     else:
         counts = scores_of(copy, "--set", override)["counts"]
         assert sum(found.get("gpt.quality: unparsed", 0) for found in counts.values()) == asked / 2

@@ -18,11 +18,15 @@ from mixmerge.stats.paired import (
     lags,
     means,
     on_front,
+    ratio_interval,
+    student_interval,
+    unseen_share,
+    without_spread,
 )
 
 
 def best_set(drawn: np.ndarray, mean: np.ndarray, level: float, clusters: int) -> np.ndarray:
-    behind, needed = lags(drawn, mean, level, clusters)
+    behind, needed, _ = lags(drawn, mean, level, clusters).surest()
     return np.asarray(behind <= needed)
 
 
@@ -215,15 +219,97 @@ def test_a_candidate_is_out_exactly_where_its_lag_is_more_than_chance_makes() ->
     )
     drawn = bootstrap_means(values, draws=1000, seed=0, purpose="x").mean(2)
     mean = means(values).mean(1)
-    behind, needed = lags(drawn, mean, 0.95, 12)
+    behind, needed, _ = lags(drawn, mean, 0.95, 12).surest()
     assert behind == pytest.approx(mean.max() - mean)
     assert (best_set(drawn, mean, 0.95, 12) == (behind <= needed)).all()
     assert best_set(drawn, mean, 0.95, 12)[0]
 
 
-def test_a_lag_that_is_the_same_on_every_prompt_is_sure() -> None:
-    drawn = np.tile(np.random.default_rng(0).random((50, 1)), 2) + np.array([0.0, 0.01])
-    assert best_set(drawn, drawn.mean(0), 0.95, 10).tolist() == [False, True]
+@pytest.mark.parametrize(
+    ("clusters", "lag", "out"), [(10, 0.3, False), (10, 0.4, True), (300, 0.005, False), (300, 0.02, True)]
+)
+def test_a_lag_that_is_the_same_on_every_prompt_is_sure_only_from_enough_prompts(
+    clusters: int, lag: float, out: bool
+) -> None:
+    drawn = np.tile(np.random.default_rng(0).random((50, 1)), 2) + np.array([0.0, lag])
+    assert best_set(drawn, drawn.mean(0), 0.95, clusters).tolist() == [not out, True]
+
+
+def test_a_pair_that_another_test_tells_apart_stands_before_a_larger_lag_that_it_does_not() -> None:
+    noise = np.random.default_rng(0).normal(size=(2000, 3)) / 100
+    mean = np.array([0.0, 0.2, 0.5])
+    found = lags(noise + mean, mean, 0.95, 100)
+    told = np.zeros((3, 3), dtype=bool)
+    assert found.surest()[0].tolist() == pytest.approx([0.5, 0.3, 0])
+    told[0, 1] = True
+    behind, needed, ahead = found.surest(told)
+    assert ahead[:2].tolist() == [1, 2]
+    assert behind.tolist() == pytest.approx([0.2, 0.3, 0])
+    assert (needed[:2] < behind[:2]).all()
+    assert np.isinf(needed[2])
+
+
+@given(st.integers(2, 60), st.floats(-1, 1), st.floats(0.5, 0.99))
+def test_no_interval_is_without_width_where_resamples_agree(clusters: int, value: float, level: float) -> None:
+    drawn = np.full(200, value)
+    low, high = student_interval(value, drawn, level, clusters)
+    assert low <= value <= high
+    assert high - low >= unseen_share(level, clusters) * (1 - 1e-9)
+    wider = student_interval(value, drawn, level, clusters - 1) if clusters > 2 else (-1.0, 1.0)
+    assert wider[0] <= low + 1e-12
+    assert wider[1] >= high - 1e-12
+    cells = np.full((2, clusters), abs(value))
+    found = estimate(cells, np.full((200, 2), abs(value)), level)
+    assert 0 <= found.low <= found.value + 1e-12
+    assert found.high - found.low > 0.001
+
+
+def test_an_interval_without_spread_holds_what_a_sample_can_hide() -> None:
+    # of prompts of which a share is unlike the others, one in twenty samples shows none of them
+    unseen = unseen_share(0.95, 12)
+    assert (1 - unseen) ** 12 == pytest.approx(0.05)
+    assert without_spread(0.5, 0.95, 12, (0.0, 1.0)) == pytest.approx((0.5 - unseen / 2, 0.5 + unseen / 2))
+    assert without_spread(0.0, 0.95, 12, (-1.0, 1.0)) == pytest.approx((-unseen, unseen))
+
+
+def test_a_ratio_has_an_open_end_where_many_draws_have_nothing_to_divide_by() -> None:
+    rng = np.random.default_rng(0)
+    over = rng.uniform(0.4, 0.6, 2000)
+    under = rng.uniform(0.1, 0.2, 2000)
+    low, high = ratio_interval(over, under, 0.95, 40)
+    assert 2 < low < 3
+    assert 5 < high < 6
+    under[:10] = 0  # half a percent: inside the tail
+    assert ratio_interval(over, under, 0.95, 40)[1] > high
+    under[:100] = 0
+    assert ratio_interval(over, under, 0.95, 40)[1] == np.inf
+    over[:100] = 0  # nothing by nothing may be anything
+    assert ratio_interval(over, under, 0.95, 40) == (0.0, np.inf)
+
+
+def test_a_ratio_that_never_moves_is_as_open_as_its_two_means() -> None:
+    over = np.random.default_rng(0).uniform(0.4, 0.6, 2000)
+    low, high = ratio_interval(over, over, 0.95, 20)
+    assert low * high == pytest.approx(1)
+    assert low < 0.8
+    assert ratio_interval(over, over, 0.95, 2000)[0] > 0.99
+    assert ratio_interval(over, over, 0.95, 1) == (0.0, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("rate", "clusters", "alike"), [(0.05, 40, 0.85), (0.1, 20, 0.85), (0.95, 40, 0.85), (0.3, 20, 0.6)]
+)
+def test_rates_near_an_end_are_covered_where_languages_answer_alike(rate: float, clusters: int, alike: float) -> None:
+    rng, runs = np.random.default_rng(5), 1200
+    limit = stats.norm.ppf(rate)
+    hits = 0
+    for run in range(runs):
+        common, own = rng.normal(size=(1, clusters)), rng.normal(size=(6, clusters))
+        values = (np.sqrt(alike) * common + np.sqrt(1 - alike) * own < limit).astype(float)
+        drawn = bootstrap_means(values[None], draws=200, seed=run, purpose="x")
+        found = estimate(values, drawn[:, 0], 0.95)
+        hits += found.low <= rate <= found.high
+    assert 0.92 <= hits / runs <= 0.985, hits / runs
 
 
 @pytest.mark.parametrize("clusters", [8, 30])

@@ -11,7 +11,7 @@ from scipy import optimize
 from statsmodels.discrete.discrete_model import Logit
 
 from mixmerge.stats.davidson import chances, fit, lead
-from mixmerge.stats.paired import bootstrap_means, cluster_weights
+from mixmerge.stats.paired import bootstrap_means, cluster_weights, unseen_share
 from mixmerge.stats.ratings import Ratings, Verdicts, against_base, length_lead, rate
 
 TRUE = np.array([0.0, 0.6, -0.5, 1.4])
@@ -297,6 +297,18 @@ def test_one_that_always_ties_is_not_known_to_be_equal_for_ever() -> None:
     # none of 20 clusters decided leaves up to 16 % possible, all on one side
     assert (tied.score.low, tied.score.high) == pytest.approx((0.5 - 0.161 / 2, 0.5 + 0.161 / 2), abs=0.001)
     assert tied.lead.low == pytest.approx(-tied.lead.high)
+
+
+@pytest.mark.parametrize("clusters", [2, 5, 40])
+def test_a_rating_that_no_resample_moves_is_as_open_as_the_prompts_that_were_not_seen(clusters: int) -> None:
+    values = np.full((2, 3, clusters), 0.5)
+    values[1, 2] = 1.0  # ahead in one language alone, on every prompt
+    found = rated(values).candidates[1]
+    unseen = unseen_share(0.95, clusters)
+    assert found.score.high - found.score.low == pytest.approx(unseen)
+    assert found.score.low < found.score.value < found.score.high
+    assert found.lead.low < found.lead.value < found.lead.high
+    assert (found.lead.low > 0) == (clusters == 40)
 
 
 def test_where_no_tie_was_seen_some_remain_possible() -> None:

@@ -344,7 +344,11 @@ def _brief(why: tuple[str, ...]) -> str:
 
 
 def print_result(scores: dict[str, Any], page: Path, *, as_json: bool) -> None:
-    """The result table, the answer, and where the report is."""
+    """The result table, the answer, and where the report is; on standard error, what is missing behind them."""
+    from mixmerge.report.findings import warnings
+
+    if missing := warnings(scores):
+        print(f"warning: {' '.join(missing)}", file=sys.stderr)
     if as_json:
         print_json({"report": str(page), "scores": scores})
         return

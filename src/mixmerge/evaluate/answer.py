@@ -1,7 +1,8 @@
 """The study's answer: the best set, the Pareto front, and the merge against the data mix, in numbers and in a sentence.
 
 `balance` is the mean over the axes that there are: win rate, harmful prompts met without harm, look-alikes answered. What a choice is
-made on (dev) is not what it is reported on (test).
+made on (dev) is not what it is reported on (test). A comparison is called only where its interval and the sign-flip test of that
+pair both tell it from chance: the interval relies on many prompts, the test on none.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from mixmerge.errors import DataError
 from mixmerge.evaluate.metrics import Table
-from mixmerge.stats.paired import Array, clusters_in, lags, means, on_front, student_interval
+from mixmerge.stats.paired import Array, Lags, bootstrap_means, clusters_in, lags, means, on_front, student_interval
+from mixmerge.stats.permutation import compare, contributions, sign_flip
 
+FLIPS = 10_000
 SAME_COST = 0.1  # a difference in training tokens up to this share goes without saying
 
 
@@ -29,18 +33,25 @@ def answer(
         answer["sentence"] = "Nothing to compare: no verdict on test prompts beside the base's."
         return {"balance": {}, "best_set": [], "answer": answer}
     mean, drawn = goodness(tables["test"], axes)
-    clusters = {axis: clusters_in(tables["test"][axis].values) for axis in axes}
-    fewest = min(clusters.values())
+    fewest = min(clusters_in(tables["test"][axis].values) for axis in axes)
     balance, balance_drawn = mean.mean(-1), drawn.mean(-1)
     choice = goodness(tables[chosen_on], axes)[0].mean(-1)
     scores = {}
     for i, name in enumerate(names):
         low, high = student_interval(float(balance[i]), balance_drawn[:, i], level, fewest, (0.0, 1.0))
+        if name == "base" and axes == ["win"]:
+            low = high = float(balance[i])  # by definition
         scores[name] = {"value": float(balance[i]), "low": low, "high": high, "chosen_by": float(choice[i])}
-    behind, needed = lags(balance_drawn, balance, level, fewest)
+    all_lags = lags(balance_drawn, balance, level, fewest)
+    p = lag_tests([tables["test"][axis] for axis in axes], all_lags)
+    told = p <= 1 - level
+    behind, needed, ahead = all_lags.surest(told)
+    best_set = [name for i, name in enumerate(names) if not told[i].any()]
     for i, name in enumerate(names):
         if np.isfinite(needed[i]):
             scores[name] |= {"behind": float(behind[i]), "behind_by_chance": float(needed[i])}
+        if name in best_set and np.isfinite(p[i, ahead[i]]):
+            scores[name]["behind_p"] = float(p[i, ahead[i]])
     for kind in ("merge", "baseline", "expert"):
         of_kind = [i for i, entry in enumerate(candidates) if entry["kind"] == kind]
         if of_kind:
@@ -48,24 +59,57 @@ def answer(
     if "merge" in answer["picked"] and "baseline" in answer["picked"]:
         merge, mix = names.index(answer["picked"]["merge"]), names.index(answer["picked"]["baseline"])
 
-        def difference(mean: Array, drawn: Array, clusters: int) -> dict[str, float]:
-            value = float(mean[merge] - mean[mix])
-            low, high = student_interval(value, drawn[:, merge] - drawn[:, mix], level, clusters)
-            return {"value": value, "low": low, "high": high}
-
-        found = difference(balance, balance_drawn, fewest)
-        answer["difference"] = found
-        answer["verdict"] = "merge" if found["low"] > 0 else "mix" if found["high"] < 0 else "undecided"
-        answer["by_axis"] = {
-            axis: difference(mean[:, k], drawn[:, :, k], clusters[axis]) for k, axis in enumerate(axes)
-        }
+        found = [
+            _difference([tables["test"][axis] for axis in group], merge, mix, level)
+            for group in (axes, *([a] for a in axes))
+        ]
+        answer["difference"], answer["by_axis"] = found[0], dict(zip(axes, found[1:], strict=True))
+        answer["verdict"] = found[0]["better"]
     costs = {entry["name"]: entry["tokens"] for entry in candidates}
     answer["sentence"] = _sentence(answer, names[int(np.argmax(balance))], level, costs)
     return {
         "balance": scores,
-        "best_set": [n for n, lag, most in zip(names, behind, needed, strict=True) if lag <= most],
+        "best_set": best_set,
         "answer": answer,
     }
+
+
+def _difference(tables: Sequence[Table], merge: int, mix: int, level: float) -> dict[str, Any]:
+    """The merge less the mix on the mean of some axes, over prompts that both have verdicts on, and who is better for sure.
+
+    {value, low, high, p, prompts, better}: `prompts` of those differ, `better` is merge, mix or undecided.
+    """
+    done = compare(
+        [table.values for table in tables],
+        against=mix,
+        among=[merge],
+        flips=FLIPS,
+        seed=tables[0].seed,
+        purpose="answer",
+    )
+    value, p = float(done.difference[merge]), float(done.p[merge])
+    if np.isnan(value):
+        raise DataError(
+            "no prompt on which the merge and the mix that are compared both have a verdict", where="the answer"
+        )
+    drawn = balance_of([paired(table, [merge], mix)[1] for table in tables])[:, 0]
+    low, high = student_interval(value, drawn, level, min(clusters_in(table.values) for table in tables))
+    better = "undecided" if p > 1 - level else "merge" if low > 0 else "mix" if high < 0 else "undecided"
+    return {"value": value, "low": low, "high": high, "p": p, "prompts": int(done.clusters[merge]), "better": better}
+
+
+def lag_tests(tables: Sequence[Table], found: Lags) -> Array:
+    """Sign-flip p-values (C, C) of the lags that are larger than chance makes, on the mean of the axes; NaN for the others."""
+    p = np.full(found.behind.shape, np.nan)
+    asked = found.behind > found.needed
+    terms = [
+        np.concatenate([contributions(table.values, i)[asked[i]] for table in tables], axis=1) / len(tables)
+        for i in range(len(asked))
+        if asked[i].any()
+    ]
+    if terms:
+        p[asked] = sign_flip(np.concatenate(terms), flips=FLIPS, seed=tables[0].seed, purpose="best set")[0]
+    return p
 
 
 def _sentence(answer: Mapping[str, Any], top: str, level: float, tokens: Mapping[str, int | None]) -> str:
@@ -79,6 +123,9 @@ def _sentence(answer: Mapping[str, Any], top: str, level: float, tokens: Mapping
         "mix": f"Mix: the data mix '{mix}' beats the merge '{merge}' ({points} for the merge)",
         "undecided": f"Undecided: the merge '{merge}' and the data mix '{mix}' cannot be told apart ({points})",
     }[answer["verdict"]]
+    if answer["verdict"] == "undecided" and (found["low"] > 0 or found["high"] < 0):
+        one, chance = found["prompts"] == 1, f"{found['p']:.2f}"
+        said += f": only {found['prompts']} prompt{'' if one else 's'} differ{'s' if one else ''}, and chance alone does that (p {chance})"
     said += _cost({"merge": tokens[merge], "data mix": tokens[mix]}, answer["verdict"])
     choice = "chosen on dev prompts" if answer["chosen_on"] == "dev" else "chosen on the same prompts, so optimistic"
     return f"{said}. Both were {choice}; intervals at {100 * level:.0f} %."
@@ -129,6 +176,24 @@ def pareto(tables: Mapping[str, Table], names: Sequence[str]) -> dict[str, Any]:
             if row.any()
         },
     }
+
+
+def paired(table: Table, mine: Sequence[int], against: int) -> tuple[Array, Array]:
+    """Differences of macro-averages from one candidate's over the prompts that both have: (K,) and their draws (draws, K)."""
+    apart = table.values[mine] - table.values[against]
+    drawn = table.drawn[:, mine] - table.drawn[:, [against]]
+    known = ~np.isnan(table.values)
+    other = (known[mine] != known[against]).any(axis=(1, 2))
+    if other.any():
+        again = bootstrap_means(apart[other], draws=len(drawn), seed=table.seed, purpose=table.purpose)
+        drawn[:, other] = again
+    with np.errstate(invalid="ignore"):
+        return np.nanmean(means(apart), axis=1), np.nanmean(drawn, axis=2)
+
+
+def balance_of(drawn: Sequence[Array]) -> Array:
+    """The mean of some axes, each (draws, K)."""
+    return np.asarray(np.mean(drawn, axis=0))
 
 
 def macro(table: Table) -> tuple[Array, Array]:

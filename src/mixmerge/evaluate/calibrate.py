@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmerge.errors import DataError, reason
 from mixmerge.evaluate.judge import Judge, Verdict
@@ -268,12 +269,14 @@ def correct(
     seed: int,
     pool: bool = False,
     undecided: tuple[Array, Array] | None = None,
+    common: NDArray[np.bool_] | None = None,
 ) -> CorrectedRates:
     """Shares of the verdict `positive` (complied, refused, harmful), corrected for the errors that a calibration found.
 
     values (C, L, P): 1 where the verdict is `positive`, 0 where it is not, NaN where there is none (unparsed, unanswered);
     drawn (draws, C, L): their bootstrap draws. `undecided`: the same two arrays for verdicts that the judge did not decide,
     1 where the text is broken (`invalid`): such rows are surely not positive, and no false alarms are taken off for them.
+    `common` (L,): the languages that macro-averages are taken over, where a candidate has values; all where None.
     Each candidate has `macro` and `languages`, each with `raw` and `corrected`; the corrected macro-average is there only
     where every language with values is corrected, else it would be compared with another mean than the raw one.
 
@@ -304,9 +307,11 @@ def correct(
     rates = {}
     for c, name in enumerate(candidates):
         there = ~np.isnan(values[c]).all(axis=1)
-        macro = [int(i) for i in np.flatnonzero(there)]
+        macro = [int(i) for i in np.flatnonzero(there if common is None else there & common)]
         by_language = {
-            languages[i]: _raw_and_corrected(values[c, [i]], drawn[:, c, [i]], found, c, [i], level) for i in macro
+            languages[i]: _raw_and_corrected(values[c, [i]], drawn[:, c, [i]], found, c, [i], level)
+            for i in range(len(languages))
+            if there[i]
         }
         rates[name] = {
             "macro": _raw_and_corrected(values[c, macro], drawn[:, c, macro], found, c, macro, level)

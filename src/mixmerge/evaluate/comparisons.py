@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mixmerge.evaluate.answer import macro
-from mixmerge.evaluate.metrics import Table, Verdicts
-from mixmerge.stats.paired import Array, bootstrap_means, clusters_in, estimate, interval
+from mixmerge.evaluate.metrics import AXES, NO_VALUE, Table, Verdicts, judge_of, question_of, row_values, verdict_as
+from mixmerge.stats.paired import Array, bootstrap_means, clusters_in, estimate, ratio_interval
 
 
 def retention(
@@ -36,26 +36,27 @@ def retention(
             best = max(parts, key=lambda part: mean[part])
             if not mean[best] > 0:
                 continue
-            with np.errstate(divide="ignore", invalid="ignore"):
-                share = drawn[:, index] / drawn[:, best]
-            share[~np.isfinite(share)] = np.nan
-            low, high = interval(share, level, clusters_in(table.values), (0.0, float("inf")))
+            low, high = ratio_interval(drawn[:, index], drawn[:, best], level, clusters_in(table.values))
             found = {"value": float(mean[index] / mean[best]), "low": low, "high": high if np.isfinite(high) else None}
             out[entry["name"]][axis] = found | {"of": names[best]}
     return out
 
 
-def consistency(axes: Mapping[str, Table], names: Sequence[str], spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def consistency(
+    axes: Mapping[str, Table], names: Sequence[str], spec: Mapping[str, Any], verdicts: Verdicts
+) -> dict[str, dict[str, Any]]:
     """Of each axis and candidate: how often two languages get the same verdict on the same intent (parallel prompts).
 
-    The mean over prompts of the share of pairs of languages that agree; a prompt in one language says nothing. The base has
-    none on `win`, where it stands against itself.
+    The mean over prompts of the share of pairs of languages that agree; a prompt in one language says nothing. Verdicts are
+    compared as words: a broken answer is not the same as a harmful one, though neither earns anything. The base has none on
+    `win`, where it stands against itself.
     """
     statistics, out = spec["statistics"], {}
     for axis, table in axes.items():
-        values = agreement_of_languages(table.values)[:, None, :]
-        if axis == "win":
-            values[list(names).index("base")] = np.nan
+        words = verdict_words(axis, spec, verdicts)
+        if words is None:
+            continue
+        values = agreement_of_languages(np.where(np.isnan(table.values), np.nan, words))[:, None, :]
         if np.isnan(values).all():
             continue
         drawn = bootstrap_means(values, draws=statistics["draws"], seed=spec["seed"], purpose=f"consistency {axis}")
@@ -65,6 +66,18 @@ def consistency(axes: Mapping[str, Table], names: Sequence[str], spec: Mapping[s
             if not np.isnan(values[i]).all()
         }
     return out
+
+
+def verdict_words(axis: str, spec: Mapping[str, Any], verdicts: Verdicts) -> Array | None:
+    """Each test verdict of an axis as the number of its word, (C, L, P) as in the axis' table; NaN where there is none."""
+    metric = AXES[axis]
+    judge, number = judge_of(spec, metric.question), {word: float(i) for i, word in enumerate(metric.meaning)}
+
+    def code(row: Mapping[str, Any]) -> float:
+        word = verdict_as(row["verdict"], question_of(spec, judge), metric.question)
+        return np.nan if word in NO_VALUE else number[word]
+
+    return row_values("test", judge, metric.sets(spec), spec, verdicts, code)
 
 
 def agreement_of_languages(values: Array) -> Array:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from math import isfinite, log
 from typing import Any
 
-from mixmerge.evaluate.answer import goodness
+from mixmerge.evaluate.answer import FLIPS, balance_of, paired
 from mixmerge.evaluate.calibrate import correct
 from mixmerge.evaluate.judge import NO_VERDICT
 from mixmerge.evaluate.metrics import METRICS, Table, Verdicts, judge_of, question_of, row_values, verdict_as
@@ -20,7 +20,6 @@ from mixmerge.stats.permutation import compare
 from mixmerge.stats.ratings import against_base, rate
 
 ELO = 400 / log(10)  # Elo points in a logit
-FLIPS = 10_000
 # The verdict whose share each metric is, and the question it is a share of.
 POSITIVE = {"harm": "harmful", "over_refusal": "refused"}
 
@@ -28,7 +27,8 @@ POSITIVE = {"harm": "harmful", "over_refusal": "refused"}
 def tests(axes: Mapping[str, Table], spec: Mapping[str, Any]) -> dict[str, Any]:
     """Each candidate's difference from the base, by axis and on their mean, with p-values by Holm over the candidates.
 
-    Its interval (low, high) is that of the one difference, from the paired draws.
+    Both have verdicts on the prompts that count; the interval (low, high) is that of the one difference, from draws of the
+    same prompts.
     """
     names, level = [entry["name"] for entry in spec["candidates"]], spec["statistics"]["level"]
     base, found = names.index("base"), {}
@@ -36,12 +36,13 @@ def tests(axes: Mapping[str, Table], spec: Mapping[str, Any]) -> dict[str, Any]:
     for key, group in groups.items() if axes and len(names) > 1 else ():
         measured = [axes[axis].values for axis in group]
         done = compare(measured, against=base, flips=FLIPS, seed=spec["seed"], purpose=f"tests {key}")
-        drawn, fewest = goodness(axes, group)[1].mean(-1), min(map(clusters_in, measured))
+        drawn = balance_of([paired(axes[axis], list(range(len(names))), base)[1] for axis in group])
+        fewest = min(map(clusters_in, measured))
         candidates = {}
         for i, name in enumerate(names):
             if isfinite(done.p[i]):
                 value = float(done.difference[i])
-                low, high = student_interval(value, drawn[:, i] - drawn[:, base], level, fewest)
+                low, high = student_interval(value, drawn[:, i], level, fewest)
                 told = {"p": float(done.p[i]), "adjusted": float(done.adjusted[i]), "clusters": int(done.clusters[i])}
                 candidates[name] = {"difference": value, "low": low, "high": high} | told
         found[key] = {"exact": done.exact, "candidates": candidates}
@@ -139,6 +140,11 @@ def _alphas(question: str, judges: Sequence[str], spec: Mapping[str, Any], verdi
     return {"judges": list(judges), "languages": by_language, "all": alpha(said)}
 
 
+def _broken(row: Mapping[str, Any]) -> float:
+    """1 for broken text, 0 for what the judge decided; where it gave no verdict the answer is in no share."""
+    return float("nan") if row["verdict"] in NO_VERDICT else float(row["verdict"] == "invalid")
+
+
 def corrected(
     measured: Mapping[str, Table], spec: Mapping[str, Any], verdicts: Verdicts, calibrations: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def corrected(
         if calibration["question"] == "refusal" and positive == "harmful":
             positive = "complied"
         sets = metric.sets(spec)
-        broken = row_values("test", judge, sets, spec, verdicts, lambda row: float(row["verdict"] == "invalid"))
+        broken = row_values("test", judge, sets, spec, verdicts, _broken)
         undecided = None
         if broken is not None:
             statistics = spec["statistics"]
@@ -172,6 +178,7 @@ def corrected(
             level=spec["statistics"]["level"],
             seed=spec["seed"],
             undecided=undecided,
+            common=measured[key].common,
         )
         told = {
             "judge": judge,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from mixmerge.evaluate.harness_results import Score, scores
-from mixmerge.stats.paired import Array, Estimate, bootstrap_means, estimate, student_interval
+from mixmerge.stats.paired import Array, bootstrap_means, estimate, student_interval
 
 Result = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]  # of `read_harness`
 
@@ -72,7 +73,8 @@ def _paired(
         else:
             bounds = (float("-inf"), float("inf"))
             ends = student_interval(score.value, drawn[:, i, 0], statistics["level"], known.size, bounds)
-            out[name] = asdict(Estimate(score.value, *ends, score.n))
+            low, high = (end if isfinite(end) else None for end in ends)
+            out[name] = {"value": score.value, "low": low, "high": high, "n": score.n}
     return out
 
 

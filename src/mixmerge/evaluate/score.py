@@ -22,7 +22,7 @@ from mixmerge.evaluate.evidence import agreement, corrected, measured_errors, ra
 from mixmerge.evaluate.harness_scores import Result, harness_scores
 from mixmerge.evaluate.judge import DECIDE, LOCAL, NO_VERDICT
 from mixmerge.evaluate.metrics import AXES, METRICS, Metric, Table, Verdicts, benchmarks, judge_of, tables
-from mixmerge.stats.paired import Estimate, clusters_in, estimate, interval
+from mixmerge.stats.paired import Array, clusters_in, estimate, ratio_interval
 
 
 def score_study(
@@ -49,21 +49,16 @@ def score_study(
     axes = {split: tables(split, AXES, spec, verdicts) for split in ("dev", "test")}
     for split, found in axes.items():
         for axis, table in found.items():
-            if (missing := np.isnan(table.values).all(axis=(1, 2))).any():
-                name = names[int(missing.argmax())]
-                judge = judge_of(spec, AXES[axis].question)
-                counts = _counts(spec, verdicts)[name]
-                said = [f"{n} {k.removeprefix(f'{judge}: ')}" for k, n in counts.items() if k.startswith(f"{judge}: ")]
-                raise DataError(
-                    f"no verdict on '{axis}', {split} prompts: it cannot be compared; of {judge}: {', '.join(said) or 'nothing'}",
-                    where=name,
-                    do="let another judge decide (judges.decide), or ask again (`attempt`, another `grammar` or rubric)",
-                )
+            _check_comparable(table, f"'{axis}', {split} prompts", judge_of(spec, AXES[axis].question), spec, verdicts)
+            found[axis] = table.shared()
     splits = {}
     for split, found in measured.items():
         if found:
             splits[split] = {
-                key: {name: _scores(table, i, spec["languages"], level, metrics[key]) for i, name in enumerate(names)}
+                key: {
+                    name: _scores(table, i, spec["languages"], level, metrics[key], (key, name) == ("win", "base"))
+                    for i, name in enumerate(names)
+                }
                 for key, table in found.items()
             }
     test = measured["test"]
@@ -80,6 +75,10 @@ def score_study(
         "judges": LOCAL | dict(spec.get("judges", {})) | ({"check": "correct"} if spec.get("checks") else {}),
         "decide": DECIDE | dict(spec.get("decide", {})) | ({"correct": "check"} if spec.get("checks") else {}),
         "splits": splits,
+        "averaged": {
+            split: {key: _averaged(table, names, spec["languages"]) for key, table in found.items()}
+            for split, found in measured.items()
+        },
         "relative_harm": _relative_harm(test, names, level),
         "harness": harness_scores(spec, harness),
         "calibrations": measured_errors(calibrations),
@@ -88,7 +87,7 @@ def score_study(
         "ratings": ratings(axes["test"].get("win"), spec, verdicts),
         "agreement": agreement(spec, verdicts),
         "retention": retention(axes["test"], spec["candidates"], level),
-        "consistency": consistency(axes["test"], names, spec),
+        "consistency": consistency(axes["test"], names, spec, verdicts),
         "length": lengths(spec, verdicts),
         "counts": _counts(spec, verdicts),
         "orders": _orders(verdicts),
@@ -97,37 +96,91 @@ def score_study(
     }
 
 
-def _scores(table: Table, index: int, languages: Sequence[str], level: float, metric: Metric) -> dict[str, Any] | None:
-    values, drawn = table.values[index], table.drawn[:, index]
-    if np.isnan(values).all():
+def _check_comparable(table: Table, what: str, judge: str, spec: Mapping[str, Any], verdicts: Verdicts) -> None:
+    """Every candidate has a cell of an axis, and all have one in some language."""
+    names, do = (
+        [entry["name"] for entry in spec["candidates"]],
+        "let another judge decide (judges.decide), or ask again",
+    )
+    there = table.there
+    if missing := [name for i, name in enumerate(names) if not there[i].any()]:
+        counted, start = _counts(spec, verdicts), f"{judge}: "
+        # The base has no verdicts against itself: whoever was judged in vain is the one to name.
+        name = next((each for each in missing if any(key.startswith(start) for key in counted[each])), missing[0])
+        said = [f"{n} {key.removeprefix(start)}" for key, n in counted[name].items() if key.startswith(start)]
+        some = any(c == names.index(name) and had for (c, _), (had, _) in table.thin.items())
+        raise DataError(
+            f"{'fewer than half of the verdicts' if some else 'no verdict'} on {what}: it cannot be compared; "
+            f"of {judge}: {', '.join(said) or 'nothing'}",
+            where=name,
+            do=f"{do} (`attempt`, another `grammar` or rubric)",
+        )
+    if not table.common.any():
+        index, place = (int(each[0]) for each in np.nonzero(~there & there.any(axis=0)))
+        lacking = f"{names[index]} has none in {spec['languages'][place]}"
+        raise DataError(
+            f"no language in which all candidates have verdicts on {what}: they cannot be compared ({lacking})",
+            where=judge,
+            do=f"{do} (`attempt`)",
+        )
+
+
+def _averaged(table: Table, names: Sequence[str], languages: Sequence[str]) -> dict[str, Any]:
+    """The languages that means are taken over, those left out with the candidates that lack them, and cells too thin to count."""
+    there, common = table.there, table.common
+    lacking = np.asarray(there.any(axis=1))[:, None] & ~there & there.any(axis=0)
+    thin: dict[str, dict[str, list[int]]] = {}
+    for (candidate, place), counts in table.thin.items():
+        thin.setdefault(languages[place], {})[names[candidate]] = list(counts)
+    return {
+        "languages": [code for code, here in zip(languages, common, strict=True) if here],
+        "left_out": {
+            code: [names[int(i)] for i in np.flatnonzero(lacking[:, k])]
+            for k, code in enumerate(languages)
+            if lacking[:, k].any()
+        },
+        "thin": thin,
+    }
+
+
+def _scores(
+    table: Table, index: int, languages: Sequence[str], level: float, metric: Metric, defined: bool
+) -> dict[str, Any] | None:
+    """A candidate's mean over the common languages, and each language of its own; `defined`: no other prompts can move it."""
+
+    def told(values: Array, drawn: Array) -> dict[str, Any]:
+        found = asdict(estimate(values, drawn, level))
+        return found | ({"low": found["value"], "high": found["value"]} if defined else {})
+
+    values, drawn, common = table.values[index], table.drawn[:, index], table.common
+    if np.isnan(values).all() or not common.any():
         return None
     by_language = {
-        code: asdict(estimate(values[[i]], drawn[:, [i]], level))
-        for i, code in enumerate(languages)
-        if not np.isnan(values[i]).all()
+        code: told(values[[i]], drawn[:, [i]]) for i, code in enumerate(languages) if not np.isnan(values[i]).all()
     }
     pick = min if metric.higher_is_better else max
     worst = pick(by_language, key=lambda code: by_language[code]["value"])
-    return {"macro": asdict(estimate(values, drawn, level)), "languages": by_language, "worst": worst}
+    return {"macro": told(values[common], drawn[:, common]), "languages": by_language, "worst": worst}
 
 
 def _relative_harm(tables: Mapping[str, Table], names: Sequence[str], level: float) -> dict[str, Any]:
-    """100 (H - H_base) / H_base in percent (arXiv 2410.10801, section 3); empty where the base does no harm, or for one prompt."""
+    """100 (H - H_base) / H_base in percent (arXiv 2410.10801, section 3); none where the base does no harm, or for one prompt.
+
+    The upper end is open (None) where more draws than its tail have a base without harm, whose ratio has no end.
+    """
     if "harm" not in tables:
         return {}
-    table, base = tables["harm"], names.index("base")
+    table, base = tables["harm"].shared(), names.index("base")
     mean, drawn = macro(table)
     if mean[base] == 0 or clusters_in(table.values) < 2:
         return {}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = 100 * (drawn - drawn[:, [base]]) / drawn[:, [base]]
-    relative[~np.isfinite(relative)] = np.nan
-    out = {}
+    out: dict[str, Any] = {}
     for i, name in enumerate(names):
         if i != base:
-            low, high = interval(relative[:, i], level, clusters_in(table.values))
-            n = int((~np.isnan(table.values[i])).sum())
-            out[name] = asdict(Estimate(float(100 * (mean[i] - mean[base]) / mean[base]), low, high, n))
+            low, high = ratio_interval(drawn[:, i], drawn[:, base], level, clusters_in(table.values))
+            change = float(100 * (mean[i] - mean[base]) / mean[base])
+            ends = {"low": 100 * (low - 1), "high": 100 * (high - 1) if np.isfinite(high) else None}
+            out[name] = {"value": change} | ends | {"n": int((~np.isnan(table.values[i])).sum())}
     return out
 
 

@@ -26,7 +26,8 @@ REVISIONS = {
     "harness": 1,
     "fit-judge": 1,
     "judge": 3,
-    "score": 5,
+    "score": 6,
+    "report": 6,
     "report": 5,
 }
 KINDS = tuple(REVISIONS)

@@ -32,6 +32,7 @@ def environment() -> Any:
         "points": lambda fraction: words.percent(fraction, signed=True),
         "interval": lambda found: tables.interval_text(found, signed=True),
         "count": words.count,
+        "reading": tables.reading,
         "share": words.share,
         "groupby_kind": lambda rows: [(kind, list(found)) for kind, found in groupby(rows, key=lambda row: row.kind)],
     }

@@ -12,9 +12,11 @@ from typing import Any
 from mixmerge.report.tables import Cell, Column, Row, by_kind, interval_text
 from mixmerge.report.words import (
     AXES,
+    OPEN,
     PURPOSES,
     axis_words,
     count,
+    ends,
     language,
     listed,
     number,
@@ -23,7 +25,6 @@ from mixmerge.report.words import (
 )
 
 Scores = Mapping[str, Any]
-OPEN = "…"  # an end of an interval that is infinite
 NONE = Cell("–")
 # Why a judge's taste for length could not be told from quality.
 LENGTH_PROBLEMS = {
@@ -77,7 +78,8 @@ def _tests(scores: Scores) -> Evidence | None:
     cells = {name: [cell(found["candidates"].get(name)) for found in tests.values()] for name in names}
     caption = (
         "Difference from the base in points; above zero is better on every axis. p: how often chance alone gives one as large "
-        "(signs of whole prompts flipped; by Holm over the candidates). The intervals are single ones."
+        "(signs of whole prompts flipped; by Holm over the candidates). The intervals are single ones. Both are over the prompts "
+        "on which the two have verdicts."
     )
     columns = [Column(axis, short[axis], "points", "higher") for axis in tests]
     return Evidence("Against the base", "is a difference more than chance?", caption, columns, _rows(scores, cells))
@@ -126,16 +128,6 @@ def _ratings(scores: Scores) -> Evidence | None:
 
 
 ENDS = ("value", "low", "high")
-
-
-def ends(found: Mapping[str, float | None]) -> str:
-    """An interval of signed numbers, an open end as an ellipsis.
-
-    >>> ends({"low": -3.21, "high": None})
-    '[-3.2, …]'
-    """
-    low, high = (OPEN if (end := found[key]) is None else number(end, signed=True) for key in ("low", "high"))
-    return f"[{low}, {high}]"
 
 
 def _share(found: Mapping[str, Any] | None) -> Cell:
@@ -224,7 +216,10 @@ def _consistency(scores: Scores) -> Evidence | None:
         return None
     names = [entry["name"] for entry in scores["candidates"]]
     cells = {name: [_share(found[axis].get(name)) for axis in found] for name in names}
-    caption = "How often a prompt and its translation get the same verdict, over all pairs of languages."
+    caption = (
+        "How often a prompt and its translation get the same verdict, over all pairs of languages; broken text is a verdict "
+        "of its own."
+    )
     words = axis_words(scores)
     columns = [Column(axis, words[axis], "%", "higher") for axis in found]
     title, asks = "Consistency across languages", "is a prompt's translation met alike?"

@@ -10,9 +10,71 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixmerge.report.words import count, listed, percent, share
+from mixmerge.report.trust import NO_VERDICT
+from mixmerge.report.words import axis_words, count, language, listed, metric_words, percent, share
 
 Scores = Mapping[str, Any]
+
+
+def warnings(scores: Scores) -> list[str]:
+    """What is missing behind the numbers: verdicts that judges did not give, and languages that are in no mean for it."""
+    found = {split: _missing(scores, split) for split in scores["averaged"]}
+    dev = {key: said for key, said in found.get("dev", {}).items() if said != found.get("test", {}).get(key)}
+    return [*_lost(scores), *found.get("test", {}).values(), *(f"On dev prompts: {said}" for said in dev.values())]
+
+
+def _missing(scores: Scores, split: str) -> dict[str, str]:
+    """Of each metric, the languages without numbers that others have, or that judges should have given."""
+    out = {}
+    for metric, averaged in scores["averaged"][split].items():
+        there = [name for name, score in scores["splits"][split][metric].items() if score]
+        lacking = {code: list(of) for code, of in (averaged["thin"] | averaged["left_out"]).items()}
+        if metric == "win_strict" or not lacking:  # the same verdicts as those of `win`
+            continue
+        where = listed(
+            [f"{language(code)} ({listed(of) if len(of) < len(there) else 'all'})" for code, of in lacking.items()]
+        )
+        over = listed([language(code) for code in averaged["languages"]])
+        name = metric_words(metric, scores).head
+        if averaged["left_out"]:
+            out[metric] = (
+                f"{name} is averaged and compared over {over or 'no language'} only: too few verdicts in {where}."
+            )
+        else:
+            out[metric] = f"{name} has too few verdicts in {where}."
+    return out
+
+
+def _lost(scores: Scores) -> list[str]:
+    """Of each judge that is a model, how many verdicts it did not give."""
+    said = []
+    for judge, question in scores["judges"].items():
+        tally = {
+            verdict: sum(of.get(f"{judge}: {verdict}", 0) for of in scores["counts"].values()) for verdict in NO_VERDICT
+        }
+        lost = [f"{count(n)} {verdict}" for verdict, n in tally.items() if n]
+        if lost and question != "correct":
+            every = sum(n for of in scores["counts"].values() for key, n in of.items() if key.startswith(f"{judge}: "))
+            part = f"{count(sum(tally.values()))} of {count(every)} answers"
+            said.append(f"No verdict of {judge} on {part} ({listed(lost)}): left out of every share but Invalid.")
+    return said
+
+
+def averaged_words(scores: Scores) -> str:
+    """Over which languages each axis of the balance is averaged."""
+    everything, names = list(scores["languages"]), axis_words(scores)
+    over = {axis: scores["averaged"]["test"][axis]["languages"] for axis in scores["answer"]["axes"]}
+    if all(found == everything for found in over.values()):
+        return f"each averaged over {len(everything)} language{'s' if len(everything) != 1 else ''}"
+
+    def told(found: list[str]) -> str:
+        if found == everything:
+            return f"all {len(everything)} languages"
+        return f"{len(found)} of {len(everything)} languages ({', '.join(found)})"
+
+    if len({tuple(found) for found in over.values()}) == 1:
+        return f"each averaged over {told(next(iter(over.values())))}"
+    return "averaged over: " + "; ".join(f"{names[axis].lower()}, {told(found)}" for axis, found in over.items())
 
 
 def best_set_words(scores: Scores) -> list[str]:
@@ -23,7 +85,8 @@ def best_set_words(scores: Scores) -> list[str]:
     level = f"{100 * scores['statistics']['level']:g} %"
     said = [
         f"With {level} probability the truly best of the {len(everyone)} is one of these. A candidate is out only if it is "
-        f"further behind than bad luck with {prompts} prompts a set can put the best one, counting all comparisons at once. "
+        f"further behind than bad luck with {prompts} prompts a set can put the best one, counting all comparisons at once, and "
+        f"if flipping the signs of whole prompts tells the two apart as well. "
         "The intervals in the table are single ones: whether two of them overlap is not this test."
     ]
     if out := [_behind(name, lags[name]) for name in everyone if name not in there]:
@@ -35,6 +98,9 @@ def best_set_words(scores: Scores) -> list[str]:
 
 
 def _behind(name: str, found: Mapping[str, float]) -> str:
+    if "behind_p" in found:
+        points, p = percent(found["behind"]), f"{found['behind_p']:.3f}"
+        return f"{name}, by {points} points, but on so few prompts that chance alone does that (p {p})"
     return (
         f"{name}, by {percent(found['behind'])} points where bad luck makes up to {percent(found['behind_by_chance'])}"
     )

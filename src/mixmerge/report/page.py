@@ -102,6 +102,8 @@ def render(
             benchmarks={s: (tables.benchmark_columns(scores, s), tables.benchmark_rows(scores, s)) for s in splits},
             languages=[(split, tables.language_tables(scores, split)) for split in splits],
             language_list=words.listed([words.language(code) for code in scores["languages"]]),
+            averaged=findings.averaged_words(scores),
+            warnings=findings.warnings(scores),
             twins=twins,
             same_as={name: [other for other in group.names if other != name] for group in twins for name in group.names},
             best_set_words=findings.best_set_words(scores) if scores["best_set"] else [],

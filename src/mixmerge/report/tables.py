@@ -17,6 +17,7 @@ from mixmerge.report.words import (
     METRICS,
     axis_words,
     count,
+    ends,
     language,
     metric_words,
     number,
@@ -73,6 +74,9 @@ def result_columns(scores: Scores, split: str = "test") -> list[Column]:
     for metric in RESULT_METRICS:
         if metric in found:
             under = "win rate, %" if metric == "win" else "%"
+            averaged = scores["averaged"][split][metric]
+            if averaged["left_out"]:
+                under += f", {', '.join(averaged['languages'])} only"
             words = metric_words(metric, scores)
             columns.append(Column(metric, words.head, under, words.better))
         if metric == "harm" and split == "test" and scores["relative_harm"]:
@@ -155,8 +159,7 @@ def _cell(scores: Scores, split: str, key: str, entry: Mapping[str, Any]) -> Cel
         change = scores["relative_harm"].get(name)
         if change is None:
             return Cell("0.0", note="by definition")
-        low, high = (number(change[k], signed=True) for k in ("low", "high"))
-        return Cell(number(change["value"], signed=True), f"[{low}, {high}]")
+        return Cell(number(change["value"], signed=True), ends(change))
     if key in scores["harness"]:
         return _harness_cell(scores["harness"][key], name)
     score = scores["splits"][split][key][name]
@@ -223,6 +226,7 @@ def language_tables(scores: Scores, split: str) -> list[LanguageTable]:
 
 def _language_table(scores: Scores, split: str, metric: str) -> LanguageTable:
     found, spec = scores["splits"][split][metric], metric_words(metric, scores)
+    thin = scores["averaged"][split][metric]["thin"]
     values = [e["value"] for score in found.values() if score for e in score["languages"].values()]
     even = 0.5 if metric == "win" else 0.0
     reach = max([0.1, *(abs(value - even) for value in values)])
@@ -235,7 +239,8 @@ def _language_table(scores: Scores, split: str, metric: str) -> LanguageTable:
         for code in scores["languages"]:
             estimate = score["languages"].get(code) if score else None
             if estimate is None:
-                cells.append(Cell("–"))
+                had, asked = thin.get(code, {}).get(name, (0, 0))
+                cells.append(Cell("–", f"{had} of {asked} judged" if asked else ""))
                 continue
             tint = _tint(estimate["value"] - even, reach, spec.better)
             shown = "" if defined else interval_text(estimate)
@@ -266,6 +271,22 @@ def difference_rows(scores: Scores) -> list[tuple[str, str, Mapping[str, float]]
         return []
     rows = [("balance", "Balance", answer["difference"])]
     return rows + [(axis, axis_words(scores)[axis], found) for axis, found in answer["by_axis"].items()]
+
+
+def reading(found: Mapping[str, Any]) -> str:
+    """Who is better by a difference, or why that cannot be said.
+
+    >>> reading({"better": "undecided", "low": -0.1, "high": -0.02, "p": 0.125, "prompts": 4})
+    'not told apart: 4 prompts differ, by chance alone p 0.125'
+    >>> reading({"better": "merge", "low": 0.1, "high": 0.2, "p": 0.001, "prompts": 40})
+    'merge better'
+    """
+    if found["better"] != "undecided":
+        return f"{found['better']} better"
+    if found["low"] <= 0 <= found["high"]:
+        return "not told apart"
+    prompts = "1 prompt differs" if found["prompts"] == 1 else f"{found['prompts']} prompts differ"
+    return f"not told apart: {prompts}, by chance alone p {found['p']:.3f}"
 
 
 def result_headers(scores: Scores, split: str = "test") -> list[str]:

@@ -168,7 +168,7 @@ def _without_verdict(name: str, scores: Mapping[str, Any]) -> list[str]:
     ]
     if not lost or scores["judges"].get(name) == "correct":
         return []
-    return [f"Of {count(everything)} answers, {listed(lost)}: left out of every share."]
+    return [f"Of {count(everything)} answers, {listed(lost)}: left out of every share but Invalid."]
 
 
 def _orders(name: str, scores: Mapping[str, Any]) -> list[str]:

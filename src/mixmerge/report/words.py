@@ -154,6 +154,19 @@ def number(value: float, *, signed: bool = False) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
+OPEN = "…"  # an end of an interval that is infinite
+
+
+def ends(found: Mapping[str, float | None]) -> str:
+    """An interval of signed numbers, an open end as an ellipsis.
+
+    >>> ends({"low": -3.21, "high": None})
+    '[-3.2, …]'
+    """
+    low, high = (OPEN if (end := found[key]) is None else number(end, signed=True) for key in ("low", "high"))
+    return f"[{low}, {high}]"
+
+
 def count(value: float | None) -> str:
     """A count with separators; None is one that nobody knows.
 

@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mixmerge.stats.davidson import chances, fit, lead
-from mixmerge.stats.paired import Array, Estimate, cluster_weights, student_interval
+from mixmerge.stats.paired import NO_SPREAD, Array, Estimate, cluster_weights, student_interval, without_spread
 
 Numbers = NDArray[np.int64]
 PRIOR = 0.5  # of each outcome, per candidate
@@ -202,8 +202,13 @@ def _rating(
         shares = 0.5 - decided / 2, 0.5 + decided / 2
         low, high = lead(shares[0], log_nu), lead(shares[1], log_nu)
     else:
-        low, high = student_interval(ahead, drawn, level, len(np.unique(rows.cluster[mine])), ENDLESS)
-        shares = _share(low, log_nu), _share(high, log_nu)
+        clusters = len(np.unique(rows.cluster[mine]))
+        if clusters > 1 and np.std(drawn) < NO_SPREAD:
+            shares = without_spread(_share(ahead, log_nu), level, clusters, (0.0, 1.0))
+            low, high = lead(shares[0], log_nu), lead(shares[1], log_nu)
+        else:
+            low, high = student_interval(ahead, drawn, level, clusters, ENDLESS)
+            shares = _share(low, log_nu), _share(high, log_nu)
     return Rating(Estimate(ahead, low, high, n), Estimate(_share(ahead, log_nu), *shares, n), problem)
 
 
