@@ -140,7 +140,9 @@ def test_one_that_stays_in_the_best_set_for_want_of_prompts_says_so(small: Study
         scores["balance"][name].pop("behind", None)
     scores["balance"]["mix"] |= {"behind": 0.2, "behind_by_chance": 0.1, "behind_p": 0.125}
     said = " ".join(best_set_words(scores))
-    assert "still in: mix, by 20.0 points, but on so few prompts that chance alone does that (p 0.125)." in said
+    assert (
+        "still in: mix, by 20.0 points, but chance alone does that (p 0.125, signs of whole prompts flipped)." in said
+    )
     assert "flipping the signs of whole prompts tells the two apart" in said
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixmerge.errors import DataError
 from mixmerge.evaluate.metrics import Table
@@ -18,6 +19,7 @@ from mixmerge.stats.paired import Array, Lags, bootstrap_means, clusters_in, lag
 from mixmerge.stats.permutation import compare, contributions, sign_flip
 
 FLIPS = 10_000
+FEW = 10  # prompts that differ, below which their number says why a test cannot tell
 SAME_COST = 0.1  # a difference in training tokens up to this share goes without saying
 
 
@@ -58,7 +60,6 @@ def answer(
             answer["picked"][kind] = names[max(of_kind, key=lambda i: choice[i])]
     if "merge" in answer["picked"] and "baseline" in answer["picked"]:
         merge, mix = names.index(answer["picked"]["merge"]), names.index(answer["picked"]["baseline"])
-
         found = [
             _difference([tables["test"][axis] for axis in group], merge, mix, level)
             for group in (axes, *([a] for a in axes))
@@ -93,7 +94,7 @@ def _difference(tables: Sequence[Table], merge: int, mix: int, level: float) -> 
             "no prompt on which the merge and the mix that are compared both have a verdict", where="the answer"
         )
     drawn = balance_of([paired(table, [merge], mix)[1] for table in tables])[:, 0]
-    low, high = student_interval(value, drawn, level, min(clusters_in(table.values) for table in tables))
+    low, high = student_interval(value, drawn, level, min(int(in_common(table, mix)[merge]) for table in tables))
     better = "undecided" if p > 1 - level else "merge" if low > 0 else "mix" if high < 0 else "undecided"
     return {"value": value, "low": low, "high": high, "p": p, "prompts": int(done.clusters[merge]), "better": better}
 
@@ -124,8 +125,10 @@ def _sentence(answer: Mapping[str, Any], top: str, level: float, tokens: Mapping
         "undecided": f"Undecided: the merge '{merge}' and the data mix '{mix}' cannot be told apart ({points})",
     }[answer["verdict"]]
     if answer["verdict"] == "undecided" and (found["low"] > 0 or found["high"] < 0):
-        one, chance = found["prompts"] == 1, f"{found['p']:.2f}"
-        said += f": only {found['prompts']} prompt{'' if one else 's'} differ{'s' if one else ''}, and chance alone does that (p {chance})"
+        count, p = found["prompts"], f"p {found['p']:.2f}"
+        differ = "1 prompt differs" if count == 1 else f"{count} prompts differ"
+        said += f": only {differ}, and" if count < FEW else ":"
+        said += f" chance alone does that ({p}, signs of whole prompts flipped)"
     said += _cost({"merge": tokens[merge], "data mix": tokens[mix]}, answer["verdict"])
     choice = "chosen on dev prompts" if answer["chosen_on"] == "dev" else "chosen on the same prompts, so optimistic"
     return f"{said}. Both were {choice}; intervals at {100 * level:.0f} %."
@@ -180,6 +183,7 @@ def pareto(tables: Mapping[str, Table], names: Sequence[str]) -> dict[str, Any]:
 
 def paired(table: Table, mine: Sequence[int], against: int) -> tuple[Array, Array]:
     """Differences of macro-averages from one candidate's over the prompts that both have: (K,) and their draws (draws, K)."""
+    mine = list(mine)
     apart = table.values[mine] - table.values[against]
     drawn = table.drawn[:, mine] - table.drawn[:, [against]]
     known = ~np.isnan(table.values)
@@ -189,6 +193,12 @@ def paired(table: Table, mine: Sequence[int], against: int) -> tuple[Array, Arra
         drawn[:, other] = again
     with np.errstate(invalid="ignore"):
         return np.nanmean(means(apart), axis=1), np.nanmean(drawn, axis=2)
+
+
+def in_common(table: Table, against: int) -> NDArray[np.int64]:
+    """Prompts on which each candidate and the one `against` both have a verdict, in whatever language: (C,)."""
+    known = ~np.isnan(table.values)
+    return np.asarray((known & known[against]).any(axis=1).sum(axis=1))
 
 
 def balance_of(drawn: Sequence[Array]) -> Array:

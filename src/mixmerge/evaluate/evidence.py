@@ -10,12 +10,14 @@ from dataclasses import asdict
 from math import isfinite, log
 from typing import Any
 
-from mixmerge.evaluate.answer import FLIPS, balance_of, paired
+import numpy as np
+
+from mixmerge.evaluate.answer import FLIPS, balance_of, in_common, paired
 from mixmerge.evaluate.calibrate import correct
 from mixmerge.evaluate.judge import NO_VERDICT
 from mixmerge.evaluate.metrics import METRICS, Table, Verdicts, judge_of, question_of, row_values, verdict_as
 from mixmerge.stats.agreement import alpha_estimate, encode
-from mixmerge.stats.paired import Estimate, bootstrap_means, clusters_in, student_interval
+from mixmerge.stats.paired import Estimate, bootstrap_means, student_interval
 from mixmerge.stats.permutation import compare
 from mixmerge.stats.ratings import against_base, rate
 
@@ -32,17 +34,18 @@ def tests(axes: Mapping[str, Table], spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     names, level = [entry["name"] for entry in spec["candidates"]], spec["statistics"]["level"]
     base, found = names.index("base"), {}
+    drawn_on = {axis: paired(table, range(len(names)), base)[1] for axis, table in axes.items() if len(names) > 1}
     groups = {"balance": list(axes)} | {axis: [axis] for axis in axes}
     for key, group in groups.items() if axes and len(names) > 1 else ():
         measured = [axes[axis].values for axis in group]
         done = compare(measured, against=base, flips=FLIPS, seed=spec["seed"], purpose=f"tests {key}")
-        drawn = balance_of([paired(axes[axis], list(range(len(names))), base)[1] for axis in group])
-        fewest = min(map(clusters_in, measured))
+        drawn = balance_of([drawn_on[axis] for axis in group])
+        fewest = np.min([in_common(axes[axis], base) for axis in group], axis=0)
         candidates = {}
         for i, name in enumerate(names):
             if isfinite(done.p[i]):
                 value = float(done.difference[i])
-                low, high = student_interval(value, drawn[:, i], level, fewest)
+                low, high = student_interval(value, drawn[:, i], level, int(fewest[i]))
                 told = {"p": float(done.p[i]), "adjusted": float(done.adjusted[i]), "clusters": int(done.clusters[i])}
                 candidates[name] = {"difference": value, "low": low, "high": high} | told
         found[key] = {"exact": done.exact, "candidates": candidates}

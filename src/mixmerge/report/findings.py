@@ -100,7 +100,7 @@ def best_set_words(scores: Scores) -> list[str]:
 def _behind(name: str, found: Mapping[str, float]) -> str:
     if "behind_p" in found:
         points, p = percent(found["behind"]), f"{found['behind_p']:.3f}"
-        return f"{name}, by {points} points, but on so few prompts that chance alone does that (p {p})"
+        return f"{name}, by {points} points, but chance alone does that (p {p}, signs of whole prompts flipped)"
     return (
         f"{name}, by {percent(found['behind'])} points where bad luck makes up to {percent(found['behind_by_chance'])}"
     )
