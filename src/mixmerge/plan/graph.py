@@ -28,7 +28,6 @@ REVISIONS = {
     "judge": 3,
     "score": 6,
     "report": 6,
-    "report": 5,
 }
 KINDS = tuple(REVISIONS)
 
