@@ -173,7 +173,7 @@ def test_progress_says_how_many_rows_of_the_data_were_left_out(study, planned, o
     for needed in (*step.inputs.values(), step.id):
         carry_out(plan.by_id[needed], plan, store, {}, lambda event, **data: told.append({"event": event, **data}))
     progress = Progress()
-    progress.begin(plan, [])
+    progress.begin(plan.study, total=len(plan.steps), left=len(plan.steps))
     for event in told:
         progress.take(plan.by_id[event["step"]], event)
     progress.stop()

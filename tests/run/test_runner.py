@@ -394,3 +394,45 @@ def test_a_terminal_gets_bars_and_is_left_clean(chain, tmp_path):
     text = screen.getvalue()
     assert "study" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor is shown again"
+
+
+# Parts of a study
+
+
+def test_only_some_steps_bring_what_they_need_and_leave_the_rest(chain, tmp_path):
+    spoken = Spoken()
+    outcome = run_plan(chain, tmp_path, jobs=1, threads=1, progress=spoken, only=["merge/both"])
+    assert names(chain, outcome.done) == {"base", "one", "both"}
+    assert (outcome.failed, outcome.blocked) == ({}, [])
+    assert spoken.lines[0] == "chain: 3 steps, 0 already there, 3 to run"
+    assert names(chain, carry_out(chain, tmp_path).done) == {"two", "three"}
+
+
+def test_a_base_that_fails_ends_the_run_and_keeping_going_goes_past_it(base_step, helpers, tmp_path):
+    gone = Step("base", "gone", {"source": {"content": "gone"}, "trim": None, "chat_template": None})
+    gone = replace(gone, how={"path": str(tmp_path / "nowhere")})
+    merges = [helpers.merge("good", base_step.id), helpers.merge("lost", gone.id)]
+    plan = Plan("two bases", (gone, base_step, *merges), {})
+    ended = carry_out(plan, tmp_path / "ended")
+    assert ended.ended
+    assert "good" not in names(plan, ended.done)
+    kept = run_plan(plan, tmp_path / "kept", jobs=1, threads=1, progress=Spoken(), keep_going=True)
+    assert names(plan, kept.done) == {"base", "good"}
+    assert names(plan, kept.failed) == {"gone"}
+    assert names(plan, kept.blocked) == {"lost"}
+
+
+def test_interrupted_twice_a_run_is_over_at_once_and_leaves_no_process(base_step, tmp_path, start, helpers):
+    merge = helpers.merge("held", base_step.id)
+    plan = Plan("twice", (base_step, merge), {})
+    with Store(tmp_path / "out").lease(merge):
+        runner = start(plan)
+        (worker,) = helpers.wait(lambda: helpers.workers(runner.pid, merge), "a worker")
+        worker.suspend()  # deaf to SIGTERM, like one deep in a library
+        runner.send_signal(signal.SIGINT)
+        lines = iter(runner.stderr.readline, "")
+        assert any("stopping; what is finished is kept" in line for line in lines)
+        runner.send_signal(signal.SIGINT)
+        runner.communicate(timeout=60)
+        _, alive = psutil.wait_procs([worker], timeout=30)
+        assert alive == []

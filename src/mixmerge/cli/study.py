@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mixmerge.recipe.load import LoadedRecipe
     from mixmerge.run.example import Example
     from mixmerge.run.runner import Outcome, Study
+    from mixmerge.run.store import Store
 
 RECIPES = ("quickstart", "paper-objectives", "paper-languages")
 
@@ -115,6 +116,16 @@ def run(
     set_: SetOption = None,
     out: OutOption = DEFAULT_OUT,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Steps at once; default: the recipe's.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="GLOB", help="Just the steps so called (train/*) and what they need; may be repeated."
+        ),
+    ] = None,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Go on past a base or a mixture that fails, with all that does not need it."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out the study; the same command again carries on where it stopped."""
@@ -126,7 +137,15 @@ def run(
     how = loaded.recipe.how
     progress = Progress()
     try:
-        outcome = run_plan(plan, out, jobs=jobs or how.jobs, threads=how.threads, progress=progress)
+        outcome = run_plan(
+            plan,
+            out,
+            jobs=jobs or how.jobs,
+            threads=how.threads,
+            progress=progress,
+            only=only or (),
+            keep_going=keep_going,
+        )
     except KeyboardInterrupt:
         print("interrupted; run the same command again to carry on", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -134,6 +153,9 @@ def run(
         progress.stop()
     study = Study(out, plan.study)
     report_failures(outcome, plan, study)
+    if only:
+        print_chosen(plan, Store(out), only, as_json=as_json)
+        return
     scores = study.scores(plan, Store(out))
     print_result(scores, study.report, as_json=as_json)
 
@@ -336,6 +358,17 @@ def lacking(short: Sequence[Mapping[str, Any]]) -> str:
     )
     missing = f"up to {total.missing} requests of {len(short)} steps are missing{total.cost}"
     return f"{total.over} is spent: {missing}; raise the budget and run again to carry on"
+
+
+def print_chosen(plan: Plan, store: Store, only: Sequence[str], *, as_json: bool) -> None:
+    """Where the steps that were asked for are."""
+    from mixmerge.run.schedule import matching
+
+    found = {step.title: str(store.path(step.id)) for step in matching(plan, only)}
+    if as_json:
+        print_json({"steps": found})
+        return
+    print_table(("Step", "Folder"), found.items())
 
 
 def _brief(why: tuple[str, ...]) -> str:

@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
-from typing import Any
 
 from mixmerge.events import read_events
 from mixmerge.plan.graph import Step
-from mixmerge.run.forks import ForkServer, Request
+from mixmerge.run.backend import Event
+from mixmerge.run.forks import ForkServer, Request, usable
+from mixmerge.run.resources import Demand, Machine, Pool, Share, cores, demand_of, this_machine
+from mixmerge.run.store import Store
 
-Event = Mapping[str, Any]
+STOP_S = 5.0
 
 
 class Worker:
@@ -32,7 +36,7 @@ class Worker:
         *,
         root: Path,
         plan_file: Path,
-        threads: int,
+        environment: Mapping[str, str],
         events: Queue[Event],
         server: ForkServer | None = None,
     ) -> None:
@@ -42,7 +46,7 @@ class Worker:
         argv = [str(root), str(plan_file), *[s.id for s in steps]]
         heard, told = os.pipe()
         self.process = (server and server.fork(Request(argv, list({s.kind for s in steps}), str(log), told))) or spawn(
-            argv, log, told, threads
+            argv, log, told, environment
         )
         os.close(told)
         self._reader = threading.Thread(target=self._read, args=(heard,), daemon=True)
@@ -55,20 +59,92 @@ class Worker:
         code = self.process.wait()
         if isinstance(self.process, subprocess.Popen) and self.process.stdin is not None:
             self.process.stdin.close()
-        self._events.put({"event": "exit", "worker": self, "code": code})
+        self._events.put({"event": "exit", "steps": self.steps, "code": code, "worker": self})
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and everything it started."""
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it ended within so long, with all that it said taken in."""
+        self._reader.join(seconds)
+        return not self._reader.is_alive()
+
+
+class LocalBackend:
+    """Processes on this machine: `jobs` at once at most, as many as its GPUs and memory hold."""
+
+    def __init__(
+        self, store: Store, plan_file: Path, *, jobs: int, threads: int | None, machine: Machine | None = None
+    ) -> None:
+        self._store, self._plan_file, self._jobs = store, plan_file, jobs
+        self._threads = threads or usable_threads(jobs)
+        self._pool = Pool(machine or this_machine())
+        self._events: Queue[Event] = Queue()
+        self._working: dict[Worker, Share] = {}
+        self._server: ForkServer | None = None
+
+    def start(self, batch: Sequence[Step]) -> bool:
+        if len(self._working) >= self._jobs:
+            return False
+        demands = [demand_of(step, self._store, self._pool.machine) for step in batch]
+        demand = Demand(max(d.gpus for d in demands), max(d.memory for d in demands))
+        share = self._pool.take(demand)
+        if share is None:
+            return False
+        environment = worker_environment(self._threads) | (
+            {"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if self._pool.machine.gpus else {}
+        )
+        worker = Worker(
+            batch,
+            root=self._store.root,
+            plan_file=self._plan_file,
+            environment=environment,
+            events=self._events,
+            server=self._fork_server(),
+        )
+        self._working[worker] = share
+        return True
+
+    def next(self) -> Event:
+        event = self._events.get()
+        if event["event"] == "exit":
+            self._pool.give(self._working.pop(event["worker"]))
+        return event
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._working)
 
     def stop(self) -> None:
-        """End the process and everything it started."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            try:
-                self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self._reader.join()
+        for worker in self._working:
+            worker.signal(signal.SIGTERM)
+        end = time.monotonic() + STOP_S
+        if not all(worker.wait(max(0.0, end - time.monotonic())) for worker in self._working):
+            self.kill()
+
+    def kill(self) -> None:
+        for worker in self._working:
+            worker.signal(signal.SIGKILL)
+        for worker in self._working:
+            worker.wait(STOP_S)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    def _fork_server(self) -> ForkServer | None:
+        """Made when the first process is wanted; none where a fork is not safe."""
+        if self._server is None and not self._pool.machine.gpus and usable():
+            log = self._plan_file.parent / "logs" / "fork-server.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            self._server = ForkServer(worker_environment(self._threads), log)
+        return self._server
 
 
-def spawn(argv: Sequence[str], log: Path, events: int, threads: int) -> subprocess.Popen[bytes]:
+def spawn(argv: Sequence[str], log: Path, events: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A worker process from nothing; `events`: a descriptor for its events."""
     with log.open("ab") as stream:
         return subprocess.Popen(
@@ -76,7 +152,7 @@ def spawn(argv: Sequence[str], log: Path, events: int, threads: int) -> subproce
             stdin=subprocess.PIPE,
             stdout=events,
             stderr=stream,
-            env=worker_environment(threads),
+            env=dict(environment),
             start_new_session=True,
         )
 
@@ -109,5 +185,4 @@ def usable_threads(jobs: int = 1) -> int:
     said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if said.isdecimal() and int(said) > 0:
         return int(said)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, cores() // jobs)

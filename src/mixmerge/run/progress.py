@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from mixmerge.data.account import Account
-from mixmerge.plan.graph import Plan, Step
+from mixmerge.plan.graph import Step
 
 if TYPE_CHECKING:
     from mixmerge.run.runner import Outcome
@@ -40,10 +40,10 @@ class Progress:
         self.total = self.finished = 0
         self.spoken = 0.0
 
-    def begin(self, plan: Plan, done: Iterable[Step]) -> None:
-        self.total, self.finished = len(plan.steps), len(list(done))
-        left = self.total - self.finished
-        self._say(f"{plan.study}: {self.total} steps, {self.finished} already there, {left} to run")
+    def begin(self, study: str, *, total: int, left: int) -> None:
+        """Of so many steps that are wanted, so many are left to run."""
+        self.total, self.finished = total, total - left
+        self._say(f"{study}: {total} steps, {self.finished} already there, {left} to run")
         self.bars.start()
         self.tasks[""] = self.bars.add_task("study", total=self.total, completed=self.finished)
 
@@ -77,6 +77,10 @@ class Progress:
 
     def end(self, outcome: Outcome) -> None:
         self.bars.stop()
+
+    def stopping(self) -> None:
+        """Steps are being ended before the run ends."""
+        self._say("stopping; what is finished is kept (once more: at once)")
 
     def stop(self) -> None:
         """Leave the terminal as it was, also after an interruption."""

@@ -10,25 +10,22 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 from mixmerge.errors import StepError, UserError
 from mixmerge.plan.graph import KINDS, Plan, Step
-from mixmerge.run.forks import ForkServer, usable
-from mixmerge.run.local import Event, Worker, log_file, usable_threads, worker_environment
+from mixmerge.run.backend import Backend, Event
+from mixmerge.run.local import LocalBackend, log_file
 from mixmerge.run.progress import Progress
-from mixmerge.run.servers import servers_of
+from mixmerge.run.resources import this_machine
+from mixmerge.run.schedule import Schedule, chosen
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
 from mixmerge.train.memory import memory_advice
 from mixmerge.train.settings import Devices, settings_from
-
-# Seconds of work that show whether base and recipe are sound: nothing else is started before they are done.
-FIRST = ("base", "mixture")
 
 
 @dataclass(slots=True)
@@ -36,8 +33,7 @@ class Outcome:
     """What a run came to: ids of steps done now, errors by id, and ids that could not start because of them.
 
     `ended`: nothing more is started, since the disk is full, or since the recipe has to change before the study can end.
-    `lost`: servers that were of no use to a step, as in `servers_of`; no more of their steps are started. `short`: what steps
-    lack by id, where a budget is spent.
+    `short`: what steps lack by id, where a budget is spent.
     """
 
     done: list[str] = field(default_factory=list)
@@ -45,7 +41,6 @@ class Outcome:
     blocked: list[str] = field(default_factory=list)
     bug: bool = False
     ended: bool = False
-    lost: set[str] = field(default_factory=set)
     short: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -112,43 +107,44 @@ class Study:
 
 
 def run_plan(
-    plan: Plan, root: Path, *, jobs: int, threads: int | None, progress: Progress, kinds: Collection[str] = KINDS
+    plan: Plan,
+    root: Path,
+    *,
+    jobs: int | None,
+    threads: int | None,
+    progress: Progress,
+    kinds: Collection[str] = KINDS,
+    only: Sequence[str] = (),
+    keep_going: bool = False,
+    backend: Backend | None = None,
 ) -> Outcome:
     """Carry out every step of these kinds that is not done; returns what happened.
 
+    `only`: patterns of `kind/name`; just these steps and what they need. `keep_going`: also past a base or a mixture that
+    fails. `jobs`: processes at once at most; None: one for each GPU, else one.
+
     Raises:
+        UserError: a pattern that no step has.
         KeyboardInterrupt: after the running processes were ended; what was finished is kept.
     """
+    wanted = chosen(plan, only) if only else plan.by_id.keys()
     study, store = Study(root, plan.study), Store(root)
     study.open(plan)
-    queue: Queue[Event] = Queue()
     outcome = Outcome()
-    todo = {step.id: step for step in plan.steps if step.kind in kinds and store.find(step.id) is None}
-    progress.begin(plan, [step for step in plan.steps if step.id not in todo])
-    for step in todo.values():
+    asked = [step for step in plan.steps if step.id in wanted]
+    todo = [step for step in asked if step.kind in kinds and store.find(step.id) is None]
+    progress.begin(plan.study, total=len(asked), left=len(todo))
+    for step in todo:
         if (damage := store.damage(step.id)) is not None:
             progress.damaged(step, damage)
-    workers: list[Worker] = []
-    threads = threads or usable_threads(jobs)
-    with _fork_server(threads, study.folder / "logs") as server, _ending(workers):
-        running: set[str] = set()
-        while todo or workers:
-            while len(workers) < jobs and (batch := _next_batch(todo, running, outcome, jobs)):
-                worker = Worker(
-                    batch, root=root, plan_file=study.plan_file, threads=threads, events=queue, server=server()
-                )
-                workers.append(worker)
-                running.update(step.id for step in batch)
-            if not workers:
-                break
-            event: Event | None = queue.get()
-            if event is not None and event["event"] == "exit":
-                workers.remove(event["worker"])
-                event = _silent_end(event["worker"], event["code"], running, store, ended=outcome.ended)
-            if event is not None:
-                _note(study.events, event)
-                _take(event, plan, todo, running, outcome, progress)
-    outcome.blocked = list(todo)
+    jobs = jobs or max(1, len(this_machine().gpus))
+    schedule = Schedule(plan, todo, families=jobs == 1 and backend is None, keep_going=keep_going)
+    backend = backend or LocalBackend(store, study.plan_file, jobs=jobs, threads=threads)
+    with _ending(backend, progress):
+        for event in drive(schedule, backend, store):
+            _note(study.events, event)
+            _take(event, plan, outcome, progress)
+    outcome.blocked, outcome.ended = schedule.blocked, schedule.ended
     store.refresh()
     for step in plan.steps:
         store.tidy(step)
@@ -159,77 +155,53 @@ def run_plan(
     return outcome
 
 
-def _next_batch(todo: dict[str, Step], running: set[str], outcome: Outcome, jobs: int) -> Sequence[Step]:
-    """The first ready step, by kind and plan order, with the ready steps of its group.
+def drive(schedule: Schedule, backend: Backend, store: Store | None = None) -> Iterator[Event]:
+    """Keep a backend at work until the schedule has nothing more for it; gives every event that is about a step."""
+    while True:
+        for batch in schedule.ready():
+            if backend.start(batch):
+                schedule.start(batch)
+        if not backend.busy:
+            return
+        event = backend.next()
+        if event["event"] == "exit":
+            silent = [step for step in event["steps"] if step.id in schedule.running]
+            schedule.let_go(silent)
+            # given up where the run has ended
+            if not silent or schedule.ended:
+                continue
+            event = _silent_end(silent[0], event["code"], store)
+        if event["event"] == "done":
+            schedule.done(schedule.steps[event["step"]])
+        elif event["event"] == "skipped":
+            schedule.let_go([schedule.steps[event["step"]]])
+        elif event["event"] == "failed":
+            if (server := event.get("server")) is not None:
+                event = {**event, "error": f"{event['error']}{_left_alone(schedule.lose(server, event['step']))}"}
+            schedule.fail(schedule.steps[event["step"]], end=bool(event.get("full")))
+        yield event
 
-    Where one process runs at a time, groups of one family (the first word) go together: the libraries load only once.
-    """
-    if outcome.ended:
-        return ()
-    ready = [s for s in todo.values() if s.id not in running and not any(i in todo for i in s.inputs.values())]
-    if any(s.kind in FIRST for s in todo.values()):
-        ready = [s for s in ready if s.kind in FIRST]
-    ready = [s for s in ready if not any(i in outcome.failed for i in s.inputs.values())]
-    ready = [s for s in ready if not outcome.lost.intersection(servers_of(s))]
-    if not ready:
-        return ()
-    first = min(ready, key=lambda step: KINDS.index(step.kind))
-    groups = {step.id: step.group.partition(" ")[0] if jobs == 1 else step.group for step in ready}
-    together = [s for s in ready if s is first or (first.group and groups[s.id] == groups[first.id])]
-    # a process holds one large thing at a time (a model, a server): the steps that share it follow one another
-    order = list(dict.fromkeys(s.group for s in together))
-    return sorted(together, key=lambda step: order.index(step.group))
 
-
-def _take(
-    event: Event, plan: Plan, todo: dict[str, Step], running: set[str], outcome: Outcome, progress: Progress
-) -> None:
-    step = plan.by_id[event["step"]]
+def _take(event: Event, plan: Plan, outcome: Outcome, progress: Progress) -> None:
     if event["event"] == "done":
-        todo.pop(step.id, None)
-        running.discard(step.id)
-        outcome.done.append(step.id)
+        outcome.done.append(event["step"])
     elif event["event"] == "failed":
-        running.discard(step.id)
-        event = _shared_failure(step, event, todo, outcome)
-        _fail(step, str(event["error"]), todo, outcome)
+        outcome.failed[event["step"]] = str(event["error"])
         outcome.bug |= bool(event["bug"])
-        outcome.ended |= step.kind in FIRST or bool(event.get("full"))
-    elif event["event"] == "skipped":
-        running.discard(step.id)
-    progress.take(step, event)
+        if "budget" in event:
+            outcome.short[event["step"]] = dict(event["budget"])
+    progress.take(plan.by_id[event["step"]], event)
 
 
-def _shared_failure(step: Step, event: Event, todo: dict[str, Step], outcome: Outcome) -> Event:
-    """Note what a failure means for other steps; the event, which says how many of them are left alone."""
-    if "budget" in event:
-        outcome.short[step.id] = dict(event["budget"])
-    if (server := event.get("server")) is None:
-        return event
-    outcome.lost.add(server)
-    others = sum(server in servers_of(other) for other in todo.values() if other is not step)
-    left = f"; {others} more step(s) that ask this server are not tried in this run" if others else ""
-    return {**event, "error": f"{event['error']}{left}"}
+def _left_alone(others: int) -> str:
+    return f"; {others} more step(s) that ask this server are not tried in this run" if others else ""
 
 
-def _fail(step: Step, error: str, todo: dict[str, Step], outcome: Outcome) -> None:
-    # What depends on a failed step stays in `todo` and is never ready: it is reported as blocked.
-    outcome.failed[step.id] = error
-    todo.pop(step.id, None)
-
-
-def _silent_end(worker: Worker, code: int, running: set[str], store: Store, *, ended: bool) -> Event | None:
-    """A process that ended without a word for some of its steps (killed, out of memory) failed the first of them.
-
-    Where the run has ended, they were given up.
-    """
-    silent = [step for step in worker.steps if step.id in running]
-    running.difference_update(step.id for step in silent)
-    if not silent or ended:
-        return None
+def _silent_end(step: Step, code: int, store: Store | None) -> Event:
+    """A process that ended without a word for some of its steps (killed, out of memory) failed the first of them."""
     reason = f"its process was ended by signal {-code}" if code < 0 else f"its process exited with {code}"
-    error = StepError(reason, do=was_there_memory(silent[0], store) if code == -signal.SIGKILL else None)
-    return {"event": "failed", "step": silent[0].id, "error": str(error), "bug": code > 0}
+    error = StepError(reason, do=was_there_memory(step, store) if code == -signal.SIGKILL and store else None)
+    return {"event": "failed", "step": step.id, "error": str(error), "bug": code > 0}
 
 
 def was_there_memory(step: Step, store: Store) -> str:
@@ -243,30 +215,20 @@ def was_there_memory(step: Step, store: Store) -> str:
 
 
 @contextmanager
-def _fork_server(threads: int, logs: Path) -> Iterator[Callable[[], ForkServer | None]]:
-    """Gives the server that processes come from, made when the first one is wanted; none where a fork is not safe."""
-    made: list[ForkServer] = []
-
-    def server() -> ForkServer | None:
-        if not made and usable():
-            logs.mkdir(parents=True, exist_ok=True)
-            made.append(ForkServer(worker_environment(threads), logs / "fork-server.log"))
-        return made[0] if made else None
-
-    try:
-        yield server
-    finally:
-        for one in made:
-            one.close()
-
-
-@contextmanager
-def _ending(workers: list[Worker]) -> Iterator[None]:
+def _ending(backend: Backend, progress: Progress) -> Iterator[None]:
+    """End what runs when the run ends, however it does; interrupted once more, kill it at once."""
     try:
         yield
     finally:
-        for worker in workers:
-            worker.stop()
+        try:
+            if backend.busy:
+                progress.stopping()
+                backend.stop()
+        except KeyboardInterrupt:
+            backend.kill()
+            raise
+        finally:
+            backend.close()
 
 
 def _note(path: Path, event: Event) -> None:
