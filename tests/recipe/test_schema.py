@@ -25,7 +25,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_there_are_recipes_to_start_from():
-    assert [path.stem for path in RECIPES] == ["paper-languages", "paper-objectives", "quickstart"]
+    assert [path.stem for path in RECIPES] == ["paper-languages", "paper-objectives", "paper-study", "quickstart"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

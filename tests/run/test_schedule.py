@@ -193,3 +193,22 @@ def test_run_only_refuses_what_no_step_is_called_in_one_line(study, mixmerge):
     status, out, err = mixmerge("run", study.recipe, "--out", study.out, "--only", "trian/general")
     assert (status, out) == (2, "")
     assert err == "error: --only: no step is called 'trian/general'; did you mean 'train/general'?\n"
+
+
+def test_a_group_that_only_saves_loading_is_shared_out_where_there_is_room():
+    one = schedule()
+    carry_out(one, BASE)
+    assert ready(one) == [["mixture/a", "mixture/b"]]
+    assert [[step.title for step in batch] for batch in one.ready(2)] == [["mixture/a"], ["mixture/b"]]
+    assert len(one.ready(9)) == 2
+
+
+def test_the_client_of_a_server_and_a_server_that_was_started_stay_one():
+    steps = [step("judge", str(at), group="judge api") for at in range(4)]
+    assert [len(batch) for batch in Schedule(Plan("s", tuple(steps), {}), steps).ready(4)] == [4]
+    served = [
+        Step("generate", str(at), {}, {}, how={"server": {"start": "vllm serve"}, "at": at}, group="generate x")
+        for at in range(2)
+    ]
+    served = [Step(s.kind, s.name, {"at": s.name}, {}, s.how, s.group) for s in served]
+    assert [len(batch) for batch in Schedule(Plan("s", tuple(served), {}), served).ready(4)] == [2]

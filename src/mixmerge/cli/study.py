@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mixmerge.run.runner import Outcome, Study
     from mixmerge.run.store import Store
 
-RECIPES = ("quickstart", "paper-objectives", "paper-languages")
+RECIPES = ("quickstart", "paper-objectives", "paper-languages", "paper-study")
 
 
 @app.command()

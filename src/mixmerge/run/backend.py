@@ -24,6 +24,10 @@ class Backend(Protocol):
         """The next event, once there is one."""
 
     @property
+    def room(self) -> int:
+        """How many more processes it would run at once, at most."""
+
+    @property
     def busy(self) -> bool:
         """Whether a process runs."""
 

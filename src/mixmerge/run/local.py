@@ -115,6 +115,10 @@ class LocalBackend:
         return event
 
     @property
+    def room(self) -> int:
+        return self._jobs - len(self._working)
+
+    @property
     def busy(self) -> bool:
         return bool(self._working)
 

@@ -76,6 +76,11 @@ def this_machine() -> Machine:
     return Machine(cores(), psutil.virtual_memory().available, _gpus())
 
 
+def usual_jobs(machine: Machine) -> int:
+    """Steps at once where nobody says: for each GPU one at work on it and one on the cores; else one, with all cores."""
+    return max(1, 2 * len(machine.gpus))
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ from mixmerge.plan.graph import KINDS, Plan, Step
 from mixmerge.run.backend import Backend, Event
 from mixmerge.run.local import LocalBackend, log_file
 from mixmerge.run.progress import Progress
-from mixmerge.run.resources import this_machine
+from mixmerge.run.resources import this_machine, usual_jobs
 from mixmerge.run.schedule import Schedule, chosen
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
 from mixmerge.train.memory import memory_advice
@@ -121,7 +121,7 @@ def run_plan(
     """Carry out every step of these kinds that is not done; returns what happened.
 
     `only`: patterns of `kind/name`; just these steps and what they need. `keep_going`: also past a base or a mixture that
-    fails. `jobs`: processes at once at most; None: one for each GPU, else one.
+    fails. `jobs`: processes at once at most; None: two for each GPU, else one.
 
     Raises:
         UserError: a pattern that no step has.
@@ -137,7 +137,7 @@ def run_plan(
     for step in todo:
         if (damage := store.damage(step.id)) is not None:
             progress.damaged(step, damage)
-    jobs = jobs or max(1, len(this_machine().gpus))
+    jobs = jobs or usual_jobs(this_machine())
     schedule = Schedule(plan, todo, families=jobs == 1 and backend is None, keep_going=keep_going)
     backend = backend or LocalBackend(store, study.plan_file, jobs=jobs, threads=threads)
     with _ending(backend, progress):
@@ -158,7 +158,7 @@ def run_plan(
 def drive(schedule: Schedule, backend: Backend, store: Store | None = None) -> Iterator[Event]:
     """Keep a backend at work until the schedule has nothing more for it; gives every event that is about a step."""
     while True:
-        for batch in schedule.ready():
+        for batch in schedule.ready(backend.room):
             if backend.start(batch):
                 schedule.start(batch)
         if not backend.busy:

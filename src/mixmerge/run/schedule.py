@@ -46,7 +46,7 @@ class Schedule:
         self.failed: set[str] = set()
         self._lost: set[str] = set()
         self.ended = False
-        self._families, self._keep_going = families, keep_going
+        self._families, self._keep_going, self._length = families, keep_going, length
         self._place = {step.id: at for at, step in enumerate(plan.steps)}
         self._rank: dict[str, float] = {}
         after: dict[str, list[str]] = {}
@@ -55,8 +55,11 @@ class Schedule:
             for wanted in step.inputs.values():
                 after.setdefault(wanted, []).append(step.id)
 
-    def ready(self) -> list[Sequence[Step]]:
-        """Batches that may start, each for one process, the most urgent first."""
+    def ready(self, room: int = 1) -> list[Sequence[Step]]:
+        """Batches that may start, each for one process, the most urgent first.
+
+        Where there is room for more processes than batches, groups that only save loading are shared out.
+        """
         if self.ended:
             return []
         ready = [step for step in self.todo.values() if self._may_start(step)]
@@ -67,7 +70,17 @@ class Schedule:
         for step in ready:
             group = step.group.partition(" ")[0] if self._families else step.group
             batches.setdefault(f"group {group}" if group else step.id, []).append(step)
-        return [_one_thing_at_a_time(batch) for batch in batches.values()]
+        return [_one_thing_at_a_time(batch) for batch in self._shared_out(list(batches.values()), room)]
+
+    def _shared_out(self, batches: list[list[Step]], room: int) -> list[list[Step]]:
+        while len(batches) < room:
+            divisible = [batch for batch in batches if len(batch) > 1 and all(map(_only_saves_loading, batch))]
+            if not divisible:
+                break
+            longest = max(divisible, key=lambda batch: sum(self._length(step) for step in batch))
+            at = batches.index(longest)
+            batches[at : at + 1] = [longest[::2], longest[1::2]]
+        return batches
 
     def _may_start(self, step: Step) -> bool:
         if step.id in self.running or self._lost.intersection(servers_of(step)):
@@ -103,6 +116,11 @@ class Schedule:
     def blocked(self) -> list[str]:
         """Ids that a failure keeps from starting, in the order of the plan."""
         return list(self.todo)
+
+
+def _only_saves_loading(step: Step) -> bool:
+    """Whether its group shares what each process can load for itself; a server and its client stay one."""
+    return step.group in ("mixture", "judge") or (step.kind == "generate" and "server" not in step.how)
 
 
 def _one_thing_at_a_time(batch: Sequence[Step]) -> Sequence[Step]:
