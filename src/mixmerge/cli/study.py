@@ -161,6 +161,34 @@ def run(
 
 
 @app.command()
+def step(
+    recipe: RecipeArg,
+    name: Annotated[
+        str, typer.Argument(metavar="STEP", help="kind/name as `plan` prints it, or the beginning of the id.")
+    ],
+    set_: SetOption = None,
+    out: OutOption = DEFAULT_OUT,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out one step whose inputs are done: all that another launcher (SLURM, a Makefile) needs."""
+    from mixmerge.run.progress import Progress
+    from mixmerge.run.runner import Study, run_step
+    from mixmerge.run.store import Store
+
+    loaded, plan = plan_of(recipe, set_, out)
+    found, progress = plan.find(name), Progress()
+    try:
+        outcome = run_step(plan, found, out, threads=loaded.recipe.how.threads, progress=progress)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to carry on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    report_failures(outcome, plan, Study(out, plan.study))
+    print_chosen(plan, Store(out), [found.title], as_json=as_json)
+
+
+@app.command()
 def status(
     recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OUT, as_json: JsonOption = False
 ) -> None:

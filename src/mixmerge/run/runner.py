@@ -140,10 +140,7 @@ def run_plan(
     jobs = jobs or usual_jobs(this_machine())
     schedule = Schedule(plan, todo, families=jobs == 1 and backend is None, keep_going=keep_going)
     backend = backend or LocalBackend(store, study.plan_file, jobs=jobs, threads=threads)
-    with _ending(backend, progress):
-        for event in drive(schedule, backend, store):
-            _note(study.events, event)
-            _take(event, plan, outcome, progress)
+    _carry_out(schedule, backend, study, store, outcome, progress)
     outcome.blocked, outcome.ended = schedule.blocked, schedule.ended
     store.refresh()
     for step in plan.steps:
@@ -153,6 +150,37 @@ def run_plan(
     study.link(plan, store)
     progress.end(outcome)
     return outcome
+
+
+def run_step(plan: Plan, step: Step, root: Path, *, threads: int | None, progress: Progress) -> Outcome:
+    """Carry out one step whose inputs are done, as another launcher asks for it; nothing where it is done.
+
+    Raises:
+        UserError: an input is not done.
+    """
+    study, store = Study(root, plan.study), Store(root)
+    for wanted in step.inputs.values():
+        if store.find(wanted) is None:
+            needed = plan.by_id[wanted].title
+            what = f"it needs {needed}, which is {'damaged' if store.damage(wanted) else 'not done'}"
+            raise UserError(what, where=step.title, do=f"carry out {needed} first")
+    study.open(plan)
+    outcome = Outcome()
+    todo = [step] if store.find(step.id) is None else []
+    progress.begin(plan.study, total=1, left=len(todo))
+    backend = LocalBackend(store, study.plan_file, jobs=1, threads=threads)
+    _carry_out(Schedule(plan, todo), backend, study, store, outcome, progress)
+    progress.end(outcome)
+    return outcome
+
+
+def _carry_out(
+    schedule: Schedule, backend: Backend, study: Study, store: Store, outcome: Outcome, progress: Progress
+) -> None:
+    with _ending(backend, progress):
+        for event in drive(schedule, backend, store):
+            _note(study.events, event)
+            _take(event, schedule.steps[event["step"]], outcome, progress)
 
 
 def drive(schedule: Schedule, backend: Backend, store: Store | None = None) -> Iterator[Event]:
@@ -182,7 +210,7 @@ def drive(schedule: Schedule, backend: Backend, store: Store | None = None) -> I
         yield event
 
 
-def _take(event: Event, plan: Plan, outcome: Outcome, progress: Progress) -> None:
+def _take(event: Event, step: Step, outcome: Outcome, progress: Progress) -> None:
     if event["event"] == "done":
         outcome.done.append(event["step"])
     elif event["event"] == "failed":
@@ -190,7 +218,7 @@ def _take(event: Event, plan: Plan, outcome: Outcome, progress: Progress) -> Non
         outcome.bug |= bool(event["bug"])
         if "budget" in event:
             outcome.short[event["step"]] = dict(event["budget"])
-    progress.take(plan.by_id[event["step"]], event)
+    progress.take(step, event)
 
 
 def _left_alone(others: int) -> str:
