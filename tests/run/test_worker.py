@@ -12,7 +12,7 @@ import pytest
 from mixmerge.errors import CheckpointError, DataError, MixmergeError, StepError
 from mixmerge.evaluate.limits import BudgetError, NoKeyError, ServerError, Shortage
 from mixmerge.plan.graph import Step
-from mixmerge.run.local import Worker, log_file
+from mixmerge.run.local import Worker, log_file, worker_environment
 from mixmerge.run.servers import connect, servers_of, told_of
 from mixmerge.run.steps import StepContext, let_go
 from mixmerge.run.store import RECORD, Store, write_json
@@ -130,7 +130,7 @@ def test_a_worker_that_fails_says_so_with_its_status_and_its_log(broken_chain, t
 
 def test_a_worker_that_cannot_even_start_ends_with_its_status_and_a_log(base_step, tmp_path):
     events: Queue = Queue()
-    worker = Worker([base_step], root=tmp_path, plan_file=tmp_path / "gone.json", threads=1, events=events)
+    worker = Worker([base_step], root=tmp_path, plan_file=tmp_path / "gone.json", environment=worker_environment(1), events=events)
     end = events.get(timeout=60)
     assert (end["event"], end["worker"], end["code"]) == ("exit", worker, 1)
     assert "FileNotFoundError" in log_file(tmp_path / "gone.json", base_step).read_text()
