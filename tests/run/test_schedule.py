@@ -207,7 +207,14 @@ def test_the_client_of_a_server_and_a_server_that_was_started_stay_one():
     steps = [step("judge", str(at), group="judge api") for at in range(4)]
     assert [len(batch) for batch in Schedule(Plan("s", tuple(steps), {}), steps).ready(4)] == [4]
     served = [
-        Step("generate", str(at), {}, {}, how={"server": {"start": "vllm serve", "urls": None, "key": None}, "at": at}, group="generate x")
+        Step(
+            "generate",
+            str(at),
+            {},
+            {},
+            how={"server": {"start": "vllm serve", "urls": None, "key": None}, "at": at},
+            group="generate x",
+        )
         for at in range(2)
     ]
     served = [Step(s.kind, s.name, {"at": s.name}, {}, s.how, s.group) for s in served]

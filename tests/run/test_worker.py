@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from queue import Queue
@@ -130,11 +131,14 @@ def test_a_worker_that_fails_says_so_with_its_status_and_its_log(broken_chain, t
 
 def test_a_worker_that_cannot_even_start_ends_with_its_status_and_a_log(base_step, tmp_path):
     events: Queue = Queue()
-    worker = Worker([base_step], root=tmp_path, plan_file=tmp_path / "gone.json", environment=worker_environment(1), events=events)
+    worker = Worker(
+        [base_step], root=tmp_path, plan_file=tmp_path / "gone.json", environment=worker_environment(1), events=events
+    )
     end = events.get(timeout=60)
     assert (end["event"], end["worker"], end["code"]) == ("exit", worker, 1)
     assert "FileNotFoundError" in log_file(tmp_path / "gone.json", base_step).read_text()
-    worker.stop()
+    worker.signal(signal.SIGTERM)  # too late, and no error
+    assert worker.wait(5)
 
 
 # What an error is called
