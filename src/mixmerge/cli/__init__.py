@@ -15,12 +15,15 @@ from mixmerge.cli import study  # the order of imports is that of the commands i
 from mixmerge.cli import judging
 
 # isort: split
+from mixmerge.cli import keeping
+
+# isort: split
 from mixmerge.cli import models
 from mixmerge.cli.options import app
 from mixmerge.cli.study import RECIPES, recipe_file
 from mixmerge.errors import MixmergeError
 
-__all__ = ["RECIPES", "app", "judging", "main", "models", "recipe_file", "study"]
+__all__ = ["RECIPES", "app", "judging", "keeping", "main", "models", "recipe_file", "study"]
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,10 +27,40 @@ def print_fields(title: str, fields: Any) -> None:
         print(f"  {key}: {shown(value)}")
 
 
+def print_provenance(told: Mapping[str, Any]) -> None:
+    """The provenance in a record, for people."""
+    fields = dict(told)
+    if "argv" in fields:
+        fields["argv"] = shlex.join(fields["argv"])
+    if git := fields.get("git"):
+        fields["git"] = git["commit"] + " with changes that are not committed" * git["dirty"]
+    elif "git" in fields:
+        fields["git"] = "in no repository"
+    fields |= {key: in_bytes(value) for key, value in fields.items() if "bytes_" in key}
+    for key in ("gpus", "versions", "seeds"):
+        if isinstance(found := fields.get(key), Mapping):
+            fields[key] = ", ".join(f"{name} {value}" for name, value in found.items()) or "none"
+        elif isinstance(found, list):
+            fields[key] = ", ".join(found) or "none"
+    print_fields("provenance", fields)
+
+
 def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def in_bytes(size: int) -> str:
+    """Bytes as people say them.
+
+    >>> in_bytes(1536), in_bytes(16_060_522_240)
+    ('1.5 kB', '16.1 GB')
+    """
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def print_json(value: Any) -> None:

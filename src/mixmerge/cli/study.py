@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixmerge.cli.options import JsonOption, OutOption, RecipeArg, SetOption, app
-from mixmerge.cli.printing import print_fields, print_json, print_notes, print_table
+from mixmerge.cli.printing import print_fields, print_json, print_notes, print_provenance, print_table
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
 from mixmerge.terminal import visible
@@ -253,8 +253,10 @@ def show(
         print_fields("measured", measured)
         for name, account in accounts.items():
             print(account_line(name, Account.from_json(account)))
-        print_fields("provenance", record["provenance"])
-        print_fields("files", {name: f"{size:,} bytes" for name, size in record["files"].items()})
+        print_provenance(record["provenance"])
+        print_fields(
+            "files", {name: f"{size:,} bytes" + hash_of(record, name) for name, size in record["files"].items()}
+        )
         print(f"folder: {folder}")
     if log.exists():
         print(f"log: {log}")
@@ -397,6 +399,12 @@ def print_chosen(plan: Plan, store: Store, only: Sequence[str], *, as_json: bool
         print_json({"steps": found})
         return
     print_table(("Step", "Folder"), found.items())
+
+
+def hash_of(record: Mapping[str, Any], name: str) -> str:
+    """The beginning of a file's sha256, as a record has it; older ones have none."""
+    found = record.get("sha256", {}).get(name)
+    return "" if found is None else f", sha256 {found[:16]}"
 
 
 def _brief(why: tuple[str, ...]) -> str:

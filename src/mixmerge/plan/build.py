@@ -82,7 +82,8 @@ class PlanBuilder:
         )
         dropped = {name: counted(found) for name, found in self.dropped.items()}
         models, notes = self.models, tuple(self.notes)
-        return Plan(self.recipe.name, tuple(self.steps.values()), models, dropped, self.accounts, notes)
+        called = {"recipe": str(self.loaded.path.absolute())}
+        return Plan(self.recipe.name, tuple(self.steps.values()), models, dropped, self.accounts, notes, called)
 
     def _add(self, kind: str, name: str, what: Mapping[str, Any], **rest: Any) -> str:
         step = Step(kind, name, what, **rest)

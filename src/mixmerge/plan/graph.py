@@ -79,7 +79,8 @@ class Plan:
 
     `dropped` counts the rows that overlap with prompts and are left out: data set -> kind -> language -> rows. `accounts`
     says what became of each data set's records, and `notes` what a person may not expect of the recipe; they are no part
-    of any identity, and stay with whoever made the plan.
+    of any identity, and stay with whoever made the plan. `called` says which recipe this is the plan of, and how the
+    runner was called, for the records.
     """
 
     study: str
@@ -88,6 +89,7 @@ class Plan:
     dropped: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     accounts: Mapping[str, Account] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    called: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
     def by_id(self) -> dict[str, Step]:
@@ -110,10 +112,11 @@ class Plan:
             "study": self.study,
             "models": dict(self.models),
             "dropped": {name: dict(counts) for name, counts in self.dropped.items()},
+            "called": dict(self.called),
             "steps": [step.to_json() for step in self.steps],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         steps = tuple(Step.from_json(step) for step in data["steps"])
-        return cls(data["study"], steps, data["models"], data.get("dropped", {}))
+        return cls(data["study"], steps, data["models"], data.get("dropped", {}), called=data.get("called", {}))

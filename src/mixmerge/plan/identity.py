@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 ID_LENGTH = 12
+ABSENT = "(absent)"  # in the place of the value of a field that one of two has not
 
 
 def canonical(value: Any) -> str:
@@ -46,20 +47,33 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     >>> list(differences({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8}))
     ['lr: 1e-05 -> 2e-05']
     """
+    for field, before, after in changes(old, new, path):
+        if before is ABSENT:
+            yield f"{field}: added {_short(after)}"
+        elif after is ABSENT:
+            yield f"{field}: removed {_short(before)}"
+        else:
+            yield f"{field}: {_short(before)} -> {_short(after)}"
+
+
+def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each field that differs with both values, ABSENT where one has none, in path order.
+
+    >>> list(changes({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8}))
+    [('lr', 1e-05, 2e-05)]
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
             below = f"{path}.{key}" if path else str(key)
-            if key not in old:
-                yield f"{below}: added {_short(new[key])}"
-            elif key not in new:
-                yield f"{below}: removed {_short(old[key])}"
+            if key in old and key in new:
+                yield from changes(old[key], new[key], below)
             else:
-                yield from differences(old[key], new[key], below)
+                yield below, old.get(key, ABSENT), new.get(key, ABSENT)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from differences(before, after, f"{path}.{index}")
+            yield from changes(before, after, f"{path}.{index}")
     elif canonical(old) != canonical(new):
-        yield f"{path}: {_short(old)} -> {_short(new)}"
+        yield path, old, new
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mixmerge.plan.graph import KINDS, Plan, Step
 from mixmerge.run.backend import Backend, Event
 from mixmerge.run.local import LocalBackend, log_file
 from mixmerge.run.progress import Progress
+from mixmerge.run.provenance import invocation
 from mixmerge.run.resources import this_machine, usual_jobs
 from mixmerge.run.schedule import Schedule, chosen
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
@@ -127,6 +128,7 @@ def run_plan(
         UserError: a pattern that no step has.
         KeyboardInterrupt: after the running processes were ended; what was finished is kept.
     """
+    plan = replace(plan, called=invocation(plan.called.get("recipe", "")))
     wanted = chosen(plan, only) if only else plan.by_id.keys()
     study, store = Study(root, plan.study), Store(root)
     study.open(plan)
@@ -158,6 +160,7 @@ def run_step(plan: Plan, step: Step, root: Path, *, threads: int | None, progres
     Raises:
         UserError: an input is not done.
     """
+    plan = replace(plan, called=invocation(plan.called.get("recipe", "")))
     study, store = Study(root, plan.study), Store(root)
     for wanted in step.inputs.values():
         if store.find(wanted) is None:

@@ -3,6 +3,7 @@
 `<root>/store/<kind>/<name>--<id>/` is whole if and only if it is there: a step writes into a partial folder, its record
 goes in last, then one rename. A step is found by its id alone, so a renamed candidate finds its old work. The record has
 the size of every file: a step that lost one, or a part of one, since then is damaged, counts as not done and is made again.
+It has their sha256 too, which `run.verify` compares.
 A lease is a file with a heartbeat; it stands in nobody's way once its process is gone or it has not beaten for a minute.
 """
 
@@ -17,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +26,12 @@ from typing import Any
 
 from mixmerge.errors import CheckpointError, FullDiskError, StepError, reason
 from mixmerge.plan.graph import Step
+from mixmerge.run.record import RECORD
 from mixmerge.whole import write_whole
 
-RECORD = "record.json"
 HEARTBEAT_S = 5.0
 LEASE_EXPIRES_S = 60.0
+GONE = "gone-"  # what the folder of a removed step is called while its files go
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,20 @@ class Store:
         folders = [p for p in named if (p / RECORD).is_file() and self.find(p.name.rpartition("--")[2])]
         return read_record(max(folders, key=lambda p: (p / RECORD).stat().st_mtime)) if folders else None
 
+    def folders(self) -> dict[str, Path]:
+        """Id -> folder of every step that has one, also without a record, in order of kind and name."""
+        found = sorted(p for p in self.folder.glob("[!.]*/*--*") if p.is_dir())
+        return {p.name.rpartition("--")[2]: p for p in found}
+
+    def remove(self, folder: Path) -> None:
+        """Remove a step's folder whose lease is held: gone from its place at once, however long its files take."""
+        gone = self.folder / ".partial" / f"{GONE}{folder.name}"
+        gone.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        self.refresh()
+        shutil.rmtree(gone)
+
     @property
     def tokens(self) -> Path:
         """Where trainings keep tokenised rows for each other, as long as a run has trainings."""
@@ -153,16 +169,27 @@ class Store:
 
     def running(self, step: Step) -> dict[str, Any] | None:
         """Who holds the step's lease, if that runner is alive."""
-        lease = self._lease(step)
-        return None if _stale(lease) else _read_lease(lease)
+        return self.holder(step.id)
+
+    def holder(self, step_id: str) -> dict[str, Any] | None:
+        """As `running`, of the step with that id; empty where a young lease does not say who."""
+        lease = self._lease_of(step_id)
+        return None if _stale(lease) else _read_lease(lease) or {}
 
     def _lease(self, step: Step) -> Path:
-        return self.folder / ".leases" / f"{step.id}.json"
+        return self._lease_of(step.id)
+
+    def _lease_of(self, step_id: str) -> Path:
+        return self.folder / ".leases" / f"{step_id}.json"
+
+    def lease(self, step: Step) -> AbstractContextManager[bool]:
+        """Hold the step while the block runs; gives False, and holds nothing, if a live runner has it."""
+        return self.hold(step.id)
 
     @contextmanager
-    def lease(self, step: Step) -> Iterator[bool]:
-        """Hold the step while the block runs; gives False, and holds nothing, if a live runner has it."""
-        path = self._lease(step)
+    def hold(self, step_id: str) -> Iterator[bool]:
+        """As `lease`, of the step with that id."""
+        path = self._lease_of(step_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _acquire(path):
             yield False

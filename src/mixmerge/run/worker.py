@@ -10,15 +10,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
-import resource
 import shutil
 import sys
 import threading
 import time
 import traceback
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,8 @@ from mixmerge.events import Emit, take_stdout
 from mixmerge.leaving import leave
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
+from mixmerge.run.provenance import Meter, machine, seeds
+from mixmerge.run.record import files_of, sealed
 from mixmerge.run.runner import Study
 from mixmerge.run.servers import servers_of, told_of
 from mixmerge.run.steps import CARRY_OUT, StepContext, let_go
@@ -34,7 +33,6 @@ from mixmerge.run.store import Store, named_os_error, remove
 
 WAIT_S = 1.0
 FULL_BYTES = 1 << 20
-VERSIONS = ("mixmerge", "torch", "transformers", "trl", "tokenizers", "safetensors", "numpy")
 
 
 def main(argv: list[str]) -> int:
@@ -129,8 +127,8 @@ def carry_out(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit
 
 def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> dict[str, Any]:
     emit("start", step=step.id)
-    began, wall = time.perf_counter(), time.time()
     folders = store.begin(step)
+    meter = Meter()
     last = 0.0
 
     def progress(done: int, total: int) -> None:
@@ -150,7 +148,7 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
     except MixmergeError as error:  # a server that has died is no use to the next step either
         let_go(shared, error)
         raise
-    seconds = time.perf_counter() - began
+    took = meter.read()
     inputs = {role: {"id": i, "name": plan.by_id[i].name} for role, i in step.inputs.items()}
     record = {
         "id": step.id,
@@ -161,34 +159,11 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
         "inputs": inputs,
         "how": dict(step.how),
         "measurements": measurements,
-        "files": {
-            str(path.relative_to(folders.out)): path.stat().st_size
-            for path in sorted(folders.out.rglob("*"))
-            if path.is_file()
-        },
-        "provenance": _provenance(seconds, wall),
+        "provenance": dict(plan.called) | took | {"seeds": seeds(step.what)} | machine(),
+        **files_of(folders.out),
     }
-    store.commit(step, record)
-    return {"seconds": round(seconds, 2), "measurements": measurements}
-
-
-def _provenance(seconds: float, began: float) -> dict[str, Any]:
-    versions = {}
-    for name in VERSIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-        "seconds": round(seconds, 3),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "host": platform.node(),
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+    store.commit(step, sealed(record))
+    return {"seconds": round(took["seconds"], 2), "measurements": measurements}
 
 
 def _log_to(path: Path) -> None:

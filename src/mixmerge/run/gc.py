@@ -1,0 +1,127 @@
+"""What of a store no recipe reaches, and its removal.
+
+Reached is every step of the plans given, and every step of a study that a live runner is at. A link to outside is never
+followed and never removed; a file with names elsewhere (hard links) gives its room back only with its last name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mixmerge.errors import CheckpointError
+from mixmerge.plan.graph import Plan
+from mixmerge.run.plans import read_plan
+from mixmerge.run.store import GONE, Store, named_os_error
+
+
+@dataclass(slots=True)
+class Unreached:
+    """A folder that no plan reaches: a finished step's, `partial` work, or the trainings' `tokens`; bytes that it gives back."""
+
+    kind: str
+    title: str
+    step: str
+    folder: Path
+    bytes: int = 0
+    removed: bool = False
+
+
+@dataclass(slots=True)
+class Garbage:
+    """All that is not reached, and what is kept all the same, with the reason."""
+
+    found: list[Unreached] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.found)
+
+
+def unreached(store: Store, plans: Collection[Plan]) -> Garbage:
+    """What of the store none of the plans reaches, with what it would give back."""
+    garbage = Garbage()
+    live = live_leases(store)
+    wanted = {step.id for plan in plans for step in plan.steps}
+    for plan in _running_studies(store, live - wanted):
+        garbage.kept.append(f"the study {plan.study} is running now: all its steps are kept")
+        wanted |= plan.by_id.keys()
+    wanted |= live
+    for folder in sorted(store.folder.glob("[!.]*/*--*")):
+        name, _, step = folder.name.rpartition("--")
+        if step in wanted:
+            continue
+        if folder.is_symlink():
+            garbage.kept.append(f"{folder} is a link to {folder.readlink()}: kept")
+        elif folder.is_dir():
+            garbage.found.append(Unreached("step", f"{folder.parent.name}/{name}", step, folder))
+    for folder in sorted((store.folder / ".partial").glob("*-*")):
+        kind, _, step = folder.name.rpartition("-")
+        if (step not in wanted or folder.name.startswith(GONE)) and folder.is_dir() and not folder.is_symlink():
+            garbage.found.append(Unreached("partial", f"partial work of {kind}", step, folder))
+    trainings = (step for plan in plans for step in plan.steps if step.kind == "train")
+    if store.tokens.is_dir() and not live and all(store.find(step.id) is not None for step in trainings):
+        garbage.found.append(Unreached("tokens", "tokenised rows", "", store.tokens))
+    _weigh(garbage.found)
+    return garbage
+
+
+def remove(garbage: Garbage, store: Store) -> None:
+    """Remove what was found, each under its lease; what a live runner has taken meanwhile is kept.
+
+    Raises:
+        CheckpointError: a folder that may not be removed.
+    """
+    for entry in garbage.found:
+        try:
+            with store.hold(entry.step or "tokens") as held:
+                if not held:
+                    garbage.kept.append(f"{entry.title} {entry.step} is in the hands of a live runner now: kept")
+                    continue
+                if entry.kind == "step":
+                    store.remove(entry.folder)
+                else:
+                    shutil.rmtree(entry.folder)
+                entry.removed = True
+        except CheckpointError:
+            raise
+        except OSError as error:
+            raise named_os_error(error, entry.folder) from error
+
+
+def live_leases(store: Store) -> set[str]:
+    """The ids of all steps that live runners hold."""
+    return {lease.stem for lease in (store.folder / ".leases").glob("*.json") if store.holder(lease.stem) is not None}
+
+
+def _running_studies(store: Store, live: Collection[str]) -> Iterator[Plan]:
+    """The plans under `runs/` that have one of these steps."""
+    for file in sorted((store.root / "runs").glob("*/plan.json")) if live else ():
+        try:
+            plan = read_plan(file)
+        except CheckpointError:
+            continue
+        if any(step in plan.by_id for step in live):
+            yield plan
+
+
+def _weigh(found: Iterable[Unreached]) -> None:
+    """Give each entry the bytes of the files that lose their last name with all of them."""
+    files = [(entry, os.lstat(path)) for entry in found for path in _files(entry.folder)]
+    names = Counter((stat.st_dev, stat.st_ino) for _, stat in files)
+    seen = set()
+    for entry, stat in files:
+        key = (stat.st_dev, stat.st_ino)
+        if key not in seen and names[key] >= stat.st_nlink:
+            entry.bytes += stat.st_size
+        seen.add(key)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)

@@ -1,0 +1,145 @@
+"""Whether finished steps are what they were when they were finished, to the byte.
+
+Every file of a step's folder is read and compared with the step's record, and the record with its seal and its id. A
+record of an older mixmerge has sizes only: what could not be compared is said, and is no damage.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mixmerge.errors import CheckpointError, reason
+from mixmerge.hashes import each_sha256, sha256_or_error
+from mixmerge.plan.identity import step_id
+from mixmerge.run.record import RECORD, seal_of, step_files
+from mixmerge.run.store import Store, read_record
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Checked:
+    """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with."""
+
+    step: str
+    title: str
+    folder: Path
+    problems: list[str] = field(default_factory=list)
+    hashed: bool = True
+    mended: bool = False
+    mend: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        state = "mended" if self.mended else "damaged" if self.problems else "whole"
+        told = {"step": self.title, "id": self.step, "folder": str(self.folder), "state": state}
+        return told | {"hashed": self.hashed, "problems": self.problems, "mend": self.mend}
+
+
+def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) -> list[Checked]:
+    """Compare the steps in these folders, by id, with their records; `progress` is told bytes."""
+    checked = {step: _checked(step, folder) for step, folder in folders.items()}
+    to_read = [(found, name, path, expected) for found, known in checked.values() for name, path, expected in known]
+    total, done = sum(_size(path) for _, _, path, _ in to_read), 0
+    for (found, name, path, expected), got in zip(
+        to_read, each_sha256((path for _, _, path, _ in to_read), sha256_or_error), strict=True
+    ):
+        if isinstance(got, OSError):
+            found.problems.append(f"{name} cannot be read: {got.strerror or got}")
+        elif got != expected:
+            others = " (and so has each of its other names: hard links)" if path.stat().st_nlink > 1 else ""
+            found.problems.append(f"{name} has changed{others}: sha256 {got[:12]}, its record says {expected[:12]}")
+        done += _size(path)
+        if progress is not None:
+            progress(done, total)
+    for found, _ in checked.values():
+        if found.problems:
+            found.mend = _mend(found)
+    return [found for found, _ in checked.values()]
+
+
+def mend(found: Iterable[Checked], store: Store) -> None:
+    """Remove each damaged step, so that the next run makes it again; one that is being made now is left."""
+    for step in found:
+        if not step.problems or step.folder.is_symlink():
+            continue
+        with store.hold(step.step) as held:
+            if held:
+                store.remove(step.folder)
+                step.mended, step.mend = True, "removed; the next run makes it again"
+            else:
+                step.mend = "a live runner has it; wait until that has ended"
+
+
+def verify_answers(path: Path) -> str | None:
+    """What is wrong with the file of servers' answers, by SQLite's own integrity check; None where nothing is."""
+    if not path.exists():
+        return None
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=60)
+        try:
+            rows = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return reason(error)
+    return None if rows == ["ok"] else "; ".join(" ".join(row.split()) for row in rows)
+
+
+def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, str]]]:
+    """What names, sizes and the record tell of a step, and the files whose bytes are still to be compared."""
+    found = Checked(step, f"{folder.parent.name}/{folder.name.rpartition('--')[0]}", folder)
+    if not (folder / RECORD).is_file():
+        found.problems.append(f"{RECORD} is missing")
+        return found, []
+    try:
+        record = read_record(folder)
+        sizes, hashes = dict(record.get("files", {})), dict(record.get("sha256", {}))
+        found.problems += _record_problems(step, record)
+    except CheckpointError:
+        found.problems.append(f"{RECORD} cannot be read: it was cut short, or changed")
+        return found, []
+    except (TypeError, ValueError, KeyError, AttributeError):
+        found.problems.append(f"{RECORD} is not what a step writes: it was changed")
+        return found, []
+    found.hashed = bool(hashes) or not sizes
+    there, to_read = step_files(folder), []
+    for name, size in sizes.items():
+        if name not in there or not there[name].exists():
+            found.problems.append(f"{name} is missing")
+        elif (has := _size(there[name])) != size:
+            found.problems.append(f"{name} has {has:,} bytes, its record says {size:,}")
+        elif name in hashes:
+            to_read.append((name, there[name], hashes[name]))
+    found.problems += [f"{name} is extra: its record does not name it" for name in there if name not in sizes]
+    return found, to_read
+
+
+def _record_problems(step: str, record: Mapping[str, Any]) -> list[str]:
+    if ("seal" in record or "sha256" in record) and record.get("seal") != seal_of(record):
+        return [f"{RECORD} has changed since it was written: its seal does not fit"]
+    if "what" in record:
+        inputs = {role: entry["id"] for role, entry in record["inputs"].items()}
+        own = step_id(
+            {"kind": record["kind"], "revision": record["revision"], "what": record["what"], "inputs": inputs}
+        )
+        if own != step:
+            return [f"{RECORD} is that of step {own}"]
+    return []
+
+
+def _mend(found: Checked) -> str:
+    if found.folder.is_symlink():
+        return f"{found.folder} is a link to {found.folder.readlink()}: look there, or remove the link"
+    return f"remove the folder {found.folder} (--mend does) and run the same command again"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

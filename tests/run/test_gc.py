@@ -1,0 +1,235 @@
+"""gc: what no recipe reaches is named with its size, and removed only when asked; nothing else is ever touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixmerge.plan.graph import Plan, Step
+from mixmerge.run.gc import remove, unreached
+from mixmerge.run.store import Store, write_json
+
+KEPT, OLD = Step("merge", "kept", {"density": 0.5}), Step("merge", "old", {"density": 0.7})
+PLAN = Plan("wanted", (KEPT,), {})
+HOLD = """
+import sys
+from pathlib import Path
+from mixmerge.run.store import Store
+with Store(Path(sys.argv[1])).hold(sys.argv[2]) as held:
+    print(held, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with a step that the plan has, and one that it has not."""
+    store = Store(tmp_path / "out")
+    for step in (KEPT, OLD):
+        (store.begin(step).out / "weights").write_text("x" * 1000)
+        store.commit(step, {})
+    return store
+
+
+@pytest.fixture
+def holding(store):
+    """Let another process hold the lease of a step."""
+    processes = []
+
+    def hold(step_id: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLD, str(store.root), step_id]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout.readline() == "True\n"
+        return process
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def titles(garbage) -> list[str]:
+    return [entry.title for entry in garbage.found]
+
+
+def everything(folder: Path) -> set[str]:
+    remembered = "fingerprints.json"  # every command that plans may write it
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != remembered}
+
+
+# A whole study
+
+
+def test_a_study_of_which_all_is_reached_keeps_every_file(finished, mixmerge, tmp_path):
+    study = finished.copy(tmp_path / "study")
+    before = everything(study.out)
+    status, out, err = mixmerge("gc", study.recipe, "--delete", "--out", study.out)
+    assert (status, out, err) == (0, "removed: 0 finished steps and 0 other folders, 0 bytes\n", "")
+    assert before - everything(study.out) == set()
+
+
+def test_what_a_changed_recipe_no_longer_reaches_is_told_first_and_removed_when_asked(finished, mixmerge, tmp_path):
+    study = finished.copy(tmp_path / "study")
+    old = study.finished()
+    study.edit("density: 0.5", "density: 0.7")
+    before = everything(study.out)
+    status, out, _ = mixmerge("gc", study.recipe, "--out", study.out)
+    *lines, last = out.splitlines()
+    assert status == 0
+    assert everything(study.out) == before, "nothing is removed unasked"
+    gone = {name for name in old if name.startswith(("merge/", "generate/ties", "judge/ties", "score/", "report/"))}
+    assert {"--".join(line.split("  ")[:2]) for line in lines} == gone
+    assert last.startswith(f"reached by none of these recipes: {len(gone)} finished steps and 0 other folders, ")
+    assert last.endswith("; --delete removes them")
+    told = json.loads(mixmerge("gc", study.recipe, "--json", "--out", study.out)[1])
+    assert (told["deleted"], {entry["removed"] for entry in told["unreached"]}) == (False, {False})
+    assert told["bytes"] == sum(p.stat().st_size for name in gone for p in (study.store / name).iterdir())
+    # the study as it was run is kept as well, where its folder is named
+    kept = mixmerge("gc", study.recipe, study.out / "runs/tiny", "--out", study.out)[1]
+    assert kept == "reached by none of these recipes: 0 finished steps and 0 other folders, 0 bytes\n"
+    status, out, _ = mixmerge("gc", study.recipe, "--delete", "--out", study.out)
+    assert (status, out.splitlines()[-1].startswith(f"removed: {len(gone)} finished steps")) == (0, True)
+    assert study.finished().keys() == old.keys() - gone
+    assert list((study.store / ".partial").iterdir()) == []
+    assert list((study.store / ".leases").glob("*.json")) == []
+
+
+def test_a_recipe_with_a_mistake_frees_nothing(finished, mixmerge, tmp_path):
+    study = finished.copy(tmp_path / "study")
+    before = everything(study.out)
+    other = study.folder / "other.yaml"
+    other.write_text("nome: x")
+    assert mixmerge("gc", study.recipe, other, "--delete", "--out", study.out)[0] == 2
+    status, _, err = mixmerge("gc", study.folder, "--delete", "--out", study.out)
+    assert (status, err.startswith(f"error: {study.folder}: no plan.json in it; name a study's folder")) == (2, True)
+    (study.folder / "plan.json").write_text("{}")
+    assert mixmerge("gc", study.folder, "--delete", "--out", study.out)[0] == 1
+    assert mixmerge("gc")[0] == 2
+    (study.folder / "plan.json").unlink()
+    assert everything(study.out) == before
+
+
+# Step by step
+
+
+def test_partial_work_goes_where_no_recipe_has_its_step_and_stays_where_one_has(store):
+    mine, other = Step("train", "mine", {"a": 1}), Step("train", "other", {"a": 2})
+    for step in (mine, other):
+        (store.begin(step).work / "checkpoint").write_text("y" * 500)
+    garbage = unreached(store, [Plan("wanted", (KEPT, mine), {})])
+    assert titles(garbage) == ["merge/old", "partial work of train"]
+    assert [entry.bytes for entry in garbage.found] == [1002, 500]  # with its record, "{}"
+    remove(garbage, store)
+    assert store.interrupted(mine)
+    assert not store.interrupted(other)
+    assert store.find(KEPT.id) is not None
+    assert store.find(OLD.id) is None
+
+
+def test_a_step_that_a_live_runner_holds_is_kept_and_goes_once_that_is_dead(store, holding):
+    other = Step("train", "other", {"a": 2})
+    store.begin(other)
+    processes = [holding(OLD.id), holding(other.id)]
+    assert titles(unreached(store, [PLAN])) == []
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    garbage = unreached(store, [PLAN])
+    assert titles(garbage) == ["merge/old", "partial work of train"]
+    remove(garbage, store)
+    assert list((store.folder / ".leases").glob("*.json")) == []
+
+
+def test_a_step_that_a_runner_takes_after_it_was_listed_is_kept(store, holding):
+    garbage = unreached(store, [PLAN])
+    holding(OLD.id)
+    remove(garbage, store)
+    assert store.find(OLD.id) is not None
+    assert not garbage.found[0].removed
+    assert garbage.kept == [f"merge/old {OLD.id} is in the hands of a live runner now: kept"]
+
+
+def test_all_of_a_study_that_is_running_is_kept_whatever_is_named(store, holding):
+    running = Step("merge", "now", {"density": 0.9}, {"model0": OLD.id})
+    for name in ("other", "third"):
+        (store.root / "runs" / name).mkdir(parents=True)
+    write_json(store.root / "runs/other/plan.json", {})
+    write_json(store.root / "runs/third/plan.json", Plan("third", (OLD, running), {}).to_json())
+    holding(running.id)
+    garbage = unreached(store, [PLAN])
+    assert garbage.found == []
+    assert garbage.kept == ["the study third is running now: all its steps are kept"]
+
+
+def test_a_link_to_outside_is_never_followed_and_never_removed(store, tmp_path):
+    outside = tmp_path / "outside"
+    folder = store.find(OLD.id)
+    folder.rename(outside)
+    folder.symlink_to(outside, target_is_directory=True)
+    inner = Step("adopt", "inner", {"b": 1})
+    store.begin(inner)
+    (store.commit(inner, {}) / "model").symlink_to(outside, target_is_directory=True)
+    garbage = unreached(store, [PLAN])
+    assert titles(garbage) == ["adopt/inner"]
+    assert garbage.kept == [f"{folder} is a link to {outside}: kept"]
+    remove(garbage, store)
+    assert (outside / "weights").read_text() == "x" * 1000
+    assert folder.is_symlink()
+    assert store.find(inner.id) is None
+
+
+def test_files_with_names_elsewhere_give_nothing_back_and_stay_there(store, tmp_path):
+    folder = store.find(OLD.id)
+    os.link(folder / "weights", tmp_path / "mine")
+    assert unreached(store, [PLAN]).bytes == 2
+    (tmp_path / "mine").unlink()
+    os.link(folder / "weights", folder / "again")
+    assert unreached(store, [PLAN]).bytes == 1002, "two names, both removed"
+    os.link(folder / "weights", store.find(KEPT.id) / "linked")
+    remove(unreached(store, [PLAN]), store)
+    assert (store.find(KEPT.id) / "linked").read_text() == "x" * 1000
+
+
+def test_a_removal_that_was_cut_short_is_finished_by_the_next(store):
+    shutil.move(store.find(OLD.id), store.folder / ".partial" / f"gone-old--{OLD.id}")
+    again = Store(store.root)
+    garbage = unreached(again, [PLAN])
+    assert [entry.kind for entry in garbage.found] == ["partial"]
+    remove(garbage, again)
+    assert list((store.folder / ".partial").iterdir()) == []
+
+
+def test_tokenised_rows_go_once_no_training_is_to_come_and_nothing_runs(store, holding):
+    store.tokens.mkdir()
+    (store.tokens / "rows").write_text("12345")
+    training = Step("train", "x", {})
+    assert "tokenised rows" not in titles(unreached(store, [Plan("wanted", (KEPT, OLD, training), {})]))
+    process = holding(KEPT.id)
+    assert unreached(store, [PLAN, Plan("o", (OLD,), {})]).found == []
+    process.kill()
+    process.wait()
+    garbage = unreached(store, [PLAN])
+    assert titles(garbage) == ["merge/old", "tokenised rows"]
+    remove(garbage, store)
+    assert not store.tokens.exists()
+
+
+def test_answers_and_unknown_folders_stay_and_an_empty_store_is_no_mistake(store, study, mixmerge):
+    store.answers.write_text("paid for")
+    (store.folder / "notes").mkdir()
+    (store.folder / "notes" / "mine.txt").write_text("x")
+    remove(unreached(store, [PLAN]), store)
+    assert store.answers.read_text() == "paid for"
+    assert (store.folder / "notes" / "mine.txt").exists()
+    none = study.folder / "none"
+    status, out, _ = mixmerge("gc", study.recipe, "--out", none)
+    assert (status, out) == (0, "reached by none of these recipes: 0 finished steps and 0 other folders, 0 bytes\n")
+    assert not none.exists()

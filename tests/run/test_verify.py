@@ -1,0 +1,288 @@
+"""verify: every kind of damage of a finished study is found, said step by step, and mended by the next run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from mixmerge.hashes import file_sha256
+from mixmerge.plan.graph import Step
+from mixmerge.run.record import files_of, seal_of, sealed, step_files
+from mixmerge.run.store import RECORD, Store, write_json
+from mixmerge.run.verify import verify_answers, verify_steps
+
+STEP = Step("merge", "ties", {"density": 0.5})
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return finished.copy(tmp_path / "study")
+
+
+def only(study, pattern: str) -> Path:
+    (found,) = study.store.glob(pattern)
+    return found
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Other bytes under the same name; a hard link's other names keep theirs."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def flip(path: Path, place: int = -5) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    rewrite(path, bytes(data))
+
+
+def made(store: Store, step: Step = STEP, **files: str) -> Path:
+    """A finished step with these files, recorded as a worker does."""
+    folders = store.begin(step)
+    for name, text in files.items():
+        (folders.out / name).write_text(text)
+    record = {"id": step.id, **step.payload, "inputs": {}, **files_of(folders.out)}
+    return store.commit(step, sealed(record))
+
+
+# Records
+
+
+def test_every_record_of_a_study_has_the_hash_of_each_file_and_a_seal(finished):
+    for path in finished.study.records().values():
+        record = json.loads(path.read_text())
+        assert record["sha256"] == {name: file_sha256(file) for name, file in step_files(path.parent).items()}
+        assert record["files"].keys() == record["sha256"].keys()
+        assert record["seal"] == seal_of(record)
+
+
+def test_a_seal_is_the_same_before_writing_and_after_reading():
+    record = {"a": (1, 2.5e-7, "é"), "b": {1: None}, "c": [True, float("inf")]}
+    read = json.loads(json.dumps(sealed(record)))
+    assert seal_of(read) == seal_of(record) == read["seal"]
+    assert seal_of(read | {"a": [1, 2.5e-7, "e"]}) != read["seal"]
+
+
+# A whole study, by the command line
+
+
+def test_a_whole_study_is_whole_and_nothing_of_it_is_touched(finished, mixmerge):
+    study = finished.study
+    before = study.finished()
+    status, out, err = mixmerge("verify", study.recipe, "--out", study.out)
+    assert (status, out, err) == (0, "32 finished steps: 32 whole, 0 damaged\n", "")
+    status, out, _ = mixmerge("verify", "--store", "--out", study.out, "--json")
+    found = json.loads(out)
+    assert (status, found["ok"], found["whole"], found["not_done"]) == (0, True, 32, 0)
+    assert {step["state"] for step in found["steps"]} == {"whole"}
+    assert study.finished() == before
+
+
+def test_each_kind_of_damage_is_named_with_its_step_and_mended_by_the_next_run(finished, copy, mixmerge):
+    responses = only(copy, "generate/base.general--*/responses.jsonl")
+    whole = responses.read_bytes()
+    flip(responses)
+    only(copy, "judge/mix.general.quality--*/verdicts.jsonl").unlink()
+    (only(copy, "score/*") / "more.json").write_text("{}")
+    page = only(copy, "report/*/report.html")
+    page.write_bytes(page.read_bytes()[:-10])
+    cut = only(copy, "mixture/mix--*/record.json")
+    cut.write_text(cut.read_text()[:-40])
+    record = only(copy, "mixture/general--*/record.json")
+    record.write_text(record.read_text().replace('"host": "', '"host": "x'))
+    status, out, err = mixmerge("verify", copy.recipe, "--out", copy.out)
+    assert (status, err) == (1, "")
+    size = page.stat().st_size
+    for words in (
+        "generate/base.general  ",
+        "responses.jsonl has changed: sha256 ",
+        "verdicts.jsonl is missing",
+        "more.json is extra: its record does not name it",
+        f"report.html has {size:,} bytes, its record says {size + 10:,}",
+        "mixture/mix  ",
+        "record.json cannot be read: it was cut short, or changed",
+        "record.json has changed since it was written: its seal does not fit",
+        f"  to mend it: remove the folder {responses.parent} (--mend does) and run the same command again\n",
+    ):
+        assert words in out
+    assert out.endswith("32 finished steps: 26 whole, 6 damaged\n")
+    status, out, _ = mixmerge("verify", copy.recipe, "--mend", "--out", copy.out)
+    assert status == 0
+    assert out.count("  removed; the next run makes it again\n") == 6
+    assert not responses.exists()
+    status, out, _ = mixmerge("verify", copy.recipe, "--out", copy.out)
+    assert (status, out) == (0, "26 finished steps: 26 whole, 0 damaged, 6 not done\n")
+    ran = copy.call("run")
+    assert ran.returncode == 0, ran.stderr
+    assert "6 to run" in ran.stderr
+    assert responses.read_bytes() == whole
+    assert ran.stdout.splitlines()[:-1] == finished.printed.splitlines()[:-1]
+    assert mixmerge("verify", copy.recipe, "--out", copy.out)[0] == 0
+
+
+def test_neither_or_both_of_recipe_and_store_are_refused_and_so_is_no_store(mixmerge, study, tmp_path):
+    said = "error: mixmerge verify: give a recipe, or --store for everything that is in --out\n"
+    assert mixmerge("verify") == (2, "", said)
+    assert mixmerge("verify", study.recipe, "--store") == (2, "", said)
+    status, _, err = mixmerge("verify", "--store", "--out", tmp_path / "none")
+    assert (status, "no store" in err) == (2, True)
+    assert not (tmp_path / "none").exists()
+    status, out, _ = mixmerge("verify", study.recipe, "--out", study.out)
+    assert (status, out) == (0, "0 finished steps: 0 whole, 0 damaged, 32 not done\n")
+
+
+# Step by step
+
+
+def test_one_changed_bit_anywhere_in_a_file_or_its_record_is_found(tmp_path):
+    store = Store(tmp_path)
+    folder = made(store, weights="some weights", config="{}")
+    record = (folder / RECORD).read_bytes()
+    for name in ("weights", "config", RECORD):
+        data = (folder / name).read_bytes()
+        for place in range(len(data)):
+            changed = bytearray(data)
+            changed[place] ^= 1
+            (folder / name).write_bytes(changed)
+            (found,) = verify_steps({STEP.id: folder})
+            same = name == RECORD and _json(changed) == json.loads(record)  # a bit of the layout of the file
+            assert bool(found.problems) != same, (name, place)
+        (folder / name).write_bytes(data)
+    assert verify_steps({STEP.id: folder})[0].problems == []
+
+
+def _json(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def test_a_record_in_the_place_of_another_step_is_named(tmp_path):
+    store = Store(tmp_path)
+    other = Step("merge", "ties", {"density": 0.7})
+    folder, elsewhere = made(store, weights="a"), made(store, other, weights="a")
+    shutil.copy(elsewhere / RECORD, folder / RECORD)
+    (found,) = verify_steps({STEP.id: folder})
+    assert found.problems == [f"record.json is that of step {other.id}"]
+
+
+def test_a_folder_without_its_record_is_damaged_and_a_file_below_a_folder_is_compared(tmp_path):
+    store = Store(tmp_path)
+    folders = store.begin(STEP)
+    (folders.out / "checkpoint").mkdir()
+    (folders.out / "checkpoint" / "state").write_text("abc")
+    folder = store.commit(STEP, sealed(files_of(folders.out)))
+    assert json.loads((folder / RECORD).read_text())["files"] == {"checkpoint/state": 3}
+    (folder / "checkpoint" / "state").write_text("abd")
+    assert verify_steps(store.folders())[0].problems[0].startswith("checkpoint/state has changed: ")
+    (folder / RECORD).unlink()
+    assert verify_steps(store.folders())[0].problems == ["record.json is missing"]
+
+
+def test_a_record_of_an_older_mixmerge_is_named_and_its_sizes_are_compared(tmp_path, mixmerge):
+    store = Store(tmp_path)
+    (store.begin(STEP).out / "weights").write_text("abc")
+    folder = store.commit(STEP, {"files": {"weights": 3}})
+    status, out, _ = mixmerge("verify", "--store", "--out", tmp_path)
+    assert (status, out.splitlines()[0]) == (0, "1 finished steps: 1 whole, 0 damaged")
+    assert out.splitlines()[1].startswith("1 were made by an older mixmerge, which kept no hashes: ")
+    (folder / "weights").write_text("ab")
+    assert mixmerge("verify", "--store", "--out", tmp_path)[0] == 1
+
+
+def test_a_changed_file_with_other_names_says_that_these_are_changed_too(tmp_path):
+    store = Store(tmp_path)
+    folder = made(store, weights="abc")
+    os.link(folder / "weights", tmp_path / "outside")
+    (tmp_path / "outside").write_text("abd")
+    (found,) = verify_steps({STEP.id: folder})
+    assert found.problems[0].startswith("weights has changed (and so has each of its other names: hard links): ")
+
+
+def test_a_record_that_is_no_record_is_damage_and_no_traceback(tmp_path):
+    store = Store(tmp_path)
+    folder = made(store, weights="abc")
+    for value in ({"files": [1, 2]}, {"what": {}, "inputs": 3}, {"what": {"x": {}}, "inputs": {}}):
+        write_json(folder / RECORD, value)
+        assert verify_steps({STEP.id: folder})[0].problems == ["record.json is not what a step writes: it was changed"]
+    for text in ("[]", "{}", "3", ""):
+        (folder / RECORD).write_text(text)
+        assert verify_steps({STEP.id: folder})[0].problems
+
+
+def test_a_damaged_step_that_a_live_runner_has_is_not_removed(tmp_path, mixmerge):
+    store = Store(tmp_path)
+    folder = made(store, weights="abc")
+    flip(folder / "weights", 0)
+    with store.lease(STEP):
+        status, out, _ = mixmerge("verify", "--store", "--mend", "--out", tmp_path)
+    assert status == 1
+    assert "a live runner has it; wait until that has ended" in out
+    assert folder.is_dir()
+    assert mixmerge("verify", "--store", "--mend", "--out", tmp_path)[0] == 0
+    assert not folder.exists()
+    assert sorted(path.name for path in (store.folder / ".partial").iterdir()) == []
+
+
+def test_a_damaged_step_that_is_a_link_to_outside_is_never_removed(tmp_path, mixmerge):
+    store = Store(tmp_path / "out")
+    folder = made(store, weights="abc")
+    outside = tmp_path / "outside"
+    folder.rename(outside)
+    folder.symlink_to(outside, target_is_directory=True)
+    assert mixmerge("verify", "--store", "--out", store.root)[0] == 0
+    flip(outside / "weights", 0)
+    status, out, _ = mixmerge("verify", "--store", "--mend", "--out", store.root)
+    assert status == 1
+    assert f"{folder} is a link to {outside}: look there, or remove the link" in out
+    assert (outside / "weights").exists()
+
+
+def test_a_file_that_nobody_may_read_is_named(tmp_path):
+    store = Store(tmp_path)
+    folder = made(store, weights="abc")
+    (folder / "weights").unlink()
+    (folder / "weights").symlink_to(folder / "gone")
+    assert verify_steps({STEP.id: folder})[0].problems == ["weights is missing"]
+    (folder / "weights").unlink()
+    made_folder = folder / "weights"
+    made_folder.mkdir()
+    assert verify_steps({STEP.id: folder})[0].problems == ["weights is missing"]
+
+
+def test_what_nfs_leaves_of_an_open_file_is_not_extra(tmp_path):
+    folder = made(Store(tmp_path), weights="abc")
+    (folder / ".nfs000000000123").write_text("x")
+    assert verify_steps({STEP.id: folder})[0].problems == []
+
+
+# Answers of servers
+
+
+def test_a_damaged_file_of_answers_is_found_and_advice_is_given(tmp_path, mixmerge):
+    store = Store(tmp_path)
+    made(store, weights="abc")
+    assert verify_answers(store.answers) is None
+    connection = sqlite3.connect(store.answers)
+    connection.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, body BLOB) WITHOUT ROWID")
+    connection.executemany("INSERT INTO answers VALUES (?, ?)", [(os.urandom(32), os.urandom(900)) for _ in range(99)])
+    connection.commit()
+    connection.close()
+    assert verify_answers(store.answers) is None
+    data = bytearray(store.answers.read_bytes())
+    data[4096 : 4096 + 64] = bytes(64)
+    store.answers.write_bytes(data)
+    status, out, _ = mixmerge("verify", "--store", "--mend", "--out", tmp_path)
+    assert status == 1
+    assert f"{store.answers}: damaged: " in out
+    assert "sqlite3 FILE .recover" in out
+    assert store.answers.read_bytes() == data, "paid for, so never removed"
+    store.answers.write_bytes(b"no database at all, but long enough to be read as one" * 20)
+    found = json.loads(mixmerge("verify", "--store", "--json", "--out", tmp_path)[1])
+    assert (found["ok"], "not a database" in found["answers"]["problem"]) == (False, True)
