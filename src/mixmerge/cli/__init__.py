@@ -15,6 +15,9 @@ from mixmerge.cli import study  # the order of imports is that of the commands i
 from mixmerge.cli import judging
 
 # isort: split
+from mixmerge.cli import origins
+
+# isort: split
 from mixmerge.cli import keeping
 
 # isort: split
@@ -23,7 +26,7 @@ from mixmerge.cli.options import app
 from mixmerge.cli.study import RECIPES, recipe_file
 from mixmerge.errors import MixmergeError
 
-__all__ = ["RECIPES", "app", "judging", "keeping", "main", "models", "recipe_file", "study"]
+__all__ = ["RECIPES", "app", "judging", "keeping", "main", "models", "origins", "recipe_file", "study"]
 
 
 def main() -> None:
