@@ -202,7 +202,7 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next(store):
     shutil.move(store.find(OLD.id), store.folder / ".partial" / f"gone-old--{OLD.id}")
     again = Store(store.root)
     garbage = unreached(again, [PLAN])
-    assert [entry.kind for entry in garbage.found] == ["partial"]
+    assert [(entry.kind, entry.title) for entry in garbage.found] == [("partial", "rest of a removed step")]
     remove(garbage, again)
     assert list((store.folder / ".partial").iterdir()) == []
 

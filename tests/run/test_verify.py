@@ -191,7 +191,11 @@ def test_a_record_of_an_older_mixmerge_is_named_and_its_sizes_are_compared(tmp_p
     folder = store.commit(STEP, {"files": {"weights": 3}})
     status, out, _ = mixmerge("verify", "--store", "--out", tmp_path)
     assert (status, out.splitlines()[0]) == (0, "1 finished steps: 1 whole, 0 damaged")
-    assert out.splitlines()[1].startswith("1 were made by an older mixmerge, which kept no hashes: ")
+    assert out.splitlines()[1] == (
+        "made by an older mixmerge, which kept no hashes, so only names and sizes were compared: merge/ties (1 in all)"
+    )
+    (step,) = json.loads(mixmerge("verify", "--store", "--out", tmp_path, "--json")[1])["steps"]
+    assert (step["state"], step["hashed"]) == ("whole", False)
     (folder / "weights").write_text("ab")
     assert mixmerge("verify", "--store", "--out", tmp_path)[0] == 1
 
@@ -286,3 +290,19 @@ def test_a_damaged_file_of_answers_is_found_and_advice_is_given(tmp_path, mixmer
     store.answers.write_bytes(b"no database at all, but long enough to be read as one" * 20)
     found = json.loads(mixmerge("verify", "--store", "--json", "--out", tmp_path)[1])
     assert (found["ok"], "not a database" in found["answers"]["problem"]) == (False, True)
+
+
+def test_answers_that_a_live_run_has_open_are_checked_and_left_as_they_are(tmp_path):
+    from mixmerge.evaluate.answers import Answers, Reply, Spent, request_key
+
+    path = tmp_path / "answers.sqlite"
+    answers = Answers(path)
+    replies = [(request_key("judge", {"n": number}), Reply(200, bytes(1000))) for number in range(50)]
+    answers.keep("judge", replies, Spent(answered=50))
+    assert verify_answers(path) is None
+    assert len(answers.find([key for key, _ in replies])) == 50
+    answers.close()
+    whole = path.read_bytes()
+    assert verify_answers(path) is None
+    assert path.read_bytes() == whole
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -10,7 +10,7 @@ import typer
 from mixmerge.cli.options import JsonOption, OutOption, SetOption, app
 from mixmerge.cli.printing import bar, in_bytes, print_json, print_notes
 from mixmerge.cli.study import plan_of
-from mixmerge.errors import UserError
+from mixmerge.errors import MOST_NAMES, UserError
 from mixmerge.run import DEFAULT_OUT
 
 if TYPE_CHECKING:
@@ -67,8 +67,11 @@ def verify(
         rest = f", {left} not done" if left else ""
         print(f"{len(found)} finished steps: {len(found) - len(damaged)} whole, {len(damaged)} damaged{rest}")
         if old:
+            names = ", ".join([step.title for step in found if not step.hashed][:MOST_NAMES]) + ", ..." * (
+                old > MOST_NAMES
+            )
             print(
-                f"{old} were made by an older mixmerge, which kept no hashes: of them only names and sizes were compared"
+                f"made by an older mixmerge, which kept no hashes, so only names and sizes were compared: {names} ({old} in all)"
             )
     if wrong:
         raise typer.Exit(1)

@@ -63,7 +63,8 @@ def unreached(store: Store, plans: Collection[Plan]) -> Garbage:
     for folder in sorted((store.folder / ".partial").glob("*-*")):
         kind, _, step = folder.name.rpartition("-")
         if (step not in wanted or folder.name.startswith(GONE)) and folder.is_dir() and not folder.is_symlink():
-            garbage.found.append(Unreached("partial", f"partial work of {kind}", step, folder))
+            title = "rest of a removed step" if folder.name.startswith(GONE) else f"partial work of {kind}"
+            garbage.found.append(Unreached("partial", title, step, folder))
     trainings = (step for plan in plans for step in plan.steps if step.kind == "train")
     if store.tokens.is_dir() and not live and all(store.find(step.id) is not None for step in trainings):
         garbage.found.append(Unreached("tokens", "tokenised rows", "", store.tokens))

@@ -76,11 +76,25 @@ def mend(found: Iterable[Checked], store: Store) -> None:
 
 
 def verify_answers(path: Path) -> str | None:
-    """What is wrong with the file of servers' answers, by SQLite's own integrity check; None where nothing is."""
+    """What is wrong with the file of servers' answers, by SQLite's own integrity check; None where nothing is.
+
+    Where nobody has it open it is read as a file that nobody changes: nothing is left beside it, and it may be read-only. A
+    run that begins meanwhile makes that wrong, so only damage that is seen twice is told.
+    """
     if not path.exists():
         return None
+    problem = None
+    for _ in range(2):
+        idle = not path.with_name(f"{path.name}-wal").exists()
+        problem = _integrity(path, "mode=ro&immutable=1" if idle else "mode=ro")
+        if problem is None:
+            break
+    return problem
+
+
+def _integrity(path: Path, how: str) -> str | None:
     try:
-        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=60)
+        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=60)
         try:
             rows = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
         finally:
