@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from mixmerge.errors import DataError, ModelError, RecipeError, UserError
+from mixmerge.hashes import SMALL
 from mixmerge.plan.build import build_plan
 from mixmerge.plan.graph import Plan
 from mixmerge.plan.models import folder_fingerprint
@@ -379,14 +381,20 @@ def test_the_hash_of_a_large_file_is_remembered_until_the_file_changes(study, tm
     cache = tmp_path / "cache"
     folder = tmp_path / "model"
     shutil.copytree(study.folder / "base", folder)
+    with (folder / "more.safetensors").open("wb") as file:
+        file.write(b"x" * SMALL)
+    os.utime(folder / "more.safetensors", (1e9, 1e9))
     first = folder_fingerprint(folder, cache)
-    known = json.loads((cache / "fingerprints.json").read_text())
-    assert len(known) == sum(1 for path in folder.iterdir())
-    (cache / "fingerprints.json").write_text(json.dumps(dict.fromkeys(known, "0" * 64)))
-    assert folder_fingerprint(folder, cache) != first, "what is remembered is used"
-    (folder / "config.json").write_text("{}")
+    (remembered,) = json.loads((cache / "fingerprints.json").read_text())["files"]
+    assert remembered == str(folder / "more.safetensors"), "small files are read again"
+    with (folder / "more.safetensors").open("r+b") as file:  # as nothing but a damaged disk does
+        file.write(b"y")
+    os.utime(folder / "more.safetensors", (1e9, 1e9))
+    assert folder_fingerprint(folder, cache) == first, "what is remembered is used"
+    assert folder_fingerprint(folder, None) != first
     (cache / "fingerprints.json").write_text("not JSON")
     assert folder_fingerprint(folder, cache) == folder_fingerprint(folder, None) != first
+    assert folder_fingerprint(folder, cache) != first
 
 
 # What is refused

@@ -352,6 +352,7 @@ def recipe_file(name: str) -> Path:
 
 def plan_of(path: Path, overrides: list[str] | None, out: Path, *, sample: int = 0) -> tuple[LoadedRecipe, Plan]:
     """The recipe, read and checked, and its plan."""
+    from mixmerge.hashes import cache_folder
     from mixmerge.plan.build import build_plan
     from mixmerge.recipe.load import load_recipe
 
@@ -360,7 +361,7 @@ def plan_of(path: Path, overrides: list[str] | None, out: Path, *, sample: int =
         if not there.is_dir():
             raise UserError("a file, not a folder", where=f"--out {there}", do="give a folder, or remove the file")
     loaded = load_recipe(path, overrides or ())
-    return loaded, build_plan(loaded, cache=out / "store" if out.is_dir() else None, sample=sample)
+    return loaded, build_plan(loaded, cache=cache_folder(), sample=sample)
 
 
 def report_failures(outcome: Outcome, plan: Plan, study: Study) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mixmerge.data.files import Record
 from mixmerge.errors import DataError, reason
+from mixmerge.hashes import file_sha256
 
 LOCAL = ("./", "../", "/", "~")
 
@@ -60,7 +61,7 @@ def hub_records(
             yield f"{where}:{row}", {key: _named(value, labels.get(key)) for key, value in record.items()}
 
 
-def commit(hub: str, revision: str | None, relative_to: Path) -> str:
+def commit(hub: str, revision: str | None, relative_to: Path, sha256: Callable[[Path], str] = file_sha256) -> str:
     """What a data set is now: its commit on the Hub, or the sha256 of a local folder's files and their names.
 
     A full commit id stands for itself and needs no network.
@@ -70,7 +71,7 @@ def commit(hub: str, revision: str | None, relative_to: Path) -> str:
     """
     folder = local_folder(hub, relative_to)
     if folder is not None:
-        return _contents(folder)
+        return _contents(folder, sha256)
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     import huggingface_hub
@@ -100,12 +101,10 @@ def local_folder(hub: str, relative_to: Path) -> Path | None:
     return folder
 
 
-def _contents(folder: Path) -> str:
+def _contents(folder: Path, sha256: Callable[[Path], str]) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{found}\n".encode(errors="surrogateescape"))
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ import hashlib
 import importlib.resources
 import json
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from mixmerge.data.account import RowError
 from mixmerge.data.files import READERS, Record, read_file
 from mixmerge.data.hub import commit, hub_records, local_folder
 from mixmerge.errors import DataError, did_you_mean
+from mixmerge.hashes import file_sha256
 
 STARTER = "starter:"
 
@@ -151,25 +152,29 @@ def read_each(source: DataSource, lang: str | None, relative_to: Path) -> Iterat
     yield from read_file(resolve(source.path, lang=lang, relative_to=relative_to))
 
 
-def fingerprint(source: DataSource, languages: Sequence[str], relative_to: Path) -> str:
+def fingerprint(
+    source: DataSource,
+    languages: Sequence[str],
+    relative_to: Path,
+    sha256: Callable[[Path], str] = file_sha256,
+) -> str:
     """Sha256 (hex) of what the source holds for `languages`: file contents, or id, config, split and commit on the Hub.
 
     Of a local data set folder the contents stand for id and commit.
 
-    The order of `languages` and the place of the files do not enter.
+    The order of `languages` and the place of the files do not enter. `sha256` tells that of a file, from memory perhaps.
     """
     parts: list[list[str | None]] = []
     for lang, _ in source.readings(sorted(languages)):
         if source.hub is not None:
             config, split = _hub_parts(source, lang)
             local = local_folder(source.hub, relative_to) is not None
-            content = commit(source.hub, source.revision, relative_to)
+            content = commit(source.hub, source.revision, relative_to, sha256)
             parts.append([lang, "hub", "local" if local else source.hub, config, split, content])
         else:
             assert source.path is not None
             file = resolve(source.path, lang=lang, relative_to=relative_to)
-            with file.open("rb") as stream:
-                parts.append([lang, "file", hashlib.file_digest(stream, "sha256").hexdigest()])
+            parts.append([lang, "file", sha256(file)])
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 

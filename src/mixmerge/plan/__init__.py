@@ -18,10 +18,11 @@ def plan(recipe: Path | str, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         UserError: whatever is wrong with the recipe, its data or its prompts.
     """
+    from mixmerge.hashes import cache_folder
     from mixmerge.plan.build import build_plan
     from mixmerge.recipe.load import load_recipe
 
-    return build_plan(load_recipe(recipe, overrides))
+    return build_plan(load_recipe(recipe, overrides), cache=cache_folder())
 
 
 make_callable(__name__)

@@ -21,6 +21,7 @@ from mixmerge.evaluate.checks import check_prompt
 from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
 from mixmerge.evaluate.ready import PromptReading, prompt_reading
+from mixmerge.hashes import FileHashes
 from mixmerge.model.words import check_languages
 from mixmerge.plan.evaluation import EvaluationPlan
 from mixmerge.plan.graph import Plan, Step
@@ -60,6 +61,7 @@ class PlanBuilder:
         self.dropped: dict[str, list[Overlap]] = {}  # by data set, or by where the rows of a judge are named
         self.notes: list[str] = []
         self.readings: dict[str, PromptReading] = {}  # by prompt set
+        self.hashes = FileHashes(cache)  # of files of rows
 
     def build(self) -> Plan:
         """The whole plan.
@@ -82,6 +84,7 @@ class PlanBuilder:
         )
         dropped = {name: counted(found) for name, found in self.dropped.items()}
         models, notes = self.models, tuple(self.notes)
+        self.hashes.save()
         called = {"recipe": str(self.loaded.path.absolute())}
         return Plan(self.recipe.name, tuple(self.steps.values()), models, dropped, self.accounts, notes, called)
 
@@ -219,7 +222,7 @@ class PlanBuilder:
 
     def _add_candidates(self, rows: Mapping[str, list[Row]]) -> None:
         recipe, base = self.recipe, self.steps[self.models["base"]]
-        mixtures = Mixtures(self.loaded, self.sources, self.data, rows, self.dropped, base)
+        mixtures = Mixtures(self.loaded, self.sources, self.data, rows, self.dropped, base, self.hashes)
         trained = recipe.experts | recipe.baselines
         needs = recipe.needs()
         while left := [name for name in needs if name not in self.models]:

@@ -17,6 +17,7 @@ from mixmerge.evaluate.harness_tasks import check_tasks, identity
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.ready import PromptReading
 from mixmerge.evaluate.refusal import LabelledText, check_labelled, labelled_rows
+from mixmerge.hashes import FileHashes
 from mixmerge.plan.identity import fingerprint as identity_of
 from mixmerge.plan.judges import (
     ASKED_ON,
@@ -50,7 +51,7 @@ class EvaluationPlan:
     ) -> None:
         self.loaded, self.recipe, self.languages = loaded, loaded.recipe, list(loaded.recipe.languages)
         self._add, self.models, self.index, self.dropped = add_step, models, index, dropped
-        self.panel, self.refusal = planned_judges(loaded, cache), cast(str | None, None)
+        self.panel, self.refusal, self.cache = planned_judges(loaded, cache), cast(str | None, None), cache
 
     def add(self, prompts: Sets, readings: Mapping[str, PromptReading]) -> None:
         """Generation, judging, scores and report; `readings` say what the sets are for and how they are checked.
@@ -200,13 +201,13 @@ class EvaluationPlan:
 
     def _add_refusal_judge(self) -> str:
         settings = self.recipe.judges.refusal
-        identity, gone = {}, {}
+        identity, gone, hashes = {}, {}, FileHashes(self.cache)
         for key in ("answers", "refusals"):
             source = DataSource(path=getattr(settings, key))
             where = self._where("judges", "refusal", key)
             try:
                 rows = load_rows(source, self.languages, self.loaded.folder).rows
-                identity[key] = fingerprint(source, self.languages, self.loaded.folder)
+                identity[key] = fingerprint(source, self.languages, self.loaded.folder, hashes)
             except DataError as error:
                 raise error.within(where) from error
             found = self.index.find(rows)
@@ -220,6 +221,7 @@ class EvaluationPlan:
             if found:
                 self.dropped[f"judges.refusal.{key}"] = found
             gone[key] = sorted({overlap.row_id for overlap in found})
+        hashes.save()
         labelled: list[LabelledText] = []
         try:
             for code in self.languages:

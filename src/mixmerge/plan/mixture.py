@@ -7,7 +7,7 @@ refused where these cannot give it, and then written down as the `what` and `how
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,9 @@ class Mixtures:
         rows: Mapping[str, list[Row]],
         dropped: Mapping[str, list[Overlap]],
         base: Step,
+        sha256: Callable[[Path], str],
     ) -> None:
-        self.loaded, self.recipe, self.sources = recipe, recipe.recipe, sources
+        self.loaded, self.recipe, self.sources, self.sha256 = recipe, recipe.recipe, sources, sha256
         self.rows, self.dropped = rows, dropped
         folder = Path(base.how["path"]) if "path" in base.how else None
         jinja, trimmed = base.what["chat_template"], base.what["trim"] is not None
@@ -232,7 +233,7 @@ class Mixtures:
         return {
             "objective": self.recipe.data[name].objective,
             "languages": languages,
-            "fingerprint": fingerprint(source, languages, self.loaded.folder),
+            "fingerprint": fingerprint(source, languages, self.loaded.folder, self.sha256),
             "columns": dict(source.columns),
             "lang": source.lang,
         } | source.choices()

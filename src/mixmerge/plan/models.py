@@ -1,19 +1,18 @@
 """The base by content: what a model folder, a Hub id or a package is, without reading it whole each time.
 
 A folder is the sha256 of its files; a Hub id is its commit; a package is its name and version (its own checksum is
-verified when it is unpacked). Large files are hashed once and remembered by size, time and inode.
+verified when it is unpacked). Large files are hashed once and remembered (`mixmerge.hashes`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import ModelError, RecipeError, UserError, did_you_mean
+from mixmerge.hashes import FileHashes, each_sha256
 from mixmerge.model.adopt import check_adopted
 from mixmerge.model.chat import CHAT_TEMPLATES, CHOICES, check_chat_template, compile_template, own_chat_template
 from mixmerge.model.check import check_model
@@ -123,32 +122,11 @@ def check_model_folder(folder: Path, where: str) -> None:
 def folder_fingerprint(folder: Path, cache: Path | None) -> str:
     """sha256 over the names and contents of a model folder's files."""
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
-    known = _read_cache(cache)
-    total = hashlib.sha256()
-    for path in files:
-        total.update(f"{path.name} {_file_sha256(path, known)}\n".encode())
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = cache / f".fingerprints.{os.getpid()}"
-        scratch.write_text(json.dumps(known), encoding="utf-8")
-        scratch.replace(cache / "fingerprints.json")
+    hashes, total = FileHashes(cache), hashlib.sha256()
+    for path, found in zip(files, each_sha256(files, hashes), strict=True):
+        total.update(f"{path.name} {found}\n".encode())
+    hashes.save()
     return total.hexdigest()
-
-
-def _read_cache(cache: Path | None) -> dict[str, str]:
-    try:
-        return dict(json.loads((cache / "fingerprints.json").read_text(encoding="utf-8"))) if cache else {}
-    except (OSError, ValueError):
-        return {}  # a lost cache only costs time
-
-
-def _file_sha256(path: Path, known: dict[str, str]) -> str:
-    stat = path.stat()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-    if key not in known:
-        with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return known[key]
 
 
 def _commit(hub_id: str, revision: str | None, where: str) -> str:

@@ -18,13 +18,14 @@ def run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str = 
         UserError: whatever is wrong with the recipe, its data or its prompts.
         StepError: a step failed; what was finished is kept.
     """
+    from mixmerge.hashes import cache_folder
     from mixmerge.plan.build import build_plan
     from mixmerge.recipe.load import load_recipe
     from mixmerge.run.progress import Progress
     from mixmerge.run.runner import run_plan
 
     loaded = load_recipe(recipe, overrides)
-    plan, how = build_plan(loaded), loaded.recipe.how
+    plan, how = build_plan(loaded, cache=cache_folder()), loaded.recipe.how
     progress = Progress()
     try:
         run_plan(plan, Path(out), jobs=how.jobs, threads=how.threads, progress=progress).check()
@@ -39,12 +40,13 @@ def results(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | st
     Raises:
         UserError: the study is not finished.
     """
+    from mixmerge.hashes import cache_folder
     from mixmerge.plan.build import build_plan
     from mixmerge.recipe.load import load_recipe
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
 
-    plan = build_plan(load_recipe(recipe, overrides))
+    plan = build_plan(load_recipe(recipe, overrides), cache=cache_folder())
     return Study(Path(out), plan.study).scores(plan, Store(Path(out)))
 
 
