@@ -14,6 +14,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.parser import Parser
+from ruamel.yaml.scanner import Scanner
 
 from mixmerge.errors import RecipeError
 
@@ -67,7 +69,7 @@ def read_yaml_documents(path: Path) -> Iterator[tuple[dict[str, Any], Marks]]:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(f"cannot read the file: {reason}", where=str(path)) from error
     try:
-        documents = list(YAML(typ="rt").load_all(text))
+        documents = list(_reader().load_all(text))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         problem = (error.problem or "broken YAML").strip()
@@ -83,6 +85,13 @@ def read_yaml_documents(path: Path) -> Iterator[tuple[dict[str, Any], Marks]]:
         _refuse_bomb(node, str(path))
         plain = _plain(node, (), marks)
         yield plain, marks
+
+
+def _reader() -> YAML:
+    """ruamel's reader that keeps the places of keys, without the comments, which take a fifth of its time."""
+    reader = YAML(typ="rt")
+    reader.Scanner, reader.Parser = Scanner, Parser
+    return reader
 
 
 def read_value(text: str) -> Any:

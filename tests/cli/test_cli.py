@@ -170,7 +170,9 @@ def test_a_plan_in_json_has_every_step_with_state_and_reason(mixmerge, study):
     found = json.loads(mixmerge("plan", study.recipe, "--json", "--out", study.out)[1])
     assert found["study"] == "tiny"
     assert len(found["steps"]) == 32
-    assert all(step["state"] == "to run" and step["why"] == ["not made yet"] for step in found["steps"])
+    assert {step["state"] for step in found["steps"]} == {"to run", "blocked"}
+    assert all(step["why"] == ["not made yet"] for step in found["steps"])
+    assert all(bool(step["blocked_by"]) == (step["state"] == "blocked") for step in found["steps"])
 
 
 def test_a_budget_that_follows_from_a_rule_is_told_by_plan_and_show(mixmerge, study):

@@ -224,3 +224,9 @@ def test_hardly_a_row_of_real_data_is_called_wrong_and_most_are_found_once_they_
     lying = [dataclasses.replace(r, lang=languages[languages.index(r.lang) - 1]) for r in rows]
     found = sum(evident_language(item) is not None for item in lying)
     assert found > 0.5 * len(lying)
+
+
+def test_the_codes_that_are_known_are_those_that_the_model_answers():
+    from mixmerge.langid import known_languages, likelihoods
+
+    assert known_languages() == set(likelihoods("text", most=1000))

@@ -10,6 +10,7 @@ import pytest
 
 from mixmerge.plan.explain import explain
 from mixmerge.plan.graph import REVISIONS
+from mixmerge.run.history import History
 from mixmerge.run.store import Store
 
 
@@ -32,13 +33,17 @@ def why(study, planned):
     """Title -> (state, reasons) with overrides."""
 
     def why(*overrides):
-        return {e.step.title: (e.state, e.why) for e in explain(planned(*overrides), Store(study.out))}
+        return {e.step.title: (e.state, e.why) for e in explain(planned(*overrides), History(Store(study.out)))}
 
     return why
 
 
 def test_nothing_is_made_before_the_first_run(why):
-    assert set(why().values()) == {("to run", ("not made yet",))}
+    found = why()
+    assert {reasons for _, reasons in found.values()} == {("not made yet",)}
+    ready = {title for title, (state, _) in found.items() if state == "to run"}
+    assert ready == {"base/base", "fit-judge/refusal"}
+    assert {state for title, (state, _) in found.items() if title not in ready} == {"blocked"}
 
 
 def test_what_is_in_the_store_is_done(planned, finish, why):
@@ -75,7 +80,7 @@ def test_a_record_of_an_earlier_revision_says_so(planned, finish, why, monkeypat
         finish(step, plan)
     monkeypatch.setitem(REVISIONS, "merge", 2)
     state, reasons = why()["merge/ties"]
-    assert state == "to run"
+    assert state == "changed"
     assert reasons == ("mixmerge makes merge steps differently now (revision 1 -> current)",)
 
 
@@ -109,26 +114,81 @@ def test_the_lease_of_a_dead_process_is_no_running_step(study, planned, why):
     )
     subprocess.run([sys.executable, "-c", code, study.folder / "step.json", study.out], check=False)
     assert list((study.store / ".leases").glob("*.json"))
-    assert why()["train/mix"][0] == "to run"
+    assert why()["train/mix"][0] == "blocked"
 
 
 def test_another_candidate_whose_name_only_begins_alike_is_no_reason(study, planned, finish, why):
     study.edit("  mix:\n", "  mix--er: {mixture: general, training: {epochs: 5}}\n  mix:\n")
     plan = planned()
     finish(plan.find("train/mix--er"), plan)
-    assert why()["train/mix"] == ("to run", ("not made yet",))
+    assert why()["train/mix"] == ("blocked", ("not made yet",))
 
 
 def test_a_damaged_record_is_the_reason_and_no_other_step_is_compared_with_it(planned, finish, why):
     plan = planned()
     folder = finish(plan.find("merge/ties"), plan)
     (folder / "record.json").write_text("{")
-    assert why()["merge/ties"] == ("to run", ("damaged: record.json cannot be read",))
-    assert why("merges.ties.parameters.density=0.7")["merge/ties"] == ("to run", ("not made yet",))
+    assert why()["merge/ties"] == ("blocked", ("damaged: record.json cannot be read",))
+    assert why("merges.ties.parameters.density=0.7")["merge/ties"] == ("blocked", ("not made yet",))
 
 
 def test_a_step_whose_record_was_taken_away_is_to_run(planned, finish, why):
     plan = planned()
     folder = finish(plan.find("merge/ties"), plan)
     (folder / "record.json").unlink()
-    assert why()["merge/ties"] == ("to run", ("not made yet",))
+    assert why()["merge/ties"] == ("blocked", ("not made yet",))
+
+
+def entry_of(study, plan, title, events=None):
+    entries = explain(plan, History(Store(study.out), events))
+    return next(entry for entry in entries if entry.step.title == title)
+
+
+def test_an_input_that_is_not_there_blocks_and_is_named(study, planned, finish):
+    plan = planned()
+    assert [str(b) for b in entry_of(study, plan, "merge/ties").blocked_by] == [
+        "train/general",
+        "train/mix",
+        "base/base",
+    ]
+    finish(plan.find("base/base"), plan)
+    finish(plan.find("train/mix"), plan)
+    entry = entry_of(study, plan, "merge/ties")
+    assert (entry.state, [str(blocker) for blocker in entry.blocked_by]) == ("blocked", ["train/general"])
+    finish(plan.find("train/general"), plan)
+    entry = entry_of(study, plan, "merge/ties")
+    assert (entry.state, entry.blocked_by) == ("to run", ())
+
+
+def test_a_changed_step_says_as_well_what_it_waits_for(study, planned, finish):
+    plan = planned()
+    for step in plan.steps:
+        finish(step, plan)
+    other = planned("merges.ties.parameters.density=0.7", "training.epochs=2")
+    entry = entry_of(study, other, "merge/ties")
+    assert entry.state == "changed"
+    assert "config.parameters.density: 0.5 -> 0.7" in entry.why
+    assert {blocker.step.title for blocker in entry.blocked_by} == {"train/general", "train/mix"}
+    assert entry_of(study, other, "generate/ties.general").state == "blocked"
+    assert entry_of(study, other, "mixture/mix").state == "done"
+
+
+def test_a_failure_is_told_of_the_step_and_of_all_that_waits_for_it(study, planned, finish):
+    plan = planned()
+    finish(plan.find("base/base"), plan)
+    failed, events = plan.find("train/mix"), study.folder / "events.jsonl"
+    events.write_text(json.dumps({"event": "failed", "step": failed.id, "error": "no memory"}) + "\n")
+    entry = entry_of(study, plan, "train/mix", events)
+    assert entry.why[0] == "failed last time: no memory"
+    assert (entry.state, entry.failed) == ("blocked", "no memory"), "its mixture is not there either"
+    for title in ("merge/ties", "generate/ties.general", "judge/ties.general.language", "score/tiny"):
+        first = entry_of(study, plan, title, events).blocked_by[0]
+        assert (first.step, first.error) == (failed, "no memory")
+    assert str(first) == "train/mix, which failed: no memory"
+    assert all(b.error is None for b in entry_of(study, plan, "generate/general.general", events).blocked_by)
+    told = entry_of(study, plan, "merge/ties", events).to_json()
+    assert told["blocked_by"][0] == {"id": failed.id, "title": "train/mix", "failed": "no memory"}
+    assert told["state"] == "blocked"
+    finish(failed, plan)
+    assert entry_of(study, plan, "train/mix", events).state == "done"
+    assert all(b.error is None for b in entry_of(study, plan, "merge/ties", events).blocked_by)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.explain import explain
+from mixmerge.run.history import History
 from mixmerge.run.progress import Progress
 from mixmerge.run.readable import read_verdicts
 from mixmerge.run.runner import run_plan
@@ -53,7 +54,7 @@ def test_a_step_that_lost_a_part_of_a_file_is_not_done_and_is_made_again(made, c
     file.write_bytes(whole[:-10])
     made.refresh()
     damage = f"model.safetensors has {len(whole) - 10} bytes, its record says {len(whole)}"
-    entry = next(entry for entry in explain(chain, made) if entry.step.name == "two")
+    entry = next(entry for entry in explain(chain, History(made)) if entry.step.name == "two")
     assert (entry.state, entry.why) == ("to run", (f"damaged: {damage}",))
     outcome, said = carry_out(chain, tmp_path)
     assert [chain.by_id[i].name for i in outcome.done] == ["two"]

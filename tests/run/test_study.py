@@ -178,7 +178,7 @@ def test_another_density_makes_that_merge_again_and_what_follows_and_nothing_els
     before = copy.finished()
     copy.edit("density: 0.5", "density: 0.7")
     planned = copy.call("plan", "--why").stdout
-    todo = {line.split()[1]: line for line in planned.splitlines() if " to run " in line}
+    todo = {line.split()[1]: line for line in planned.splitlines() if "  changed  " in line or "  blocked  " in line}
     assert set(todo) == {"merge/ties"} | follows("ties")
     assert "config.parameters.density: 0.5 -> 0.7" in todo["merge/ties"]
     assert "input merge/ties is to be made again" in todo["generate/ties.general"]

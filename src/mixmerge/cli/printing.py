@@ -67,6 +67,13 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=1))
 
 
+def print_rows(value: Mapping[str, Any], key: str) -> None:
+    """JSON whose long list under `key` stands last, an entry a line: thousands are written in a moment."""
+    head = json.dumps({name: rest for name, rest in value.items() if name != key}, ensure_ascii=False, indent=1)
+    rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in value[key])
+    print(f'{head[:-2]},\n "{key}": [\n{rows}\n ]\n}}')
+
+
 def print_notes(found: Mapping[str, Any]) -> None:
     for note in found.get("notes", ()):
         tell(note)

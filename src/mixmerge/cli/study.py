@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixmerge.cli.options import JsonOption, OutOption, RecipeArg, SetOption, app
-from mixmerge.cli.printing import print_fields, print_json, print_notes, print_provenance, print_table
+from mixmerge.cli.printing import print_fields, print_json, print_notes, print_provenance, print_rows, print_table
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
 from mixmerge.terminal import visible
@@ -75,39 +75,30 @@ def plan_(
     set_: SetOption = None,
     out: OutOption = DEFAULT_OUT,
     why: Annotated[bool, typer.Option("--why", help="Say for each step to run which field or input changed.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Print the steps as a Mermaid flowchart.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the steps, what is already there, and what will run and why."""
-    from mixmerge.plan.effect import effect_lines
+    """Print the steps, what is already there, what will run and why, and what it will take."""
+    from mixmerge.cli.planning import graph_text, plan_json, plan_lines
     from mixmerge.plan.explain import explain
-    from mixmerge.plan.memory import memory_lines, plan_memory
+    from mixmerge.run.history import History
+    from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
 
+    if graph and as_json:
+        raise UserError("--graph and --json print two different things", where="plan", do="give one of them")
     _, plan = plan_of(recipe, set_, out)
-    store = Store(out)
-    explained = explain(plan, store)
-    left = {entry.step.id for entry in explained if entry.state != "done"}
-    memory = {step: need for step, need in plan_memory(plan, store.find).items() if step in left}
+    history = History(Store(out), Study(out, plan.study).events)
+    explained = explain(plan, history)
+    if graph:
+        print(graph_text(explained), end="")
+        return
     if as_json:
-        states = [
-            entry.step.to_json()
-            | {"state": entry.state, "why": list(entry.why)}
-            | ({"memory_bytes": asdict(memory[entry.step.id])} if entry.step.id in memory else {})
-            for entry in explained
-        ]
-        print_json({"study": plan.study, "notes": [*plan.notes, *effect_lines(plan, left)], "steps": states})
+        print_rows(plan_json(plan, explained, history, out), "steps")
         return
     print_notes({"notes": plan.notes})
-    width = max(len(entry.step.title) for entry in explained)
-    for entry in explained:
-        reasons = "" if not entry.why else "; ".join(entry.why) if why else _brief(entry.why)
-        print(f"{entry.step.id}  {entry.step.title:<{width}}  {entry.state:<11}  {reasons}".rstrip())
-    for step in plan.steps:
-        if rule := step.how.get("budget_rule"):
-            print(f"budget of {step.name}: {step.what['budget']:,} {step.what['unit']}, {rule}")
-    for line in (*memory_lines(plan, memory), *effect_lines(plan, left)):
+    for line in plan_lines(plan, explained, history, out, whole=why):
         print(line)
-    print(f"{len(explained)} steps: {len(explained) - len(left)} done, {len(left)} to run")
 
 
 @app.command()
@@ -194,13 +185,15 @@ def status(
 ) -> None:
     """Say how far the study is, and what is running now."""
     from mixmerge.plan.explain import explain
+    from mixmerge.run.history import History
     from mixmerge.run.store import Store
 
     _, plan = plan_of(recipe, set_, out)
     store = Store(out)
-    explained = explain(plan, store)
-    states = ("done", "running", "interrupted", "to run")
+    explained = explain(plan, History(store))
+    states = ("done", "running", "interrupted")
     counts = {state: sum(entry.state == state for entry in explained) for state in states}
+    counts["to run"] = len(explained) - sum(counts.values())
     running = [entry.step for entry in explained if entry.state == "running"]
     if as_json:
         print_json({"study": plan.study, "counts": counts, "running": [step.title for step in running]})
@@ -406,11 +399,6 @@ def hash_of(record: Mapping[str, Any], name: str) -> str:
     """The beginning of a file's sha256, as a record has it; older ones have none."""
     found = record.get("sha256", {}).get(name)
     return "" if found is None else f", sha256 {found[:16]}"
-
-
-def _brief(why: tuple[str, ...]) -> str:
-    more = f" (and {len(why) - 1} more; --why)" if len(why) > 1 else ""
-    return why[0] + more
 
 
 def print_result(scores: dict[str, Any], page: Path, *, as_json: bool) -> None:

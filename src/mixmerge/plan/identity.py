@@ -72,8 +72,13 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
             yield from changes(before, after, f"{path}.{index}")
-    elif canonical(old) != canonical(new):
+    elif not _same_scalar(old, new) and canonical(old) != canonical(new):
         yield path, old, new
+
+
+def _same_scalar(old: Any, new: Any) -> bool:
+    """Whether two values are one text, word or whole number: a quick look, which leaves the rest to the encoder."""
+    return type(old) is type(new) and isinstance(old, str | int | None) and bool(old == new)
 
 
 def _short(value: Any) -> str:

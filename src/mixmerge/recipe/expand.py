@@ -49,13 +49,14 @@ def _codes(value: Any, languages: list[str]) -> list[str]:
 def _expand_keys(group: dict[str, Any], path: KeyPath, languages: list[str], marks: Marks) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in group.items():
+        below = marks_below(marks, (*path, key)) if TEMPLATE in key else []
         for code in _codes(key, languages):
             name = key.replace(TEMPLATE, code)
             if name in out:
                 raise RecipeError(f"'{name}' is there twice", where=marks.where((*path, key)), do="rename one of them")
             out[name] = _substitute(value, code) if TEMPLATE in key else value
             if name != key:
-                carry_marks(marks, (*path, key), (*path, name), code)
+                carry_marks(marks, below, (*path, name), code)
     return out
 
 
@@ -67,9 +68,18 @@ def _substitute(value: Any, code: str) -> Any:
     return [_substitute(item, code) for item in value] if isinstance(value, list) else value
 
 
-def carry_marks(marks: Marks, old: KeyPath, new: KeyPath, code: str = TEMPLATE) -> None:
+Below = list[tuple[KeyPath, int | str]]
+
+
+def marks_below(marks: Marks, path: KeyPath) -> Below:
+    """The lines of everything at and below a path, by the rest of its path; looked for once, however often it is carried."""
+    length = len(path)
+    return [(found[length:], line) for found, line in marks.lines.items() if found[:length] == path]
+
+
+def carry_marks(marks: Marks, below: Below, new: KeyPath, code: str = TEMPLATE) -> None:
     """Give everything below `new` the lines of what it was written out from; `code` is what `{lang}` became."""
-    for path, line in list(marks.lines.items()):
-        if path[: len(old)] == old:
-            below = tuple(p.replace(TEMPLATE, code) if isinstance(p, str) else p for p in path[len(old) :])
-            marks.lines.setdefault(new + below, line)
+    for path, line in below:
+        if code != TEMPLATE:
+            path = tuple(p.replace(TEMPLATE, code) if isinstance(p, str) else p for p in path)
+        marks.lines.setdefault(new + path, line)

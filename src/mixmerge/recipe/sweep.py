@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from mixmerge.errors import RecipeError
-from mixmerge.recipe.expand import GROUPS, TEMPLATE, carry_marks
+from mixmerge.recipe.expand import GROUPS, TEMPLATE, carry_marks, marks_below
 from mixmerge.yaml import KeyPath, Marks
 
 SWEEP, REST = "sweep", "rest"
@@ -105,10 +105,12 @@ def _write_out(
             where=where,
             do=f"write '{key}-{template}'",
         )
+    swept = (*path, SWEEP)  # its values are no part of what is written out
+    below = [(rest, line) for rest, line in marks_below(marks, place) if rest[: len(swept)] != swept]
     for index, value in enumerate(values):
         spot = (*place, *path, SWEEP, index)
         name = key.replace(template, _label(value, marks.where(spot)))
-        carry_marks(marks, place, (*place[:-1], name))
+        carry_marks(marks, below, (*place[:-1], name))
         if spot in marks.lines:
             marks.lines[(*place[:-1], name, *path)] = marks.lines[spot]
         yield name, _replaced(entry, path, value)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
 
-from mixmerge.stats.paired import Array
+if TYPE_CHECKING:
+    from mixmerge.stats.paired import Array  # scipy.stats takes half a second to import, and planning needs none of it
 
 POWER = 0.8  # Cohen 1988
 # Assumed before anything is measured; see `rate_spread` and `win_spread`.
@@ -24,6 +26,7 @@ ALIKE = 0.3  # correlation of two candidates' answers to one prompt: both are ma
 LANGUAGES_ALIKE = 0.3  # correlation of differences across the languages of one parallel prompt
 MOST_PROMPTS = 1_000_000
 QUADRATURE = 2000
+NEAR = 1e-9  # of a shift, relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +137,21 @@ def detectable(
 
 def _shift(alpha: float, power: float, freedom: float) -> float:
     """How many standard errors from nought a mean must be, that a t-test finds it with this power."""
-    limit = float(stats.t.isf(alpha / 2, freedom))
+    limit = -float(special.stdtrit(freedom, alpha / 2))
     # The noncentral t as a mean over its chi, at midpoints of equal probability: scipy's own gives NaN in the far tail.
     middles = (np.arange(QUADRATURE) + 0.5) / QUADRATURE
-    limits = limit * np.sqrt(stats.chi2.ppf(middles, freedom) / freedom)
+    limits = limit * np.sqrt(2 * special.gammaincinv(freedom / 2, middles) / freedom)
 
     def short(shift: float) -> float:
         return float((special.ndtr(shift - limits) + special.ndtr(-shift - limits)).mean()) - power
 
-    most = 2.0 * (limit + 1)
-    while short(most) < 0:
-        most *= 2
-    return float(optimize.brentq(short, 0, most))
+    low, high = 0.0, 2.0 * (limit + 1)
+    while short(high) < 0:
+        high *= 2
+    while high - low > NEAR * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if short(middle) < 0 else (low, middle)
+    return (low + high) / 2
 
 
 def prompts_needed(
