@@ -81,7 +81,7 @@ def test_without_any_record_all_is_rough_and_nothing_is_nought(planned, told):
         assert 0 < one.seconds.low < one.seconds.value < one.seconds.high
         assert one.disk_bytes.value > 0
         assert (one.unknown, one.gpus, one.requests, one.money) == ({}, 0, None, None)
-    assert found["train/mix"].seconds.source == "rough, from the model's size, which the base's files tells"
+    assert found["train/mix"].seconds.source == "rough, from the model's size by the base's files"
     assert found["mixture/mix"].seconds.source == "rough, from its budget"
 
 

@@ -194,7 +194,7 @@ class _Estimator:
 
     def _rough_source(self, kind: str) -> str:
         if kind in ("base", "adopt", "train", "merge", "generate"):
-            told = "the model's size" if self.size is None else f"the model's size, which {self.size.told_by} tells"
+            told = "the model's size" if self.size is None else f"the model's size by {self.size.told_by}"
             return f"rough, from {told}"
         by = {"mixture": "its budget", "fit-judge": "judges like it"}
         return f"rough, from {by.get(kind, 'the number of answers')}"
