@@ -120,9 +120,10 @@ def _judge(spec: Spec, facts: Facts) -> Work:
 
 def _verdicts(spec: Spec, facts: Facts) -> Work:
     """Of scores and reports: all the answers that were judged, once a judge."""
-    how, languages = spec["how"], len(spec["what"].get("languages", ()))
+    how = spec["how"]
     counts = {name: told["prompts"] for name, told in how.get("sets", {}).items() if "prompts" in told}
-    counts |= {name: sum(splits.values()) * languages for name, splits in how.get("prompts", {}).items()}
+    for name, splits in how.get("prompts", {}).items():
+        counts[name] = sum(len(alike["languages"]) * alike["prompts"] for found in splits.values() for alike in found)
     roles = (role.split("/") for role in spec["inputs"] if role.startswith("verdicts/"))
     judged = float(sum(counts.get(parts[2], 0) for parts in roles if len(parts) > 2))
     return Work(judged or None, judged or None, (), "the number of prompts")
