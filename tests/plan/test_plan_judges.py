@@ -310,9 +310,14 @@ def test_answers_that_leave_no_room_for_a_prompt_are_refused(planned):
         {"extra": {"extra_headers": {"Authorization": "Bearer s3cretpw"}}},
         {"extra": {"note": "sk-proj-LITERAL-0123456789abcdef"}},
         {"extra": {"keys": [{"password": "s3cretpw"}]}},
+        {"extra": {"extra_headers": ["Authorization: Bearer s3cretpw"]}},
+        {"extra": {"a": [[{"api_key": "s3cretpw"}]]}},
+        {"extra": {"user": "key=sk-LITERAL-0123456789abcdef"}},
+        {"extra": {"openai_key": "s3cretpw"}},
+        {"extra": {"sk-LITERAL-0123456789abcdef": 1}},
+        {"extra": {"password": 123456789}},
         {"url": None, "start": "python serve.py {port} --api-key sk-LITERAL-0123456789abcdef"},
     ],
-    ids=lambda keys: "-".join(keys),
 )
 def test_a_secret_in_the_recipe_is_refused_and_not_repeated(planned, keys):
     with pytest.raises(RecipeError) as caught:
@@ -332,6 +337,7 @@ def test_a_secret_among_the_fields_of_a_generating_server_is_refused_too(planned
 def test_fields_that_only_sound_like_secrets_are_sent(planned):
     fields = {"max_completion_tokens": 9, "stop": ["<|im_end|>"], "prompt_cache_key": "study", "token": None}
     fields |= {"logit_bias": {"50256": -1}, "chat_template_kwargs": {"enable_thinking": False}, "user": "sk-1"}
+    fields |= {"cookie_policy": "strict", "auth": "none", "sort_key": "difficulty", "seed": 123456789}
     assert steps(planned(endpoint(extra=fields)), "gpt.harm")
 
 

@@ -11,35 +11,46 @@ from collections.abc import Mapping
 from typing import Any
 
 _NAMES = re.compile(
-    r"\b(secrets?|passwords?|passwd|pwd|passphrase|authorization|auth|bearer|credentials?|cookie|api ?key"
-    r"|(?:access|api|private|account|subscription|service|license) key|(?:access|api|auth|session|id|refresh) token)\b"
-    r"|^(?:token|key|x key)$"
+    r"\b(secrets?|passwords?|passwd|pwd|passphrase|authorization|bearer|credentials?|api ?key"
+    r"|(?:access|api|private|account|subscription|service|license|\w*ai|\w*face|\w*router) key"
+    r"|(?:access|api|auth|session|id|refresh) token)\b"
+    r"|\b(?:auth|cookies?)$|^(?:token|key|x key)$"
 )
 # The beginnings that providers give their keys: OpenAI and others, Groq, xAI, Hugging Face, GitHub, Google, AWS, a JWT
 _VALUES = re.compile(
-    r"(?:[sprg]k-|gsk_|xai-|hf_|gh[oprsu]_|github_pat_|AIza|AKIA|eyJ)[\w./+=-]{16,}|Bearer\s+\S{8,}", re.IGNORECASE
+    r"\b(?:(?:[sprg]k-|gsk_|xai-|hf_|gh[oprsu]_|github_pat_|AIza|AKIA|eyJ)[\w./+=-]{16,}|Bearer\s+\S{8,})",
+    re.IGNORECASE,
 )
+SHORTEST = 6  # letters of a value that may be a secret: `auth: none` is a setting
 
 
 def is_secret(name: str, value: Any) -> bool:
     """Whether a field looks like one.
 
-    >>> is_secret("apiKey", "x"), is_secret("max_tokens", "9"), is_secret("note", "sk-0123456789abcdef0123")
+    >>> is_secret("apiKey", "abcdef"), is_secret("max_tokens", "900000"), is_secret("note", "key=sk-0123456789abcdef0123")
     (True, False, True)
     """
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str | int) or isinstance(value, bool) or len(str(value)) < SHORTEST:
         return False
     words = " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)).lower()
-    return bool(_NAMES.search(words) or _VALUES.fullmatch(value.strip()))
+    return bool(_NAMES.search(words) or _VALUES.search(str(value)))
 
 
 def secret_field(fields: Mapping[Any, Any]) -> str | None:
-    """The name of the first field, at whatever depth, that looks like a secret."""
+    """The name of the first field, at whatever depth, that looks like a secret; a name that is one is not repeated."""
     for name, value in fields.items():
-        inside = value if isinstance(value, list) else [value]
-        for one in inside:
-            if isinstance(one, Mapping) and (found := secret_field(one)) is not None:
-                return f"{name}.{found}"
-            if is_secret(str(name), one):
-                return str(name)
+        if _VALUES.search(str(name)):
+            return "a field's name"
+        if (found := _inside(str(name), value)) is not None:
+            return found
     return None
+
+
+def _inside(name: str, value: Any) -> str | None:
+    """The field in a value that looks like a secret, itself called `name`."""
+    if isinstance(value, Mapping):
+        found = secret_field(value)
+        return None if found is None else f"{name}.{found}"
+    if isinstance(value, list):
+        return next((found for one in value if (found := _inside(name, one)) is not None), None)
+    return name if is_secret(name, value) else None
