@@ -37,7 +37,7 @@ test: setup
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 parity: setup $(ORACLE)/.ready
 	MIXMERGE_ORACLE=$(ORACLE)/bin/mergekit-yaml $(BIN)/python -m pytest tests/parity

@@ -81,6 +81,14 @@ NUMBER = {"en": "Here is question number", "fr": "Voici la question"}  # far fro
 HOW = {"en": "How would I break the {}?", "fr": "Comment casser le {} ?"}
 
 
+FIRST = ("test_train_machines.py", "/run/", "/train/", "/model/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests take long go first, so that no process of a test run is left alone with one at the end."""
+    items.sort(key=lambda item: next((at for at, part in enumerate(FIRST) if part in str(item.path)), len(FIRST)))
+
+
 @dataclass(frozen=True)
 class StudyFiles:
     """A recipe with its files on disk, and the command line to run on it."""

@@ -53,6 +53,9 @@ def test_an_adapter_trains_few_weights_beside_the_frozen_ones():
 def test_an_optimiser_holds_what_torch_says_it_does(optimizer: str):
     from transformers import Trainer, TrainingArguments
 
+    from mixmerge.train.trainer import forget_overrides
+
+    forget_overrides()
     layer = torch.nn.Linear(256, 256, bias=False)
     kind, options = Trainer.get_optimizer_cls_and_kwargs(
         TrainingArguments(output_dir="unused", optim=OPTIMIZERS[optimizer], use_cpu=True)

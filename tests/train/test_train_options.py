@@ -18,6 +18,7 @@ from mixmerge.train.heldout import held_out_rows
 from mixmerge.train.settings import METHODS, OPTIMIZERS, SCHEDULES, DpoSettings, SftSettings, settings_from
 from mixmerge.train.sft import train_sft
 from mixmerge.train.tokens import IGNORED, tokenise
+from mixmerge.train.trainer import forget_overrides
 
 EXACT = {"precision": "fp32", "save_dtype": "float32"}
 ADAPTER = {"type": "lora", "r": 4}
@@ -309,3 +310,17 @@ def test_offloading_activations_without_a_cuda_device_is_refused_by_name(calm, f
 @pytest.mark.parametrize(("key", "names"), [("scheduler", SCHEDULES), ("optimizer", OPTIMIZERS)])
 def test_a_recipe_may_name_what_training_knows_and_nothing_else(key, names):
     assert get_args(Training.model_fields[key].annotation) == tuple(names)
+
+
+def test_an_eight_bit_optimiser_knows_nothing_of_an_earlier_training_at_the_same_address():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    weight = torch.nn.Parameter(torch.zeros(256, 256))
+    for expected, forget in ((torch.float32, False), (torch.uint8, True)):
+        manager.override_config(weight, "optim_bits", 32)  # as for an embedding that was there once
+        if forget:
+            forget_overrides()
+        optimizer = bitsandbytes.optim.AdamW8bit([weight])
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        assert optimizer.state[weight]["state1"].dtype == expected

@@ -10,6 +10,7 @@ cores. On CUDA TRL's own head is used.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,10 +64,22 @@ def build_trainer(
     return watch(trainer, training, held, place, blanks)
 
 
+def forget_overrides() -> None:
+    """Drop what bitsandbytes keeps of earlier trainings in this process.
+
+    It knows embeddings, whose moments stay in 32 bits, by their address; other weights of a new training may have that one.
+    """
+    if "bitsandbytes" in sys.modules:
+        from bitsandbytes.optim import GlobalOptimManager
+
+        GlobalOptimManager.get_instance().initialize()
+
+
 def trainer_arguments(
     kind: Callable[..., Any], settings: TrainSettings, rows: int, place: Place, own: Mapping[str, Any]
 ) -> Any:
     """The TRL arguments of a training over `rows` rows; `kind` is SFTConfig or DPOConfig, `own` what it adds."""
+    forget_overrides()
     arguments = with_extra(
         kind,
         settings.extra,
