@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -85,7 +86,13 @@ def finish_all(recipe: Path, out: Path) -> None:
     from mixmerge.plan.graph import REVISIONS
 
     plan, here = mixmerge.plan(recipe), this_machine()
-    told = {"machine": here.processor, "cores": here.cores, "gpus": list(here.gpus), "seconds": 1.0}
+    told = {
+        "host": platform.node(),
+        "processor": here.processor,
+        "cores": here.cores,
+        "gpus": list(here.gpus),
+        "seconds": 1.0,
+    }
     for step in plan.steps:
         folder = out / "store" / step.kind / f"{step.name}--{step.id}"
         folder.mkdir(parents=True)

@@ -128,6 +128,11 @@ class StudyFiles:
             self.command(name, *arguments), capture_output=True, encoding="utf-8", timeout=300, check=False
         )
 
+    def only(self, pattern: str) -> Path:
+        """The one file or folder of the store that the pattern names."""
+        (found,) = self.store.glob(pattern)
+        return found
+
     def records(self) -> dict[str, Path]:
         """`kind/name--id` -> record of every finished step."""
         return {str(path.parent.relative_to(self.store)): path for path in self.store.glob("*/*--*/record.json")}

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from mixmerge import hashes
 from mixmerge.hashes import MOST, RACY_NS, REMEMBERED, SMALL, FileHashes, cache_folder, each_sha256, file_sha256
 
 OLD = 10**18  # an mtime of long ago, in ns
-WRITER = """
+LONG_AGO_NS = -(10**12)  # what `RACY_NS` is where files of just now are to count as settled: a ctime cannot be given
+WRITER = f"""
 import sys
 from pathlib import Path
+from mixmerge import hashes
 from mixmerge.hashes import FileHashes
+hashes.RACY_NS = {LONG_AGO_NS}
 folder, *files = map(Path, sys.argv[1:])
 for file in files:
     hashes = FileHashes(folder)
@@ -28,12 +32,19 @@ for file in files:
 
 
 @pytest.fixture
-def large(tmp_path) -> Path:
+def settled(monkeypatch) -> None:
+    """Files count as changed long ago."""
+    monkeypatch.setattr(hashes, "RACY_NS", LONG_AGO_NS)
+
+
+@pytest.fixture
+def large(tmp_path, settled) -> Path:
     """A file that is worth remembering, and old."""
     return write(tmp_path / "model.safetensors", b"a")
 
 
 def write(path: Path, first: bytes, mtime: int | None = OLD) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(first + bytes(SMALL))
     if mtime is not None:
         os.utime(path, ns=(mtime, mtime))
@@ -53,11 +64,18 @@ def change_in_place(path: Path, first: bytes) -> None:
     )
 
 
+def make_up(cache: Path, entry: list) -> None:
+    """Put this in the place of the one file that is remembered, under a seal that holds."""
+    (name,) = json.loads((cache / REMEMBERED).read_text())["files"]
+    files = {name: entry}
+    (cache / REMEMBERED).write_text(json.dumps({"seal": hashes._seal(files), "files": files}))
+
+
 def told(folder: Path | None, *files: Path) -> list[str]:
     """What a process of its own would be told of these files."""
-    hashes = FileHashes(folder)
-    found = [hashes(file) for file in files]
-    hashes.save()
+    known = FileHashes(folder)
+    found = [known(file) for file in files]
+    known.save()
     return found
 
 
@@ -79,30 +97,61 @@ def test_the_hash_of_a_file_is_its_sha256_and_several_keep_their_order(tmp_path)
 
 
 def test_a_large_old_file_is_read_once(large, tmp_path):
+    """Shown by a memory that says something else of it, and is believed."""
     cache = tmp_path / "cache"
+    (first,) = told(cache, large)
+    (entry,) = json.loads((cache / REMEMBERED).read_text())["files"].values()
+    assert entry[-1] == first
+    make_up(cache, [*entry[:-1], "made up"])
+    assert told(cache, large) == ["made up"], "it was not read"
+    assert told(None, large) == [first]
+
+
+@pytest.mark.parametrize("field", range(5), ids=["size", "mtime", "ctime", "inode", "device"])
+def test_what_is_remembered_of_a_file_that_differs_in_one_thing_is_not_believed(large, tmp_path, field):
+    cache = tmp_path / "cache"
+    right = told(cache, large)
+    (entry,) = json.loads((cache / REMEMBERED).read_text())["files"].values()
+    entry[field] += 1
+    make_up(cache, [*entry[:-1], "made up"])
+    assert told(cache, large) == right
+
+
+def test_what_an_earlier_mixmerge_remembered_without_ctime_is_not_believed(large, tmp_path):
+    right = told(tmp_path / "cache", large)
+    stat = large.stat()
+    make_up(tmp_path / "cache", [stat.st_size, stat.st_mtime_ns, stat.st_ino, "made up"])
+    assert told(tmp_path / "cache", large) == right
+
+
+def test_a_model_unpacked_over_another_of_its_size_and_date_is_read_again(large, tmp_path):
+    cache, packed = tmp_path / "cache", tmp_path / "other.tar"
     first = told(cache, large)
-    change_in_place(large, b"b")
-    assert told(cache, large) == first, "it was not read"
-    assert told(None, large) != first
+    other = write(tmp_path / "other" / large.name, b"b")
+    subprocess.run(["tar", "-cf", packed, "-C", other.parent, other.name], check=True)
+    before = large.stat()
+    subprocess.run(["tar", "-xf", packed, "--overwrite", "-C", large.parent], check=True)
+    after = large.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert told(cache, large) == [file_sha256(large)] != first
 
 
-@pytest.mark.parametrize("how", ["mtime", "size", "inode"])
+@pytest.mark.parametrize("how", ["mtime", "size", "inode", "none of these"])
 def test_a_file_with_another_mtime_size_or_inode_is_read_again(large, tmp_path, how):
     cache = tmp_path / "cache"
     first = told(cache, large)
-    if how == "mtime":
-        change_in_place(large, b"b")
-        os.utime(large, ns=(OLD, OLD + 1))
-    elif how == "size":
+    if how == "size":
         with large.open("ab") as file:
             file.write(b"b")
         os.utime(large, ns=(OLD, OLD))
-    else:
+    elif how == "inode":
         other = write(tmp_path / "other", b"b")
         other.replace(large)
+    else:
+        change_in_place(large, b"b")
+        if how == "mtime":
+            os.utime(large, ns=(OLD, OLD + 1))
     assert told(cache, large) == [file_sha256(large)] != first
-    change_in_place(large, b"c")
-    assert told(cache, large) != [file_sha256(large)], "and is remembered as it is now"
 
 
 def test_a_file_changed_in_the_tick_in_which_it_was_read_is_not_trusted(tmp_path):
@@ -112,6 +161,11 @@ def test_a_file_changed_in_the_tick_in_which_it_was_read_is_not_trusted(tmp_path
     change_in_place(young, b"b")
     assert told(cache, young) == [file_sha256(young)]
     assert not (cache / REMEMBERED).exists()
+
+
+def test_an_old_file_that_came_just_now_is_not_trusted(tmp_path):
+    told(tmp_path / "cache", write(tmp_path / "unpacked", b"a"))
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("ahead", [-RACY_NS // 2, 10 * RACY_NS])
@@ -124,8 +178,6 @@ def test_a_file_of_just_now_or_of_the_future_is_not_trusted(tmp_path, ahead):
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_trusted(large, tmp_path, monkeypatch):
-    from mixmerge import hashes
-
     def read_while_it_changes(path: Path) -> str:
         found = file_sha256(path)
         write(path, b"b", mtime=OLD + 1)
@@ -147,10 +199,10 @@ def test_a_small_file_is_always_read(tmp_path):
 def test_one_planning_reads_a_file_once_whatever_its_size(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("a")
-    hashes = FileHashes(None)
-    first = hashes(file)
+    known = FileHashes(None)
+    first = known(file)
     file.write_text("b")
-    assert hashes(file) == first
+    assert known(file) == first
     assert FileHashes(None)(file) != first
 
 
@@ -201,7 +253,7 @@ def test_a_memory_that_cannot_be_written_is_done_without(large, tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [REMEMBERED]
 
 
-def test_processes_that_write_at_once_leave_a_memory_that_is_whole(tmp_path):
+def test_processes_that_write_at_once_leave_a_memory_that_is_whole(tmp_path, settled):
     cache = tmp_path / "cache"
     groups = [
         [write(tmp_path / f"{group}-{number}", bytes([group, number])) for number in range(6)] for group in range(4)
@@ -217,7 +269,7 @@ def test_processes_that_write_at_once_leave_a_memory_that_is_whole(tmp_path):
     assert [path.name for path in cache.iterdir()] == [REMEMBERED]
 
 
-def test_what_one_process_learns_is_added_to_what_another_learnt_meanwhile(tmp_path):
+def test_what_one_process_learns_is_added_to_what_another_learnt_meanwhile(tmp_path, settled):
     files = [write(tmp_path / name, name.encode()) for name in "ab"]
     one, other = FileHashes(tmp_path), FileHashes(tmp_path)
     one(files[0])
@@ -228,9 +280,9 @@ def test_what_one_process_learns_is_added_to_what_another_learnt_meanwhile(tmp_p
 
 
 def test_the_memory_keeps_the_newest_and_stays_small(large, tmp_path):
-    hashes = FileHashes(tmp_path)
-    hashes._new = {f"/nowhere/{number}": [1, 2, 3, "x"] for number in range(MOST)}
-    hashes.save()
+    full = FileHashes(tmp_path)
+    full._new = {f"/nowhere/{number}": [1, 2, 3, 4, 5, "x"] for number in range(MOST)}
+    full.save()
     told(tmp_path, large)
     kept = json.loads((tmp_path / REMEMBERED).read_text())["files"]
     assert (len(kept), str(large) in kept, "/nowhere/0" in kept) == (MOST, True, False)
@@ -263,19 +315,19 @@ def test_a_user_without_a_home_has_no_such_folder():
     assert done.stdout == "None True\n", done.stderr
 
 
-def test_planning_again_reads_neither_a_large_base_nor_large_data(study, mixmerge, monkeypatch, tmp_path):
-    """Shown by bytes that change without a trace, which planning does not see, and which a first planning does."""
-    monkeypatch.setenv("MIXMERGE_CACHE", str(tmp_path / "cache"))
+def test_planning_again_reads_neither_a_large_base_nor_large_data(study, mixmerge, monkeypatch, tmp_path, settled):
+    """Shown by a memory that says something else of them: the next planning believes it, a first one does not."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MIXMERGE_CACHE", str(cache))
     base = study.folder / "base"
     original = base.resolve()
     base.unlink()
     base.mkdir()
     for file in original.iterdir():
         (base / file.name).write_bytes(file.read_bytes())
-    extra = write(base / "extra.json", b"a")
+    write(base / "extra.json", b"a")
     rows = study.folder / "data/general.en.jsonl"
     rows.write_text(rows.read_text() + "\n" * SMALL)
-    os.utime(rows, ns=(OLD, OLD))
 
     def ids() -> list[str]:
         status, out, err = mixmerge("plan", study.recipe, "--json", "--out", study.out)
@@ -283,12 +335,13 @@ def test_planning_again_reads_neither_a_large_base_nor_large_data(study, mixmerg
         return [step["id"] for step in json.loads(out)["steps"]]
 
     first = ids()
-    change_in_place(extra, b"b")
-    with rows.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b" ")
-    os.utime(rows, ns=(OLD, OLD))
+    files = json.loads((cache / REMEMBERED).read_text())["files"]
+    assert set(files) == {str(base / "extra.json"), str(rows)}
     assert ids() == first
+    for made_up in files:
+        told = files | {made_up: [*files[made_up][:-1], "made up"]}
+        (cache / REMEMBERED).write_text(json.dumps({"seal": hashes._seal(told), "files": told}))
+        assert ids() != first, made_up
     assert not study.out.exists()
-    (tmp_path / "cache" / REMEMBERED).unlink()
-    assert set(ids()).isdisjoint(first[:3])
+    (cache / REMEMBERED).unlink()
+    assert ids() == first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from mixmerge.whole import write_whole
@@ -12,6 +14,15 @@ def test_a_file_is_replaced_as_a_whole_in_utf8_with_its_own_line_ends(tmp_path):
     for text in ("one\n", "नमस्ते\nдва\n"):
         write_whole(path, text)
         assert path.read_bytes() == text.encode()
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_several_that_write_at_once_never_mix_their_bytes(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    texts = [str(number) * 50_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as crowd:  # one pid, as two machines may have
+        list(crowd.map(lambda text: [write_whole(path, text) for _ in range(10)], texts))
+    assert path.read_text() in texts
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 

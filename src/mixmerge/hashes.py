@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 from mixmerge.whole import write_whole
 
 Result = TypeVar("Result")
-Entry = list[Any]  # size in bytes, mtime in ns, inode, sha256
+Entry = list[Any]  # what `_look` sees, then the sha256
 
 REMEMBERED = "fingerprints.json"
 MOST = 10_000  # files remembered, the newest
 SMALL = 1 << 20  # bytes; a smaller file is read faster than it is looked up
-RACY_NS = 2_000_000_000  # the coarsest mtime of a file system in use (FAT)
+RACY_NS = 2_000_000_000  # the coarsest time of a file system in use (FAT)
 AT_ONCE = 8  # files; more than that and a disk only seeks
 
 
@@ -45,11 +45,11 @@ def each_sha256(paths: Iterable[Path], hashed: Callable[[Path], Result]) -> Iter
 
 
 class FileHashes:
-    """sha256 of files, those of large ones remembered in a folder by path, size, mtime and inode; None: not at all.
+    """sha256 of files, those of large ones remembered in a folder by path and all that `_look` sees; None: not at all.
 
     One of these reads a file once at most. What is remembered stands under a seal: where it is damaged, was replaced by
     another process or cannot be written, that costs time and no more. A file that was changed within `RACY_NS` before it was
-    read is not remembered, since it may have been changed again without another mtime.
+    read is not remembered, since it may have been changed again without another time.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -69,10 +69,10 @@ class FileHashes:
         if self._file is None or before[0] < SMALL:
             return file_sha256(path)
         place = str(path.resolve())
-        if (entry := self._known.get(place)) is not None and tuple(entry[:3]) == before:
-            return str(entry[3])
+        if (entry := self._known.get(place)) is not None and tuple(entry[:-1]) == before:
+            return str(entry[-1])
         began, found = time.time_ns(), file_sha256(path)
-        if _look(path) == before and began - before[1] > RACY_NS:
+        if _look(path) == before and began - max(before[1:3]) > RACY_NS:
             self._new[place] = [*before, found]
         return found
 
@@ -102,9 +102,13 @@ def cache_folder() -> Path | None:
         return None
 
 
-def _look(path: Path) -> tuple[int, int, int]:
+def _look(path: Path) -> tuple[int, ...]:
+    """Size in bytes, mtime and ctime in ns, inode and device.
+
+    An mtime can be given: tar, rsync and `touch -r` write other bytes under the old one. A ctime cannot.
+    """
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
 
 
 def _remembered(file: Path | None) -> dict[str, Entry]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write UTF-8 beside the file, sync it, and give it the file's name; nothing is left behind where that fails."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{uuid4().hex}")  # a pid would be that of another machine too
     try:
         with scratch.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)

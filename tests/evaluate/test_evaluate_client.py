@@ -12,49 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
+from asking import KEY, QUICK, body, many, texts
 from hostile_server import hostile_server
 
 from mixmerge.evaluate.answers import Answers, request_key
 from mixmerge.evaluate.client import Client, Limits, ServerError
 
-KEY = "sk-test-9f3c1a77d2b84e60"
-QUICK = Limits(timeout_s=60, patience_s=20, backoff_s=0.01, backoff_most_s=0.05)
 MENDED = [
     *("429", "429 seconds", "429 date", "429 nonsense", "408", "500", "502", "503", "529", "error inside"),
     *("drop", "reset", "drop mid-body", "long length", "short length", "bad length", "not http", "many headers"),
     *("bad chunks", "empty", "truncated", "html", "list", "no choices", "null message", "number", "not utf-8"),
     *("deep", "digits", "huge", "bomb", "bad zip"),
 ]
-
-
-@pytest.fixture(scope="module")
-def process():
-    with hostile_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process):
-    """Well-behaved until told otherwise."""
-    return process.plan()
-
-
-@pytest.fixture
-def client(server, tmp_path):
-    with Client([server.url], answers=tmp_path / "answers.db", limits=QUICK) as client:
-        yield client
-
-
-def body(text: str, **more: object) -> dict:
-    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 8, **more}
-
-
-def texts(*names: str) -> list[dict]:
-    return [body(name) for name in names]
-
-
-def many(count: int) -> list[dict]:
-    return texts(*(f"p{n}" for n in range(count)))
 
 
 # What asking again mends

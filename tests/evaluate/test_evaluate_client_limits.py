@@ -6,44 +6,11 @@ import json
 import logging
 
 import pytest
+from asking import KEY, QUICK, many, texts
 from hostile_server import hostile_server
 
 from mixmerge.errors import UserError
 from mixmerge.evaluate.client import Budget, BudgetError, Client, Limits, ServerError
-
-KEY = "sk-test-9f3c1a77d2b84e60"
-QUICK = Limits(timeout_s=60, patience_s=20, backoff_s=0.01, backoff_most_s=0.05)
-
-
-@pytest.fixture(scope="module")
-def process():
-    with hostile_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process):
-    """Well-behaved until told otherwise."""
-    return process.plan()
-
-
-@pytest.fixture
-def client(server, tmp_path):
-    with Client([server.url], answers=tmp_path / "answers.db", limits=QUICK) as client:
-        yield client
-
-
-def body(text: str, **more: object) -> dict:
-    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 8, **more}
-
-
-def texts(*names: str) -> list[dict]:
-    return [body(name) for name in names]
-
-
-def many(count: int) -> list[dict]:
-    return texts(*(f"p{n}" for n in range(count)))
-
 
 # The budget
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,11 +55,8 @@ class Server(ThreadingHTTPServer):
 
 if "steal" in flags and not os.path.exists(model + "/stolen"):
     # what happens where another program is quicker: it takes the port, and we cannot
-    open(model + "/stolen", "w").close()
-    subprocess.Popen([sys.executable, "-c", f'''
-import socket, time
-taken = socket.socket(); taken.bind(("127.0.0.1", {port})); taken.listen(); time.sleep(600)
-'''], start_new_session=True)
+    with open(model + "/stolen", "w") as told:
+        told.write(port + "\\n")
     while socket.socket().connect_ex(("127.0.0.1", int(port))):
         time.sleep(0.01)
 Server(("127.0.0.1", int(port)), Handler).serve_forever()
@@ -163,29 +161,22 @@ def test_a_server_that_does_not_hear_sigterm_is_killed(command: Callable[..., st
 
 
 def test_a_port_that_another_program_took_is_exchanged_for_another(command: Callable[..., str], tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    try:
-        with serving(command("steal"), tmp_path, log=log, devices=[]) as (url,):
-            assert ask(url, "/health")[0] == 200
-        started = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("$ ")]
-        assert len(started) == 2
-        assert url.endswith(f":{started[1].split()[-2]}/v1")
-    finally:
-        thieves = [
-            process
-            for process in psutil.process_iter()
-            if process.ppid() in (1, os.getpid()) and "taken.listen" in " ".join(_words(process))
-        ]
-        for process in thieves:
-            process.kill()
-    assert thieves
+    log, told, taken = tmp_path / "log", tmp_path / "stolen", socket.socket()
 
+    def steal() -> None:
+        """Be the other program: take the port that the server is about to listen at."""
+        while not (told.exists() and told.read_text().endswith("\n")):
+            time.sleep(0.01)
+        taken.bind(("127.0.0.1", int(told.read_text())))
+        taken.listen()
 
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+    threading.Thread(target=steal, daemon=True).start()
+    with taken, serving(command("steal"), tmp_path, log=log, devices=[]) as (url,):
+        assert ask(url, "/health")[0] == 200
+    started = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("$ ")]
+    assert len(started) == 2
+    assert url.endswith(f":{started[1].split()[-2]}/v1")
+    assert told.read_text().strip() == started[0].split()[-2] != started[1].split()[-2]
 
 
 # What goes wrong

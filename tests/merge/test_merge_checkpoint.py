@@ -1,5 +1,7 @@
 """Model folders: what cannot be merged is refused from the headers, by name, before anything is written."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -236,6 +238,18 @@ def test_a_disk_that_refuses_is_named_and_the_same_command_carries_on(two, tmp_p
     merge(path, tmp_path / "clean")
     assert read_model(out).keys() == read_model(tmp_path / "clean").keys()
     assert not (tmp_path / ".out.partial").exists()
+
+
+def test_a_shared_folder_without_file_locks_can_be_written(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with CheckpointWriter(tmp_path / "out", {"w": Tensor("F32", (4,))}, job="j", shard_bytes=100) as writer:
+        writer.write("w", 0, np.zeros(16, np.uint8))
+        writer.finish("w", None)
+        writer.publish({})
+    assert read_model(tmp_path / "out")["w"].tolist() == [0, 0, 0, 0]
 
 
 def test_a_second_run_into_the_same_folder_is_told_of_the_first(tmp_path):

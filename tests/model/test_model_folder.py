@@ -17,7 +17,6 @@ from mixmerge.model.folder import (
     context_of,
     copy_files,
     copy_model,
-    link_or_copy,
     read_json,
     save_tensors,
     weight_files,
@@ -100,31 +99,6 @@ def test_copying_links_weights_and_leaves_code_pickles_and_other_formats_behind(
     ]
     assert (out / "model.safetensors").samefile(source / "model.safetensors")
     assert not (out / "config.json").samefile(source / "config.json")
-
-
-def test_a_link_into_a_hub_cache_is_followed(tmp_path: Path) -> None:
-    source = _model(tmp_path / "blobs")
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    for file in source.iterdir():
-        (snapshot / file.name).symlink_to(file)
-    link_or_copy(snapshot / "model.safetensors", tmp_path / "copy.safetensors")
-    assert not (tmp_path / "copy.safetensors").is_symlink()
-    assert (tmp_path / "copy.safetensors").samefile(source / "model.safetensors")
-
-
-def test_where_no_link_can_be_made_the_bytes_are_copied(tmp_path: Path) -> None:
-    target = Path("/dev/shm")
-    if not target.is_dir() or target.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("no second file system to copy to")
-    (tmp_path / "a").write_bytes(b"weights")
-    copy = target / f"mixmerge-test-{os.getpid()}"
-    try:
-        link_or_copy(tmp_path / "a", copy)
-        assert copy.read_bytes() == b"weights"
-        assert copy.stat().st_nlink == 1
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 def test_weights_are_readable_by_whoever_may_read_the_other_files(tmp_path: Path) -> None:

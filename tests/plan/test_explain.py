@@ -8,9 +8,12 @@ import sys
 
 import pytest
 
+from mixmerge.plan.build import build_plan
 from mixmerge.plan.explain import explain
-from mixmerge.plan.graph import REVISIONS
+from mixmerge.plan.graph import KINDS, REVISIONS
+from mixmerge.recipe.load import load_recipe
 from mixmerge.run.history import History
+from mixmerge.run.runner import Study
 from mixmerge.run.store import Store
 
 
@@ -23,7 +26,7 @@ def finish(study):
         store.begin(step)
         inputs = {role: {"id": i, "name": plan.by_id[i].name} for role, i in step.inputs.items()}
         record = {"id": step.id, "revision": REVISIONS[step.kind], "what": dict(step.what), "inputs": inputs}
-        return store.commit(step, record)
+        return store.commit(step, record | {"provenance": dict(plan.called)})
 
     return finish
 
@@ -84,13 +87,106 @@ def test_a_record_of_an_earlier_revision_says_so(planned, finish, why, monkeypat
     assert reasons == ("mixmerge makes merge steps differently now (revision 1 -> current)",)
 
 
+@pytest.fixture
+def ran(study, planned, finish):
+    """Carry out a plan with overrides in the study's own folder: all of its steps, or those of some kinds."""
+
+    def ran(*overrides, kinds=KINDS):
+        plan = Study(study.out, "tiny").open(planned(*overrides))
+        for step in plan.steps:
+            if step.kind in kinds and Store(study.out).find(step.id) is None:
+                finish(step, plan)
+        return plan
+
+    return ran
+
+
+def why_now(study, plan):
+    history = History(Store(study.out), Study(study.out, plan.study).events)
+    return {e.step.title: (e.state, e.why) for e in explain(plan, history)}
+
+
+def test_a_variant_that_was_run_between_changes_no_field_of_the_recipe(study, planned, ran):
+    ran()
+    ran("merges.ties.parameters.density=0.7")
+    found = why_now(study, planned("training.learning_rate=5"))
+    assert found["train/mix"] == ("changed", ("learning_rate: 0.001 -> 5.0",))
+    assert found["merge/ties"][0] == "blocked"
+    assert set(found["merge/ties"][1]) == {
+        "input train/general is to be made again",
+        "input train/mix is to be made again",
+    }
+
+
+def test_another_study_in_the_store_changes_no_field_of_this_one(study, planned, ran, finish):
+    ran()
+    text = study.recipe.read_text().replace("name: tiny", "name: other").replace("1.0e-3", "2.0e-3")
+    (study.folder / "other.yaml").write_text(text.replace("languages: [en, fr]", "languages: [en]"))
+    other = build_plan(load_recipe(study.folder / "other.yaml"))
+    for step in other.steps:
+        if Store(study.out).find(step.id) is None:
+            finish(step, other)
+    found = why_now(study, planned("languages=[en]"))
+    assert not any("learning_rate" in reason for _, reasons in found.values() for reason in reasons)
+    assert found["train/mix"] == ("changed", ("input mixture/mix is new",)), "that study's mixture is this one's too"
+
+
+def test_without_a_run_of_its_own_a_step_is_compared_with_the_most_alike(study, planned, finish):
+    for overrides in (("seed=3", "training.epochs=2"), ("training.learning_rate=0.01",)):
+        plan = planned(*overrides)
+        finish(plan.find("train/mix"), plan)
+        finish(plan.find("base/base"), plan) if Store(study.out).find(plan.models["base"]) is None else None
+    found = why_now(study, planned("training.learning_rate=0.02"))
+    assert "learning_rate: 0.01 -> 0.02" in found["train/mix"][1]
+    assert not any(reason.startswith(("epochs", "seed")) for reason in found["train/mix"][1])
+
+
+def test_a_step_that_was_begun_with_these_settings_has_not_changed(study, planned, ran):
+    ran("merges.ties.parameters.density=0.7")
+    plan = ran(kinds=("base", "mixture", "train"))
+    Store(study.out).begin(plan.find("merge/ties"))
+    assert why_now(study, planned())["merge/ties"] == ("interrupted", ("not made yet",))
+
+
+def test_what_the_last_run_was_to_make_and_did_not_is_compared_with_what_was_made(study, planned, ran):
+    ran()
+    ran("merges.ties.parameters.density=0.7", kinds=())
+    found = why_now(study, planned("merges.ties.parameters.density=0.7"))
+    assert found["merge/ties"] == ("changed", ("config.parameters.density: 0.5 -> 0.7",))
+
+
+def test_json_has_each_changed_field_with_both_values_and_cuts_nothing(study, planned, ran):
+    path = study.folder / "base/tokenizer_config.json"
+    own = study.folder / "base/chat_template.jinja"
+    jinja = own.read_text() if own.exists() else json.loads(path.read_text())["chat_template"]
+    one, two = (jinja + "{# " + "x" * 300 + f" {letter} #}}" for letter in "ab")
+    (study.folder / "one.jinja").write_text(one)
+    (study.folder / "two.jinja").write_text(two)
+    ran("base={path: ./base, chat_template: one.jinja}")
+    plan = planned("base={path: ./base, chat_template: two.jinja}", "languages=[en]")
+    entries = {e.step.title: e for e in explain(plan, History(Store(study.out), Study(study.out, "tiny").events))}
+    told = entries["base/base"].to_json()
+    assert told["changes"] == [{"field": "chat_template", "old": one, "new": two}]
+    assert told["why"] == [f"chat_template: {json.dumps(one)} -> {json.dumps(two)}"]
+    (said,) = entries["base/base"].why
+    assert said == f'chat_template: ...{"x" * 19} a #}}" -> ...{"x" * 19} b #}}"'
+    cells = [change for change in entries["mixture/general"].to_json()["changes"] if change["field"] == "cells.1"]
+    assert cells == [{"field": "cells.1", "old": {"objective": "general", "lang": "fr", "share": 0.5}}]
+
+
+def test_a_damaged_plan_of_the_last_run_spoils_no_plan(study, planned, ran):
+    ran()
+    Study(study.out, "tiny").plan_file.write_text("[")
+    assert why_now(study, planned("training.epochs=2"))["train/mix"] == ("changed", ("epochs: 1.0 -> 2.0",))
+
+
 def test_a_new_and_a_dropped_input_are_told(planned, finish, why):
     plan = planned()
     for step in plan.steps:
         finish(step, plan)
     reasons = why("baselines={}", "merges={}")["score/tiny"][1]
     assert "no longer needs model/mix" in reasons
-    assert any(reason.startswith("candidates: [") for reason in reasons)
+    assert sum(reason.startswith("candidates.") and ": removed " in reason for reason in reasons) == 2, reasons
 
 
 def test_work_that_was_begun_is_interrupted_and_work_under_a_live_lease_is_running(study, planned, why):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import mixmerge.plan.identity
 from mixmerge.plan.graph import KINDS, REVISIONS, Step
-from mixmerge.plan.identity import ID_LENGTH, canonical, differences, fingerprint, step_id
+from mixmerge.plan.identity import ABSENT, ID_LENGTH, brief, canonical, changes, differences, fingerprint, step_id
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -156,7 +156,7 @@ def test_there_is_a_difference_exactly_where_the_ids_differ(old, new):
         ({"a": 1}, {}, ["a: removed 1"]),
         ({}, {"a": "x"}, ['a: added "x"']),
         ({"a": [1, 2, 3]}, {"a": [1, 5, 3]}, ["a.1: 2 -> 5"]),
-        ({"a": [1, 2]}, {"a": [1]}, ["a: [1, 2] -> [1]"]),
+        ({"a": [1, 2]}, {"a": [1]}, ["a.1: removed 2"]),
         ({"a": 1}, {"a": 1.0}, ["a: 1 -> 1.0"]),
         ({"a": True}, {"a": 1}, ["a: true -> 1"]),
         ({"a": 0.0}, {"a": -0.0}, ["a: 0.0 -> -0.0"]),
@@ -166,6 +166,65 @@ def test_there_is_a_difference_exactly_where_the_ids_differ(old, new):
 )
 def test_a_difference_reads_as_field_old_and_new(old, new, told):
     assert list(differences(old, new)) == told
+
+
+RUBRIC = "Refuse what is harmful to anyone, and say in one sentence why; else answer the question, " * 3
+
+
+def test_long_values_that_differ_late_are_told_where_they_differ():
+    (change,) = changes({"rubric": RUBRIC + "briefly."}, {"rubric": RUBRIC + "at length."})
+    assert str(change) == 'rubric: ...nswer the question, briefly." -> ...nswer the question, at length."'
+    assert change.whole == f'rubric: "{RUBRIC}briefly." -> "{RUBRIC}at length."'
+    assert change.to_json() == {"field": "rubric", "old": RUBRIC + "briefly.", "new": RUBRIC + "at length."}
+
+
+@given(st.text("ab", min_size=0, max_size=200), st.text("ab", max_size=90), st.text("ab", max_size=90))
+def test_two_values_never_look_alike_and_are_never_long(start, one, other):
+    texts = brief(start + one, start + other)
+    assert (texts[0] == texts[1]) == (one == other)
+    assert all(len(text) <= 63 for text in texts)
+
+
+def test_a_value_that_only_one_has_is_told_without_the_other():
+    added, removed = changes({"a": "x"}, {"b": "y" * 99})
+    assert (added.whole, removed.whole) == ('a: removed "x"', f'b: added "{"y" * 99}"')
+    assert [change.to_json() for change in (added, removed)] == [
+        {"field": "a", "old": "x"},
+        {"field": "b", "new": "y" * 99},
+    ]
+    assert len(str(removed)) < 70
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (["en", "fr", "hi"], ["fr", "hi"], ['l.0: removed "en"']),
+        (["en"], ["ar", "en", "fr"], ['l.0: added "ar"', 'l.2: added "fr"']),
+        ([{"a": 1}, {"b": 1}, {"c": 1}], [{"a": 2}, {"c": 1}], ["l.0.a: 1 -> 2", 'l.1: removed {"b": 1}']),
+        ([], [[1], [2]], ["l.0: added [1]", "l.1: added [2]"]),
+        ([1, 2, 3], [3, 2, 1], ["l.0: 1 -> 3", "l.2: 3 -> 1"]),
+    ],
+)
+def test_lists_are_told_element_by_element(old, new, told):
+    assert list(differences({"l": old}, {"l": new})) == told
+
+
+def test_very_long_lists_are_compared_place_by_place():
+    found = list(changes({"l": list(range(2000))}, {"l": list(range(2001))}))
+    assert [tuple(change) for change in found] == [("l.2000", ABSENT, 2000)]
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), max_size=8))
+def test_the_changes_of_a_list_lead_from_the_old_one_to_the_new_one(old, new):
+    found = list(changes({"l": old}, {"l": new}))
+    gone = {int(change.field[2:]) for change in found if change.new is ABSENT}
+    came = {int(change.field[2:]): change.new for change in found if change.new is not ABSENT}
+    left = [value for at, value in enumerate(old) if at not in gone]
+    added = {int(change.field[2:]) for change in found if change.old is ABSENT}
+    kept = iter(left)
+    made = [came[at] if at in added else (next(kept), came.get(at))[1] for at in range(len(new))]
+    assert [value if value is not None else new[at] for at, value in enumerate(made)] == new
+    assert len(left) + len(added) == len(new)
 
 
 def test_the_examples_in_the_docstrings_hold():

@@ -69,13 +69,22 @@ def test_a_failed_step_and_what_waits_for_it_have_a_colour_of_their_own(steps):
 
 
 def test_a_large_plan_is_folded_by_candidate_first(steps):
-    classes, edges = read(mermaid([Explanation(s, "to run") for s in steps], most=8))
+    classes, edges = read(mermaid([Explanation(s, "to run") for s in steps], ("base", "tie", "ties"), most=8))
     assert set(classes) == {
         *("base/base", "train/general", "train/safety", "merge/ties"),
         *("generate/ties: 3 steps", "judge/ties: 6 steps"),
     }
     assert ("generate/ties: 3 steps", "judge/ties: 6 steps") in edges
     assert len(edges) == 6
+
+
+def test_candidates_whose_names_have_dots_are_folded_one_by_one():
+    names = ("mix-0", "mix-0.25", "mix-0.375", "mix-0.375.x")
+    merged = [step("merge", name) for name in names]
+    asked = [step("generate", f"{one.name}.{axis}", one) for one in merged for axis in ("general", "harmful")]
+    classes, edges = read(mermaid([Explanation(s, "to run") for s in (*merged, *asked)], names, most=8))
+    assert set(classes) == {one.title for one in merged} | {f"generate/{name}: 2 steps" for name in names}
+    assert edges == {(f"merge/{name}", f"generate/{name}: 2 steps") for name in names}
 
 
 def test_a_larger_one_by_kind_and_no_arrow_leads_back_to_its_own_node(steps):

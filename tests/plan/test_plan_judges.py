@@ -258,6 +258,16 @@ def test_a_model_that_may_classify_is_let_through(study, planned, name):
     assert steps(planned(classifier(kind="classifier", path="head")), "words.refusal")
 
 
+def test_a_model_that_classifies_works_where_the_recipe_says_and_is_the_same_judge(study, planned):
+    model(study.folder / "head", None)
+    judges = {
+        device: steps(planned(classifier(kind="classifier", path="head"), f"how.device={device}"), "words.refusal")
+        for device in ("cpu", "cuda")
+    }
+    assert all(step.how["device"] == device for device, found in judges.items() for step in found.values())
+    assert [step.id for step in judges["cpu"].values()] == [step.id for step in judges["cuda"].values()]
+
+
 @pytest.mark.parametrize("packed", [0, "zlib", "gzip", "bz2", "xz", "lzma"])
 def test_a_pipeline_is_known_by_how_joblib_writes_it(study, planned, packed):
     joblib = pytest.importorskip("joblib")

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from mixmerge.plan.graph import Plan, Step
+from mixmerge.plan.models import folder_fingerprint
 
 
 def merge_step(name: str, *models: str, **config: Any) -> Step:
@@ -26,7 +27,7 @@ def merge_step(name: str, *models: str, **config: Any) -> Step:
 
 @pytest.fixture
 def base_step(tiny_base: Path) -> Step:
-    what = {"source": {"content": "tiny"}, "trim": None, "chat_template": None}
+    what = {"source": {"content": folder_fingerprint(tiny_base, None)}, "trim": None, "chat_template": None}
     return Step("base", "base", what, how={"path": str(tiny_base)})
 
 
@@ -109,3 +110,9 @@ def finished(made_once: Callable[..., Path], new_study, study_in) -> Finished:
 
     folder = made_once("finished", make)
     return Finished(study_in(folder / "study"), *json.loads((folder / "said.json").read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Any:
+    """A copy of the finished study, to be changed."""
+    return finished.copy(tmp_path / "study")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from mixmerge.plan.build import build_plan
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.recipe.load import load_recipe
-from mixmerge.run.resources import Demand, Machine
+from mixmerge.run.resources import Demand, Resources, demand_of
+from mixmerge.run.store import Store
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "paper-study.yaml"
 LANGUAGES = ("en", "hi", "fr", "es", "ar", "ru")
@@ -32,11 +34,6 @@ class Modelled:
     prompts: int = 6 * 300  # of a set
     judged_a_second: float = 20.0
 
-    def demand(self, step: Step) -> Demand:
-        if step.kind == "train":
-            return Demand(int(step.how["processes"]), 4 * GB)
-        return Demand(1 if step.kind == "generate" else 0, 4 * GB)
-
     def seconds(self, plan: Plan) -> Callable[[Step, int], float]:
         def seconds(step: Step, gpus: int) -> float:
             if step.kind == "train":
@@ -44,8 +41,11 @@ class Modelled:
                 tokens = mixture.what["budget"] * step.what["epochs"] * self.row_tokens
                 # DPO reads two answers, and the reference reads them too: 6 + 2 of 6 operations a weight and token
                 tokens *= 2 * 8 / 6 if step.what["method"] == "dpo" else 1
+                operations = (
+                    6 if step.what.get("adapter") is None else 4
+                )  # an adapter spares the gradients of the weights
                 speed = self.flops * gpus * (self.shared if gpus > 1 else 1)
-                return 120 + 6 * self.parameters * tokens / speed
+                return 120 + operations * self.parameters * tokens / speed
             if step.kind == "generate":
                 return 60 + self.prompts * self.answer_tokens / self.tokens_a_second
             if step.kind == "merge":
@@ -58,8 +58,27 @@ class Modelled:
 AYA = Modelled(8e9)
 
 
-def machine_of(gpus: int) -> Machine:
-    return Machine(16 * gpus, 200 * GB * gpus, tuple(map(str, range(gpus))))
+# one GPU holds 8 B with adapters; all weights with gradients and Adam's moments in fp32 take 128 GB
+ONE_GPU = ("how.processes=1", "how.fsdp=false", "training.adapter={type: lora}")
+
+
+def off_by(factor: float, seed: int, length: Callable[[Step], float]) -> Callable[[Step], float]:
+    """Lengths as an estimate tells them: each wrong by up to a factor either way."""
+
+    def told(step: Step) -> float:
+        return length(step) * factor ** random.Random(f"{seed} {step.id}").uniform(-1, 1)
+
+    return told
+
+
+def needs(machine: Resources) -> Callable[[Step], Demand]:
+    """What the real runner gives a step on that machine; nothing is in its store, so that models count no memory."""
+    store = Store(Path("nothing-is-here"))
+    return lambda step: demand_of(step, store, machine)
+
+
+def machine_of(gpus: int) -> Resources:
+    return Resources(16 * gpus, 200 * GB * gpus, tuple(map(str, range(gpus))))
 
 
 def paper_plan(folder: Path, base: Path | None = None, overrides: Sequence[str] = ()) -> Plan:

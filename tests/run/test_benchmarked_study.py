@@ -14,6 +14,7 @@ from typing import Any
 
 import joblib
 import pytest
+import torch
 from scripted_judge import rubric_judge, serving
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -319,6 +320,14 @@ def test_a_classifier_that_does_not_fit_is_one_line(copy, models, name, change, 
     line = refused_line(copy.call("check", *override("judges.classifiers", {name: entry})))
     assert "judges.classifiers" in line
     assert message in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["bert", "guard"])
+def test_a_model_that_judges_does_not_fall_back_to_the_cpu_where_cuda_is_asked_for(copy, models, name):
+    judge = override("judges.classifiers", {name: models[name]})
+    line = refused_line(copy.call("run", *judge, "--set", "how.device=cuda"))
+    assert "how.device: there is no CUDA device here; set it to auto or cpu" in line
 
 
 # Calibration

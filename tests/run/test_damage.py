@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from rich.console import Console
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.explain import explain
+from mixmerge.plan.graph import Plan
+from mixmerge.plan.models import folder_fingerprint
 from mixmerge.run.history import History
 from mixmerge.run.progress import Progress
 from mixmerge.run.readable import read_verdicts
 from mixmerge.run.runner import run_plan
 from mixmerge.run.store import Store
+from mixmerge.run.verify import verify_steps
 
 
 class Heard(Progress):
@@ -62,6 +66,55 @@ def test_a_step_that_lost_a_part_of_a_file_is_not_done_and_is_made_again(made, c
     assert file.read_bytes() == whole
 
 
+def test_a_base_that_is_saved_anew_in_its_place_does_not_change_the_study_in_silence(base_step, helpers, tmp_path):
+    source = tmp_path / "mine"
+    shutil.copytree(base_step.how["path"], source)
+    base = dataclasses.replace(base_step, how={"path": str(source)})
+    plan = Plan("own base", (base, helpers.merge("one", base.id)), {"base": base.id})
+    assert len(carry_out(plan, tmp_path / "out")[0].done) == 2
+    store = Store(tmp_path / "out")
+    file, mine = store.path(base.id) / "model.safetensors", source / "model.safetensors"
+    if not file.samefile(mine):
+        pytest.skip("this file system has no hard links, or better ones")
+    whole = mine.read_bytes()
+    with mine.open("r+b") as stream:  # as save_pretrained does: the same file with other bytes
+        stream.seek(-4, 2)
+        stream.write(b"\x01\x02\x03\x04")
+    assert file.read_bytes() != whole
+    store.refresh()
+    damage = "model.safetensors has changed under another name that it had (a hard link)"
+    assert store.damage(base.id) == damage
+    mine.unlink()  # and got again from where it came from
+    mine.write_bytes(whole)
+    outcome, said = carry_out(plan, tmp_path / "out")
+    assert (outcome.done, f"damaged, made again: base/base: {damage}\n" in said) == ([base.id], True)
+    store.refresh()
+    assert (store.path(base.id) / "model.safetensors").read_bytes() == whole
+    os.utime(mine, (0, 0))
+    assert carry_out(plan, tmp_path / "out")[0].done == [], "another date alone is no damage"
+
+
+def test_what_a_step_has_of_its_input_is_kept_once(base_step, helpers, tmp_path):
+    from mixmerge.linking import WORTH
+
+    source = tmp_path / "mine"
+    shutil.copytree(base_step.how["path"], source)
+    text = (source / "tokenizer.json").read_text()
+    (source / "tokenizer.json").write_text(text + " " * WORTH)  # as large as a real one
+    what = base_step.what | {"source": {"content": folder_fingerprint(source, None)}}
+    base = dataclasses.replace(base_step, what=what, how={"path": str(source)})
+    plan = Plan("shared", (base, helpers.merge("one", base.id), helpers.merge("two", base.id, dtype="float32")), {})
+    carry_out(plan, tmp_path / "out")
+    store = Store(tmp_path / "out")
+    files = [store.path(step.id) / "tokenizer.json" for step in plan.steps]
+    assert len({file.read_bytes() for file in files}) == 1
+    assert {file.stat().st_nlink for file in files} in ({3}, {1})  # hard links, or reflinks
+    assert not files[0].samefile(source / "tokenizer.json"), "small files from outside are copied"
+    assert [found.problems for found in verify_steps(store.folders())] == [[], [], []]
+    record = store.record(plan.steps[1].id)
+    assert ("tokenizer.json" in record.get("linked", {})) == (files[0].stat().st_nlink > 1)
+
+
 def test_a_lost_file_and_a_broken_record_are_damage_too(made, chain, tmp_path):
     weights(made, chain, "one").unlink()
     (weights(made, chain, "three").parent / "record.json").write_text("{")
@@ -102,21 +155,11 @@ def test_a_file_found_damaged_while_it_is_read_names_the_folder_to_remove(made, 
 # A whole study
 
 
-@pytest.fixture
-def copy(finished, tmp_path):
-    return finished.copy(tmp_path / "study")
-
-
-def only(study, pattern: str) -> Path:
-    (found,) = study.store.glob(pattern)
-    return found
-
-
 def test_every_kind_of_damage_of_a_finished_study_is_mended_by_the_same_command(finished, copy):
-    only(copy, "score/*/scores.json").write_text("{\n")
-    only(copy, "report/*/report.html").unlink()
-    only(copy, "generate/base.general--*/responses.jsonl").write_text('{"half": ')
-    only(copy, "judge/mix.general.quality--*/verdicts.jsonl").unlink()
+    copy.only("score/*/scores.json").write_text("{\n")
+    copy.only("report/*/report.html").unlink()
+    copy.only("generate/base.general--*/responses.jsonl").write_text('{"half": ')
+    copy.only("judge/mix.general.quality--*/verdicts.jsonl").unlink()
     asked = copy.call("report")
     assert asked.returncode == 2
     assert asked.stderr.startswith("error: tiny: score/tiny is damaged: scores.json has 2 bytes, its record says ")
@@ -130,7 +173,7 @@ def test_every_kind_of_damage_of_a_finished_study_is_mended_by_the_same_command(
 
 
 def test_scores_that_are_no_json_name_their_folder_and_its_removal_mends_it(copy):
-    file = only(copy, "score/*/scores.json")
+    file = copy.only("score/*/scores.json")
     file.write_bytes(b"{" + b" " * (file.stat().st_size - 1))
     for command in ("run", "report"):
         asked = copy.call(command)
@@ -144,8 +187,6 @@ def test_scores_that_are_no_json_name_their_folder_and_its_removal_mends_it(copy
 
 @pytest.mark.parametrize("kind", ["base that has no tokenizer", "base that is no model"])
 def test_a_base_that_breaks_after_it_was_checked_fails_in_one_line_and_is_not_done(base_step, tmp_path, kind):
-    from mixmerge.plan.graph import Plan
-
     base = tmp_path / "base"
     shutil.copytree(base_step.how["path"], base)
     broken = base / ("tokenizer.json" if "tokenizer" in kind else "config.json")
@@ -166,7 +207,7 @@ LATER = ("--set", "statistics.draws=300")  # scores and report are to be made ag
 
 def with_row(study, change) -> Path:
     """The file of a judge's verdicts after `change` was made to its second row, with a record that agrees."""
-    file = only(study, "judge/mix.harmful.refusal--*/verdicts.jsonl")
+    file = study.only("judge/mix.harmful.refusal--*/verdicts.jsonl")
     lines = file.read_text(encoding="utf-8").splitlines()
     row = json.loads(lines[1])
     lines[1] = (
@@ -248,7 +289,7 @@ def test_scoring_damaged_verdicts_ends_in_one_line_before_anything_is_made(copy,
     "pattern", ["generate/base.general--*/responses.jsonl", "judge/mix.general.quality--*/judge.json"]
 )
 def test_whatever_else_a_report_is_made_of_is_looked_at_too(copy, pattern):
-    file = only(copy, pattern)
+    file = copy.only(pattern)
     file.write_bytes(b"{" + b" " * (file.stat().st_size - 2) + b"\n")
     done = copy.call("score", *LATER)
     assert (done.returncode, done.stdout) == (2, "")
@@ -266,7 +307,7 @@ def test_a_run_over_damaged_verdicts_fails_the_scores_alone_and_says_what_to_rem
 
 
 def test_scoring_where_a_judged_file_lost_a_part_says_so_in_its_line(copy):
-    file = only(copy, "judge/mix.harmful.refusal--*/verdicts.jsonl")
+    file = copy.only("judge/mix.harmful.refusal--*/verdicts.jsonl")
     whole = file.read_bytes()
     file.unlink()
     file.write_bytes(whole[:-5])
@@ -274,3 +315,80 @@ def test_scoring_where_a_judged_file_lost_a_part_says_so_in_its_line(copy):
     assert done.returncode == 2
     said = "1 step(s) not done, judge/mix.harmful.refusal the first of them (damaged: verdicts.jsonl has"
     assert said in done.stderr.splitlines()[-1]
+
+
+NO_RECORDS = ("[]", "[[1, 2]]", "3", "null", '{"kind": "merge"}', '{"id": 5}', "[" * 100_000)
+
+
+@pytest.mark.parametrize("text", NO_RECORDS)
+def test_a_record_that_is_none_is_named_and_is_not_done(made, chain, text):
+    (weights(made, chain, "two").parent / "record.json").write_text(text)
+    made.refresh()
+    said = made.damage(chain.models["two"])
+    assert said in ("record.json cannot be read", "record.json is no record of a step")
+    assert made.find(chain.models["two"]) is None
+    entry = next(entry for entry in explain(chain, History(made)) if entry.step.name == "two")
+    assert (entry.state, entry.why) == ("to run", (f"damaged: {said}",))
+
+
+@pytest.mark.parametrize("part", ["what", "inputs", "measurements", "provenance", "files", "sha256"])
+def test_a_record_whose_parts_are_of_another_kind_is_damage(made, chain, part):
+    file = weights(made, chain, "two").parent / "record.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: ["x"]}))
+    made.refresh()
+    assert made.damage(chain.models["two"]) == "record.json is no record of a step"
+
+
+def test_the_record_of_another_step_is_damage_and_is_mended_by_a_run(made, chain, tmp_path):
+    folder = weights(made, chain, "two").parent
+    shutil.copyfile(weights(made, chain, "one").parent / "record.json", folder / "record.json")
+    made.refresh()
+    assert made.damage(chain.models["two"]) == f"record.json is that of step {chain.models['one']}"
+    (weights(made, chain, "three").parent / "record.json").write_text("[]")
+    outcome, said = carry_out(chain, tmp_path)
+    assert sorted(chain.by_id[i].name for i in outcome.done) == ["three", "two"]
+    assert "damaged, made again: merge/three: record.json cannot be read\n" in said
+
+
+@pytest.mark.parametrize("text", ["[]", '{"kind": "merge"}', "{}"])
+def test_no_command_ends_in_a_traceback_by_a_record_that_is_none(finished, mixmerge, tmp_path, text):
+    study = finished.copy(tmp_path / "study")
+    for kind in ("merge", "mixture", "score"):
+        for file in study.store.glob(f"{kind}/*/record.json"):
+            file.write_text(text)
+    said = {}
+    for words in (["plan"], ["plan", "--json"], ["show", "merge/ties"], ["show", "mixture/mix"], ["lineage", "ties"]):
+        name, *rest = words
+        status, out, err = mixmerge(name, study.recipe, *rest, "--out", study.out)
+        assert (status, "Traceback" in err) == (0, False)
+        said[" ".join(words)] = out
+    assert "merge/ties" in said["plan"]
+    assert "damaged: record.json " in said["plan"]
+    assert "damaged: record.json " in said["show merge/ties"].splitlines()[0]
+    assert "damaged: record.json " in said["lineage ties"].splitlines()[0]
+    status, out, err = mixmerge("verify", study.recipe, "--out", study.out)
+    assert (status, "record.json" in out, "Traceback" in err) == (1, True, False)
+    status, out, err = mixmerge("diff", finished.study.out / "runs/tiny", study.out / "runs/tiny")
+    assert (status, "is not finished" in out, "Traceback" in err) == (0, True, False)
+
+
+@pytest.mark.parametrize("keys", [("id",), ("id", "kind", "what"), ("id", "kind", "inputs", "files")])
+def test_a_record_that_lacks_parts_is_read_without_them(finished, mixmerge, tmp_path, keys):
+    study = finished.copy(tmp_path / "study")
+    for file in study.store.glob("*/*/record.json"):
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({key: record[key] for key in keys}))
+    for name, *rest in (["plan", "--set", "training.epochs=3"], ["show", "merge/ties"], ["lineage", "ties"]):
+        status, _, err = mixmerge(name, study.recipe, *rest, "--out", study.out)
+        assert (status, "Traceback" in err) == (0, False), (name, err)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"splits": 3}', '{"splits": {"test": {"harm": {"a": {"macro": {}}}}}}'])
+def test_scores_that_are_none_are_named_by_a_comparison(finished, mixmerge, tmp_path, text):
+    study = finished.copy(tmp_path / "study")
+    (file,) = study.store.glob("score/*/scores.json")
+    size = file.stat().st_size
+    file.unlink()
+    file.write_text(text.ljust(size))
+    status, _, err = mixmerge("diff", finished.study.out / "runs/tiny", study.out / "runs/tiny")
+    assert (status, str(file) in err, "Traceback" in err) == (1, True, False)

@@ -173,6 +173,33 @@ def test_show_prints_the_first_row_of_a_mixture_with_the_learned_part_marked(mix
     assert "data general: 16 rows (en 8, fr 8)" in out
 
 
+def test_an_example_says_which_line_of_which_file_it_comes_from(mixmerge, drawn):
+    out = mixmerge("show", drawn.recipe, "mixture/mix", "--example", "3", "--out", drawn.out)[1]
+    (mixture,) = drawn.store.glob("mixture/mix--*")
+    row = json.loads((mixture / "rows.jsonl").read_text(encoding="utf-8").splitlines()[2])
+    file, line = next(
+        (file, number)
+        for file in sorted((drawn.folder / "data").iterdir())
+        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if file.name == f"{row['objective']}.{row['lang']}.jsonl" and json.loads(text)["id"] == row["id"][3:]
+    )
+    place = f"data/{file.name}:{line}"
+    assert f"it comes from data set {row['objective']}, {place}\n" in out
+    told = mixmerge("show", drawn.recipe, "mixture/mix", "--example", "3", "--json", "--out", drawn.out)[1]
+    origin = json.loads(told)["example"]["origin"]
+    assert (f"{origin['file']}:{origin['row']}", origin["data"], origin["turn"]) == (place, row["objective"], 0)
+
+
+def test_a_mixture_of_an_older_mixmerge_has_examples_without_a_place(mixmerge, drawn):
+    (folder,) = drawn.store.glob("mixture/mix--*")
+    (folder / "origins.jsonl").unlink()
+    record = json.loads((folder / "record.json").read_text())
+    del record["files"]["origins.jsonl"]
+    (folder / "record.json").write_text(json.dumps(record))
+    out = mixmerge("show", drawn.recipe, "mixture/mix", "--out", drawn.out)[1]
+    assert "where it comes from was not recorded: an older mixmerge drew it\n" in out
+
+
 def test_no_row_of_a_mixture_can_steer_the_terminal(mixmerge, drawn):
     shown = [
         mixmerge("show", drawn.recipe, "mixture/general", "--example", str(row), "--out", drawn.out)[1]

@@ -158,6 +158,109 @@ def test_the_server_ends_when_its_runner_is_killed(chain, tmp_path, helpers):
         assert psutil.wait_procs(family, timeout=30)[1] == []
 
 
+ENDLESS = "import pathlib, time; pathlib.Path({mark!r}).touch(); time.sleep(3600)"
+ASKS = """
+import os, sys
+from pathlib import Path
+from mixmerge.run.forks import ForkServer, Request
+from mixmerge.run.local import worker_environment
+server = ForkServer(worker_environment(1), Path(sys.argv[1]))
+print(server._process.pid, flush=True)
+try:
+    server.fork(Request([], ["merge"], sys.argv[1], os.pipe()[1]))
+except KeyboardInterrupt:
+    server.close()
+    print("closed")
+"""
+
+
+@pytest.fixture
+def importing(tmp_path, monkeypatch, helpers):
+    """The environment of a server in which one of the libraries takes an hour to import; a wait for that moment."""
+    mark = tmp_path / "imports"
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "numba.py").write_text(ENDLESS.format(mark=str(mark)))
+    paths = [str(tmp_path / "slow"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    return lambda: helpers.wait(mark.exists, "the import")
+
+
+@pytest.fixture
+def asking(tmp_path, importing):
+    """A runner that waits for a server which imports; and that server."""
+    runner = subprocess.Popen(
+        [sys.executable, "-c", ASKS, str(tmp_path / "server.log")],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    imports = psutil.Process(int(runner.stdout.readline()))
+    importing()
+    yield runner, imports
+    runner.kill()
+    runner.communicate()
+    if imports.is_running():
+        imports.kill()
+
+
+def test_a_server_that_imports_ends_with_a_runner_that_is_killed(asking):
+    runner, imports = asking
+    runner.kill()
+    assert psutil.wait_procs([imports], timeout=60)[1] == []
+
+
+def test_a_runner_that_is_interrupted_while_its_server_imports_does_not_wait_for_that(asking):
+    runner, imports = asking
+    runner.send_signal(signal.SIGINT)
+    assert runner.communicate(timeout=60)[0] == "closed\n"
+    assert psutil.wait_procs([imports], timeout=60)[1] == []
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+from mixmerge.plan.graph import Plan
+from mixmerge.run.local import LocalBackend
+from mixmerge.run.store import Store
+root, plan_file = Path(sys.argv[1]), Path(sys.argv[2])
+base, merge = Plan.from_json(json.loads(plan_file.read_text())).steps
+backend = LocalBackend(Store(root), plan_file, jobs=2, threads=1)
+backend.kill = lambda: print("killed")
+backend.start([base])
+print(backend.next()["event"], flush=True)
+try:
+    backend.start([merge])
+except KeyboardInterrupt:
+    backend.stop()
+    backend.close()
+    print("stopped")
+"""
+
+
+def test_interrupted_while_the_server_imports_for_one_process_the_other_is_asked_to_end(
+    base_step, tmp_path, importing, helpers
+):
+    plan, root = Plan("two", (base_step, helpers.merge("second", base_step.id)), {}), tmp_path / "out"
+    study = Study(root, plan.study)
+    study.open(plan)
+    with Store(root).lease(base_step):
+        runner = subprocess.Popen(
+            [sys.executable, "-c", TWO, str(root), str(study.plan_file)],
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            assert runner.stdout.readline() == "waiting\n"
+            importing()
+            (worker,) = helpers.workers(runner.pid, base_step)
+            runner.send_signal(signal.SIGINT)
+            assert runner.communicate(timeout=60)[0] == "stopped\n"
+            assert psutil.wait_procs([worker], timeout=60)[1] == []
+        finally:
+            runner.kill()
+
+
 @pytest.mark.parametrize("name", sorted({name for names in NEEDED.values() for name in names}))
 def test_what_the_server_loads_ahead_exists_and_starts_no_thread_of_python(name):
     code = f"import importlib, threading; importlib.import_module({name!r}); print(threading.active_count())"

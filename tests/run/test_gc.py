@@ -6,13 +6,17 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from mixmerge.linking import link_or_copy
 from mixmerge.plan.graph import Plan, Step
+from mixmerge.run import lease
 from mixmerge.run.gc import remove, unreached
 from mixmerge.run.store import Store, write_json
 
@@ -26,6 +30,7 @@ with Store(Path(sys.argv[1])).hold(sys.argv[2]) as held:
     print(held, flush=True)
     sys.stdin.read()
 """
+RECORDED = len('{\n "id": "0123456789ab"\n}')  # bytes of a record that has nothing but its step's id
 
 
 @pytest.fixture
@@ -126,7 +131,7 @@ def test_partial_work_goes_where_no_recipe_has_its_step_and_stays_where_one_has(
         (store.begin(step).work / "checkpoint").write_text("y" * 500)
     garbage = unreached(store, [Plan("wanted", (KEPT, mine), {})])
     assert titles(garbage) == ["merge/old", "partial work of train"]
-    assert [entry.bytes for entry in garbage.found] == [1002, 500]  # with its record, "{}"
+    assert [entry.bytes for entry in garbage.found] == [1000 + RECORDED, 500]
     remove(garbage, store)
     assert store.interrupted(mine)
     assert not store.interrupted(other)
@@ -189,10 +194,10 @@ def test_a_link_to_outside_is_never_followed_and_never_removed(store, tmp_path):
 def test_files_with_names_elsewhere_give_nothing_back_and_stay_there(store, tmp_path):
     folder = store.find(OLD.id)
     os.link(folder / "weights", tmp_path / "mine")
-    assert unreached(store, [PLAN]).bytes == 2
+    assert unreached(store, [PLAN]).bytes == RECORDED
     (tmp_path / "mine").unlink()
     os.link(folder / "weights", folder / "again")
-    assert unreached(store, [PLAN]).bytes == 1002, "two names, both removed"
+    assert unreached(store, [PLAN]).bytes == 1000 + RECORDED, "two names, both removed"
     os.link(folder / "weights", store.find(KEPT.id) / "linked")
     remove(unreached(store, [PLAN]), store)
     assert (store.find(KEPT.id) / "linked").read_text() == "x" * 1000
@@ -233,3 +238,148 @@ def test_answers_and_unknown_folders_stay_and_an_empty_store_is_no_mistake(store
     status, out, _ = mixmerge("gc", study.recipe, "--out", none)
     assert (status, out) == (0, "reached by none of these recipes: 0 finished steps and 0 other folders, 0 bytes\n")
     assert not none.exists()
+
+
+# Beside a runner, and in odd places
+
+RUNNER = """
+import json, sys
+from pathlib import Path
+from mixmerge.plan.graph import Plan
+from mixmerge.run.progress import Progress
+from mixmerge.run.runner import run_plan
+plan = Plan.from_json(json.loads(sys.argv[2]))
+outcome = run_plan(plan, Path(sys.argv[1]), jobs=1, threads=1, progress=Progress())
+sys.exit(len(outcome.failed) + len(outcome.blocked))
+"""
+
+
+def test_a_runner_at_work_loses_nothing_to_one_that_removes_again_and_again(chain, store):
+    command = [sys.executable, "-c", RUNNER, str(store.root), json.dumps(chain.to_json())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as runner:
+        while runner.poll() is None:
+            remove(unreached(store, [PLAN]), store)
+        assert runner.returncode == 0, runner.stderr.read()
+    told = (store.root / "runs/chain/events.jsonl").read_text().splitlines()
+    assert sorted(e["step"] for e in map(json.loads, told) if e["event"] == "start") == sorted(chain.by_id)
+    assert list(store.leases.folder.iterdir()) == []
+
+
+def test_a_runner_that_has_no_step_in_its_hands_keeps_its_study_all_the_same(store):
+    (store.root / "runs/old").mkdir(parents=True)
+    write_json(store.root / "runs/old/plan.json", Plan("old", (OLD,), {}).to_json())
+    before = unreached(store, [PLAN])
+    with store.at_work("old"):
+        garbage = unreached(store, [PLAN])
+        assert (garbage.found, garbage.kept) == ([], ["the study old is running now: all its steps are kept"])
+        remove(before, store)
+        assert before.kept == [f"merge/old {OLD.id} is of a study that is running now: kept"]
+    assert store.find(OLD.id) is not None
+    assert titles(unreached(store, [PLAN])) == ["merge/old"]
+
+
+def test_a_runner_waits_for_a_removal_and_two_removals_do_not_meet(store, holding):
+    process = holding("gc")
+    garbage = unreached(store, [PLAN])
+    remove(garbage, store)
+    assert garbage.kept == ["another one removes from this store now: nothing is removed"]
+    began = threading.Event()
+
+    def run() -> None:
+        with store.at_work("x"):
+            began.set()
+
+    runner = threading.Thread(target=run)
+    runner.start()
+    assert not began.wait(0.5)
+    process.kill()
+    process.wait()
+    assert began.wait(30)
+    runner.join()
+
+
+def test_a_runner_says_once_for_whose_removal_it_waits(store, holding):
+    process, told = holding("gc"), []
+
+    def waits(who: str) -> None:
+        told.append(who)
+        process.kill()
+        process.wait()
+
+    with store.at_work("x", waits):
+        pass
+    assert told == [f"process {process.pid} on {socket.gethostname()}"]
+    assert not store.leases.path("gc").exists()
+
+
+@pytest.mark.parametrize("age", [0.0, 3600.0])
+def test_a_removal_on_another_machine_that_is_dead_is_waited_for_and_its_lease_removed(store, monkeypatch, age):
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lease, "EXPIRES_S", 0.5)
+    path, told = store.leases.path("gc"), []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"host": "elsewhere", "boot": "x", "namespace": "y", "pid": 1, "born": 2, "token": "z"}))
+    os.utime(path, (path.stat().st_mtime - age,) * 2)
+    with store.at_work("x", told.append):
+        assert not path.exists()
+    assert len(told) == 1
+    if not age:
+        assert told == ["process 1 on elsewhere"]
+    assert list(store.leases.folder.iterdir()) == []
+
+
+def test_a_run_tells_the_person_that_it_waits_for_a_removal_before_anything_else(copy):
+    path = copy.store / ".leases" / "gc.json"
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.utime(path, (1e9, 1e9))
+    ran = copy.call("run")
+    assert ran.returncode == 0, ran.stderr
+    told = "waiting for `mixmerge gc` to end, which removes from this store (a process that its lease does not name)"
+    assert (ran.stderr + ran.stdout).splitlines()[0] == told
+    assert not path.exists()
+
+
+def test_a_runner_that_waits_for_nobody_says_nothing(store):
+    told = []
+    with store.at_work("x", told.append):
+        pass
+    assert told == []
+
+
+def test_a_store_that_is_a_link_is_freed_as_any_other_and_a_kind_that_is_one_is_kept(store, tmp_path):
+    moved = tmp_path / "large disk"
+    store.folder.rename(moved)
+    store.folder.symlink_to(moved, target_is_directory=True)
+    again = Store(store.root)
+    remove(unreached(again, [PLAN]), again)
+    assert (again.find(OLD.id), again.find(KEPT.id) is not None) == (None, True)
+    outside = tmp_path / "outside"
+    (moved / "merge").rename(outside)
+    (moved / "merge").symlink_to(outside, target_is_directory=True)
+    garbage = unreached(Store(store.root), [])
+    assert garbage.found == []
+    assert garbage.kept == [f"{store.folder}/merge/kept--{KEPT.id} is in another place, by a link: kept"]
+
+
+def test_a_recipe_that_was_moved_away_frees_nothing_and_one_root_knows_nothing_of_another(
+    finished, mixmerge, tmp_path, store
+):
+    study = finished.copy(tmp_path / "study")
+    before = everything(study.out)
+    status, out, err = mixmerge("gc", study.folder / "moved.yaml", "--delete", "--out", study.out)
+    assert (status, out, err.startswith("error: ")) == (2, "", True)
+    assert mixmerge("gc", study.recipe, "--delete", "--out", store.root)[0] == 0
+    assert list(store.folder.glob("merge/*")) == []
+    assert everything(study.out) == before
+
+
+def test_a_folder_that_was_adopted_is_whole_after_its_step_has_gone(store, tmp_path):
+    mine, step = tmp_path / "mine", Step("adopt", "poet", {"content": "x"})
+    mine.mkdir()
+    (mine / "model.safetensors").write_text("weights")
+    link_or_copy(mine / "model.safetensors", store.begin(step).out / "model.safetensors")
+    store.commit(step, {})
+    remove(unreached(store, [PLAN]), store)
+    assert store.find(step.id) is None
+    assert (mine / "model.safetensors").read_text() == "weights"

@@ -27,14 +27,14 @@ def finish(store: Store, name: str, number: int = 0, kind: str = "merge"):
     return step, folder
 
 
-def test_the_latest_is_the_newest_of_that_very_name(store):
+def test_the_first_of_a_name_is_the_newest_of_that_very_name(store):
     for number, name in enumerate(("ties", "ties", "ties--x", "linear")):
         finish(store, name, number)
     history = History(store)
-    assert history.latest("merge", "ties")["what"] == {"number": 1}
-    assert history.latest("merge", "ties--x")["what"] == {"number": 2}
-    assert history.latest("merge", "slerp") is None
-    assert history.latest("train", "ties") is None
+    assert history.named("merge", "ties")[0]["what"] == {"number": 1}
+    assert history.named("merge", "ties--x")[0]["what"] == {"number": 2}
+    assert history.named("merge", "slerp") == []
+    assert history.named("train", "ties") == []
 
 
 def test_a_damaged_step_counts_as_absent(store):
@@ -42,7 +42,7 @@ def test_a_damaged_step_counts_as_absent(store):
     step, folder = finish(store, "ties", 1)
     (folder / "file").write_text("cut")
     history = History(store)
-    assert history.latest("merge", "ties")["what"] == {"number": 0}
+    assert history.named("merge", "ties")[0]["what"] == {"number": 0}
     assert history.record(step.id) is None
     assert [record["what"]["number"] for record in history.records("merge")] == [0]
     assert "3 bytes" in str(history.damage(step.id))
@@ -61,7 +61,7 @@ def test_an_empty_place_has_no_history(store):
     history = History(store, store.root / "runs" / "x" / "events.jsonl")
     step = Step("merge", "ties", {})
     assert (history.find(step.id), history.damage(step.id), history.running(step)) == (None, None, None)
-    assert (history.latest("merge", "ties"), history.records("merge"), history.failure(step.id)) == (None, [], None)
+    assert (history.named("merge", "ties"), history.records("merge"), history.failure(step.id)) == ([], [], None)
     assert not history.interrupted(step)
     assert not store.folder.exists()
 

@@ -55,6 +55,74 @@ def one_file(study) -> Path:
     return path
 
 
+def test_a_mixture_records_the_sha256_of_each_file_that_it_is_drawn_from(study, planned):
+    from mixmerge.hashes import file_sha256
+
+    folder = make(planned(), study.out, "mixture/mix")
+    manifest, record = (json.loads((folder / name).read_text()) for name in ("manifest.json", "record.json"))
+    path = study.folder / "data/safety.fr.jsonl"
+    said = {"lang": "fr", "file": "data/safety.fr.jsonl", "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    assert manifest["data"]["safety"]["files"][1] == said
+    assert record["measurements"]["data"]["safety"]["files"] == manifest["data"]["safety"]["files"]
+    assert [entry["lang"] for entry in manifest["data"]["general"]["files"]] == ["en", "fr"]
+
+
+def origins(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "origins.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_row_of_a_mixture_leads_to_the_line_that_it_was_read_from(study, planned):
+    folder = make(planned("budget.rows=40", "training.max_repeats=5"), study.out, "mixture/mix")
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = origins(folder)
+    assert [entry["id"] for entry in told] == [row["id"] for row in rows]
+    for row, entry in zip(rows, told, strict=True):
+        source = json.loads((study.folder / entry["file"]).read_text(encoding="utf-8").splitlines()[entry["row"] - 1])
+        assert f"{row['lang']}/{source['id']}" == row["id"]
+        assert source["prompt"] == row["prompt"][0]["content"]
+        assert entry["data"] == row["objective"]
+    assert max(entry["turn"] for entry in told) > 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["origins"]["file"] == "origins.jsonl"
+    assert json.loads((folder / "record.json").read_text())["sha256"]["origins.jsonl"] == manifest["origins"]["sha256"]
+
+
+def test_rows_without_ids_of_two_data_sets_of_one_objective_are_told_apart(study, planned):
+    for code in ("en", "fr"):
+        path = study.folder / f"data/general.{code}.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for name, end in (("plain", ""), ("more", " More.")):
+            lines = [{"prompt": row["prompt"] + end, "completion": row["completion"]} for row in rows]
+            text = "".join("\n" + json.dumps(line) + "\n" for line in lines)  # every second line is empty
+            (study.folder / f"data/{name}.{code}.jsonl").write_text(text, encoding="utf-8")
+    more = "data.more={objective: general, path: 'data/more.{lang}.jsonl'}"
+    plain = "data.general.path=data/plain.{lang}.jsonl"
+    folder = make(planned(plain, more, "budget.rows=32"), study.out, "mixture/general")
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = origins(folder)
+    assert len({row["id"] for row in rows}) == 16, "each id stands for two rows"
+    assert len({(entry["file"], entry["row"]) for entry in told}) == 32
+    for row, entry in zip(rows, told, strict=True):
+        assert (entry["data"] == "more") == row["prompt"][0]["content"].endswith(" More.")
+        assert entry["file"] == f"data/{'more' if entry['data'] == 'more' else 'plain'}.{row['lang']}.jsonl"
+        assert (entry["row"] % 2, row["id"]) == (0, f"{row['lang']}/{entry['row']}")
+
+
+def test_a_row_of_a_data_set_folder_leads_to_its_record_there(study, planned):
+    hub = study.folder / "hub"
+    hub.mkdir()
+    text = (study.folder / "data/general.en.jsonl").read_text(encoding="utf-8")
+    (hub / "train.jsonl").write_text(text, encoding="utf-8")
+    overrides = ("languages=[en]", "data.general={objective: general, hub: ./hub}", "budget.rows=4")
+    folder = make(planned(*overrides), study.out, "mixture/general")
+    for row, entry in zip((folder / "rows.jsonl").read_text().splitlines(), origins(folder), strict=True):
+        source = json.loads(text.splitlines()[entry["row"] - 1])
+        assert json.loads(row)["id"] == f"en/{source['id']}"
+        assert (entry["data"], entry["file"]) == ("general", "hub:./hub/train")
+    (file,) = json.loads((folder / "manifest.json").read_text())["data"]["general"]["files"]
+    assert (file["file"], file["bytes"], len(file["sha256"])) == ("hub:./hub/train", None, 64)
+
+
 def test_a_mixture_keeps_the_account_of_its_data_in_manifest_and_record(study, planned, one_file):
     folder = make(planned(COLUMN), study.out, "mixture/mix")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -173,7 +241,7 @@ def test_progress_says_how_many_rows_of_the_data_were_left_out(study, planned, o
     for needed in (*step.inputs.values(), step.id):
         carry_out(plan.by_id[needed], plan, store, {}, lambda event, **data: told.append({"event": event, **data}))
     progress = Progress()
-    progress.begin(plan.study, total=len(plan.steps), left=len(plan.steps))
+    progress.begin(plan.study, total=len(plan.steps), todo=plan.steps)
     for event in told:
         progress.take(plan.by_id[event["step"]], event)
     progress.stop()

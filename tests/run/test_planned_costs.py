@@ -39,7 +39,7 @@ def test_a_record_says_what_machine_it_was_made_on(finished):
     for record in records(finished.study, "train"):
         told = record["provenance"]
         here = this_machine()
-        assert (told["machine"], told["cores"], told["gpus"]) == (here.processor, here.cores, list(here.gpus))
+        assert (told["processor"], told["cores"], told["gpus"]) == (here.processor, here.cores, list(here.gpus))
 
 
 def test_changed_trainings_are_told_with_what_the_last_ones_took(asked, finished):
@@ -68,6 +68,17 @@ def test_changed_trainings_are_told_with_what_the_last_ones_took(asked, finished
     assert found["total"]["free_bytes"] > 0
     values = [step["estimate"]["seconds"]["value"] for step in steps.values() if "estimate" in step]
     assert found["total"]["seconds"]["value"] == pytest.approx(sum(values))
+
+
+def test_a_training_of_twenty_times_the_work_takes_what_its_range_says(copy):
+    longer = ("--set", "training.epochs=20")
+    planned = json.loads(copy.call("plan", *longer, "--json").stdout)
+    told = next(s for s in planned["steps"] if (s["kind"], s["name"]) == ("train", "general"))["estimate"]["seconds"]
+    ran = copy.call("run", *longer, "--only", "train/general")
+    assert ran.returncode == 0, ran.stderr
+    took = max(records(copy, "train"), key=lambda record: record["measurements"]["steps"])["provenance"]["seconds"]
+    assert told["low"] <= took <= told["high"]
+    assert planned["total"]["starting"]["value"] > planned["total"]["processes"] / 2 > 0
 
 
 def test_the_lines_tell_state_time_disk_and_reason_and_then_the_whole(asked):

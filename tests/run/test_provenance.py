@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from mixmerge.plan.graph import Plan
 from mixmerge.run.progress import Progress
-from mixmerge.run.provenance import Meter, git_state, gpu_names, invocation, machine, seeds
+from mixmerge.run.provenance import Meter, git_state, gpu_names, invocation, machine, own_git, seeds
 from mixmerge.run.runner import run_plan
 from mixmerge.run.store import Store
 
@@ -126,6 +127,45 @@ def test_a_change_that_is_not_committed_makes_the_folder_dirty(repository):
     assert (later["dirty"], later["commit"] != commit) == (False, True)
 
 
+def test_mixmerge_tells_its_own_commit_where_it_runs_from_a_checkout(repository):
+    package = repository / "package"
+    package.mkdir()
+    module = package / "module.py"
+    module.write_text("x = 1\n")
+    assert own_git(module) is None, "installed beside something that is in a repository"
+    git(repository, "add", "package")
+    git(repository, "commit", "-qm", "package")
+    assert own_git(module) == {"commit": git(repository, "rev-parse", "HEAD"), "dirty": False}
+    module.write_text("x = 2\n")
+    assert own_git(module)["dirty"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (x)\n", "570.86.15"),
+        ("something else\n", None),
+        (None, None),
+    ],
+)
+def test_the_driver_of_the_machine_is_told_where_there_is_one(tmp_path, monkeypatch, text, driver):
+    file = tmp_path / "version"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr("mixmerge.run.provenance.DRIVER", file)
+    assert machine()["versions"].get("NVIDIA driver") == driver
+
+
+def test_the_versions_name_what_trains_reads_data_and_scores_and_the_cuda_of_torch():
+    import torch
+
+    told = machine()["versions"]
+    assert {"peft", "accelerate", "datasets", "scikit-learn", "lm-eval"} <= told.keys()
+    assert told["peft"] == metadata.version("peft")
+    assert told.get("CUDA") == torch.version.cuda
+
+
 def test_a_recipe_that_git_does_not_know_is_dirty(repository):
     (repository / "new.yaml").write_text("name: y\n")
     assert git_state(repository / "new.yaml")["dirty"] is True
@@ -157,7 +197,9 @@ def test_asking_git_changes_no_file_and_runs_no_program_of_the_repository(reposi
 
 
 def test_a_plan_without_a_recipe_says_how_the_process_was_called():
-    assert invocation("") == {"argv": sys.argv, "folder": str(Path.cwd())}
+    told = invocation("")
+    told.pop("mixmerge_git", None)
+    assert told == {"argv": sys.argv, "folder": str(Path.cwd())}
 
 
 # Measuring
@@ -207,12 +249,17 @@ def test_a_machine_tells_its_name_its_versions_and_its_accelerators():
     assert json.loads(json.dumps(told)) == told
 
 
-def test_accelerators_of_the_driver_are_named_without_waking_it(tmp_path, monkeypatch):
-    from mixmerge.run import provenance
+def test_accelerators_of_the_driver_are_named_where_torch_uses_none(tmp_path, monkeypatch):
+    from mixmerge import machine as this
 
     for number, name in enumerate(("NVIDIA H200", "NVIDIA A100-SXM4-80GB")):
         (tmp_path / f"0000:0{number}:00.0").mkdir()
         told = f"Model: \t\t {name}\nIRQ:   \t\t 77\nGPU UUID: \t GPU-x\n"
         (tmp_path / f"0000:0{number}:00.0" / "information").write_text(told)
-    monkeypatch.setattr(provenance, "NVIDIA", tmp_path)
-    assert gpu_names() == ["NVIDIA H200", "NVIDIA A100-SXM4-80GB"]
+    monkeypatch.setattr(this, "DRIVER", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    this.gpu_models.cache_clear()
+    try:
+        assert gpu_names() == ["NVIDIA H200", "NVIDIA A100-SXM4-80GB"]
+    finally:
+        this.gpu_models.cache_clear()

@@ -8,16 +8,17 @@ import stat
 import psutil
 import pytest
 
+from mixmerge import machine
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run import resources
 from mixmerge.run.local import LocalBackend
 from mixmerge.run.progress import Progress
-from mixmerge.run.resources import LOADED, RUNNING, Demand, Machine, Pool, Share, demand_of, this_machine
+from mixmerge.run.resources import LOADED, RUNNING, Demand, Pool, Resources, Share, demand_of, demand_of_all, free_here
 from mixmerge.run.runner import Study, run_plan
 from mixmerge.run.store import Store
 
 GB = 1 << 30
-TWO = Machine(8, 64 * GB, ("0", "1"))
+TWO = Resources(8, 64 * GB, ("0", "1"))
 WHAT = {
     "method": "sft",
     "learning_rate": 1e-3,
@@ -92,9 +93,9 @@ def test_a_step_that_wants_more_than_there_is_gets_all_of_it_alone():
 
 
 def test_gpus_are_those_that_cuda_visible_devices_names(monkeypatch):
-    for said, gpus in (("0,1", ("0", "1")), ("GPU-ab, 3", ("GPU-ab", "3")), ("", ()), ("-1", ())):
+    for said, gpus in (("0,1", ("0", "1")), ("GPU-ab, 3", ("GPU-ab", "3")), ("", ()), ("-1", ()), ("0,-1,1", ("0",))):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
-        assert this_machine().gpus == gpus
+        assert free_here().gpus == gpus
 
 
 @pytest.mark.parametrize(
@@ -111,13 +112,18 @@ def test_without_it_gpus_are_those_that_the_driver_lists(monkeypatch, tmp_path, 
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert this_machine().gpus == gpus
+    machine.gpu_models.cache_clear()
+    try:
+        assert free_here().gpus == gpus
+        assert machine.gpu_models() == ("NVIDIA H200",) * len(gpus)
+    finally:
+        machine.gpu_models.cache_clear()
 
 
 def test_a_machine_has_the_cores_and_the_memory_that_are_free():
-    machine = this_machine()
-    assert machine.cores == len(os.sched_getaffinity(0))
-    assert 0 < machine.memory <= psutil.virtual_memory().total
+    found = free_here()
+    assert found.cores == len(os.sched_getaffinity(0))
+    assert 0 < found.memory <= psutil.virtual_memory().total
 
 
 # What steps take
@@ -126,7 +132,7 @@ def test_a_machine_has_the_cores_and_the_memory_that_are_free():
 def test_generation_takes_a_gpu_where_there_is_one_and_it_may(store, base_step):
     assert demand_of(generate(base_step), store, TWO).gpus == 1
     assert demand_of(generate(base_step, device="cpu"), store, TWO).gpus == 0
-    assert demand_of(generate(base_step), store, Machine(8, 64 * GB)).gpus == 0
+    assert demand_of(generate(base_step), store, Resources(8, 64 * GB)).gpus == 0
 
 
 def test_generation_takes_its_model_and_some_in_memory(store, base_step):
@@ -140,9 +146,9 @@ def test_a_training_takes_a_gpu_for_each_of_its_processes(store, base_step):
 
 
 def test_a_training_on_cpu_takes_the_memory_of_its_estimate_in_each_process(store, base_step):
-    alone = demand_of(train(base_step), store, Machine(8, 64 * GB)).memory - RUNNING
+    alone = demand_of(train(base_step), store, Resources(8, 64 * GB)).memory - RUNNING
     assert alone > 3 * weights(store, base_step), "weights, gradients and moments in float32"
-    both = demand_of(train(base_step, processes=2), store, Machine(8, 64 * GB)).memory - RUNNING
+    both = demand_of(train(base_step, processes=2), store, Resources(8, 64 * GB)).memory - RUNNING
     assert alone < both <= 2 * alone
 
 
@@ -158,6 +164,19 @@ def test_merges_and_scores_take_no_gpu(store, base_step):
         assert demand_of(Step(kind, "x", {}, {"model0": base_step.id}), store, TWO) == Demand(0, RUNNING)
 
 
+def test_a_judge_that_is_a_model_takes_a_gpu_as_it_would_not_see_one_otherwise(store):
+    for judge in ("classifier", "guard"):
+        assert demand_of(Step("judge", "x", {"judge": judge}, {}), store, TWO).gpus == 1
+    for judge in ("reference", "refusal", "llm"):
+        assert demand_of(Step("judge", "x", {"judge": judge}, {}), store, TWO).gpus == 0
+
+
+def test_a_batch_takes_the_most_that_one_of_its_steps_takes(store, base_step):
+    wanted = {"a": Demand(1, GB), "b": Demand(0, 2 * GB)}
+    batch = [Step("score", name, {}, {}) for name in wanted]
+    assert demand_of_all(batch, lambda step: wanted[step.name]) == Demand(1, 2 * GB)
+
+
 # At work
 
 
@@ -168,7 +187,7 @@ def test_steps_that_run_at_once_have_gpus_of_their_own(chain, tmp_path, monkeypa
     study, store = Study(root, "chain"), Store(root)
     run_plan(Plan("chain", chain.steps[:1], {}), root, jobs=1, threads=1, progress=Progress())
     study.open(chain)
-    backend = LocalBackend(store, study.plan_file, jobs=4, threads=1, machine=Machine(4, 64 * GB, ("0", "1")))
+    backend = LocalBackend(store, study.plan_file, jobs=4, threads=1, machine=Resources(4, 64 * GB, ("0", "1")))
     one, two = chain.steps[1:3]
     with store.lease(one), store.lease(two):
         assert backend.start([one])
@@ -190,7 +209,7 @@ def test_two_steps_that_do_not_fit_beside_each_other_follow_one_another(chain, t
     study, store = Study(root, "chain"), Store(root)
     run_plan(Plan("chain", chain.steps[:1], {}), root, jobs=1, threads=1, progress=Progress())
     study.open(chain)
-    backend = LocalBackend(store, study.plan_file, jobs=4, threads=1, machine=Machine(4, RUNNING * 3 // 2))
+    backend = LocalBackend(store, study.plan_file, jobs=4, threads=1, machine=Resources(4, RUNNING * 3 // 2))
     assert backend.start([chain.steps[1]])
     assert not backend.start([chain.steps[2]])
     while backend.busy:

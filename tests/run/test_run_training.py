@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 from safetensors.torch import load_file
@@ -107,3 +108,12 @@ def test_a_study_trains_in_two_processes_and_what_was_trained_is_found_by_one(st
     assert again.returncode == 0
     assert "train/general" in again.stdout
     assert all("done" in line for line in again.stdout.splitlines() if "train/general" in line)
+
+
+def test_a_training_that_is_left_to_ray_is_not_started_without_it(finished, tmp_path, mixmerge):
+    study = finished.copy(tmp_path / "copy")
+    shutil.rmtree(study.store / "train")
+    study.edit("how: {", "how: {nodes: 2, launcher: ray, ")
+    status, _, err = mixmerge("run", study.recipe, "--out", study.out, "--only", "train/mix")
+    assert status == 1
+    assert "train/mix  FAILED: how.launcher: Ray starts nothing here; run with --backend ray" in err

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,9 +71,10 @@ def start(tmp_path):
     started = []
 
     def start(plan: Plan, jobs: int = 1, root: Path = tmp_path / "out") -> subprocess.Popen[str]:
-        write_json(tmp_path / "plan.json", plan.to_json())
+        file = tmp_path / f"plan-{len(started)}.json"
+        write_json(file, plan.to_json())
         process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER, str(tmp_path / "plan.json"), str(root), str(jobs)],
+            [sys.executable, "-c", RUNNER, str(file), str(root), str(jobs)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -238,6 +242,38 @@ def test_a_killed_worker_is_named_and_its_step_fails(chain, tmp_path, start, hel
     assert names(chain, carry_out(chain, tmp_path / "out").done) == {"one", "both", "three"}
 
 
+def test_of_two_runs_at_once_one_tells_of_each_step_that_it_made_it_and_the_other_who_did(chain, tmp_path, start):
+    runners = [start(chain), start(chain)]
+    told = [runner.communicate(timeout=240) for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0]
+    log = events(tmp_path / "out", chain)
+    done = [event for event in log if event["event"] == "done"]
+    assert sorted(event["step"] for event in done if "by" not in event) == sorted(step.id for step in chain.steps)
+    found = [event for event in done if "by" in event]
+    assert all((event["by"], event["measurements"]) == ("another runner", {}) for event in found)
+    ends = [event for event in log if event["event"] == "end"]
+    assert sum(end["done"] for end in ends) == len(chain.steps)
+    assert sum(end["by_others"] for end in ends) == len(found)
+    assert sum(err.count("made by another runner") for _, err in told) == len(found)
+
+
+def test_a_step_that_was_waited_for_is_said_to_be_made_by_another_runner(chain, tmp_path, start, helpers):
+    root, elsewhere, step = tmp_path / "out", tmp_path / "elsewhere", chain.steps[1]
+    short = Plan("chain", chain.steps[:2], {})
+    carry_out(short, elsewhere)
+    carry_out(Plan("chain", chain.steps[:1], {}), root)
+    with Store(root).lease(step):
+        runner = start(short)
+        helpers.wait(lambda: "waiting" in Study(root, "chain").events.read_text(), "it waits")
+        made = Store(elsewhere).path(step.id)
+        shutil.copytree(made, root / made.relative_to(elsewhere))
+    out, err = runner.communicate(timeout=120)
+    assert json.loads(out)["done"] == [step.id]
+    assert "merge/one  made by another runner" in err
+    end = events(root, chain)[-1]
+    assert (end["done"], end["by_others"]) == (0, 1)
+
+
 def test_a_killed_training_is_told_what_would_need_less_memory(base_step, tiny_base, tmp_path):
     carry_out(Plan("base", (base_step,), {}), tmp_path)
     what = {"method": "sft", "learning_rate": 1e-3, "epochs": 1.0, "batch_size": 4, "max_length": 64}
@@ -314,6 +350,62 @@ def test_two_runners_at_once_do_every_step_once(chain, tmp_path, start):
     assert all(store.find(step_id) for step_id in chain.by_id)
 
 
+@pytest.fixture
+def plans(chain, base_step, helpers) -> list[Plan]:
+    """Two studies that have three steps of five in common."""
+    both = chain.by_id[chain.models["both"]]
+    own = helpers.merge("own", both.id, base_step.id)
+    last = helpers.merge("last", own.id)
+    shared = tuple(step for step in chain.steps if step.name in ("base", "one", "both"))
+    return [chain, Plan("other", (*shared, own, last), {})]
+
+
+def begun(root: Path, *plans: Plan) -> Counter:
+    return Counter(e["step"] for plan in plans for e in events(root, plan) if e["event"] == "start")
+
+
+def test_two_studies_at_once_make_what_they_share_once(plans, tmp_path, start):
+    runners = [start(plan, jobs=2) for plan in plans]
+    for runner in runners:
+        out, err = runner.communicate(timeout=200)
+        assert runner.returncode == 0, err
+        assert (json.loads(out)["failed"], json.loads(out)["blocked"]) == ({}, [])
+    ids = {step.id for plan in plans for step in plan.steps}
+    assert begun(tmp_path / "out", *plans) == dict.fromkeys(ids, 1)
+    assert all(Store(tmp_path / "out").find(step_id) for step_id in ids)
+    for folder in (".partial", ".leases"):
+        assert list((tmp_path / "out/store" / folder).iterdir()) == []
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_of_two_runners_is_killed_the_other_carries_on_and_repeats_nothing(
+    plans, tmp_path, start, helpers, victim
+):
+    root, store = tmp_path / "out", Store(tmp_path / "out")
+    runners = [start(plan, jobs=2) for plan in plans]
+    helpers.wait(lambda: len(list(root.glob("runs/*/events.jsonl"))) == 2 and store.folder.is_dir(), "both at work")
+    helpers.wait(lambda: begun(root, plans[victim]), "a step of the one that is killed")
+    family = psutil.Process(runners[victim].pid).children(recursive=True)
+    done = {name.rpartition("--")[2] for name in (str(path.parent) for path in store.folder.glob("*/*--*/record.json"))}
+    before = {step: count for step, count in begun(root, *plans).items() if step in done}
+    for process in (*family, runners[victim]):
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            os.kill(process.pid, signal.SIGKILL)
+    out, err = runners[1 - victim].communicate(timeout=200)
+    assert runners[1 - victim].returncode == 0, err
+    assert json.loads(out)["failed"] == {}
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    again = carry_out(plans[victim], root)
+    assert again.failed == {}
+    ids = {step.id for plan in plans for step in plan.steps}
+    counts = begun(root, *plans)
+    assert counts.keys() == ids
+    assert {step: counts[step] for step in before} == before, "what was finished is not begun again"
+    assert sum(counts.values()) <= len(ids) + 2, "two steps at most were in the hands of the one that was killed"
+    for folder in (".partial", ".leases"):
+        assert list((root / "store" / folder).iterdir()) == []
+
+
 def test_a_runner_waits_for_a_step_that_another_is_at_and_takes_its_result(chain, tmp_path, start, helpers):
     root = tmp_path / "out"
     step, store = chain.steps[1], Store(root)
@@ -331,7 +423,7 @@ def test_a_runner_waits_for_a_step_that_another_is_at_and_takes_its_result(chain
         store.commit(step, {"made": "elsewhere"})
     out, _ = runner.communicate(timeout=120)
     assert json.loads(out)["failed"] == {}
-    assert Store(root).record(step.id) == {"made": "elsewhere"}
+    assert Store(root).record(step.id) == {"id": step.id, "made": "elsewhere"}
 
 
 # Where things cannot be written
@@ -385,14 +477,15 @@ def test_plain_lines_say_how_far_the_study_is(broken_chain, tmp_path):
     assert any(line.startswith("[2/5] merge/good  ") for line in spoken.lines)
 
 
-def test_a_terminal_gets_bars_and_is_left_clean(chain, tmp_path):
+def test_a_terminal_gets_a_table_and_is_left_clean(chain, tmp_path):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     progress = Progress(console)
     run_plan(chain, tmp_path, jobs=1, threads=1, progress=progress)
     progress.stop()
     text = screen.getvalue()
-    assert "study" in text
+    assert "chain: 0/5 done, 0:00" in text
+    assert "[1/5] base/base  " in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor is shown again"
 
 
@@ -422,12 +515,32 @@ def test_a_base_that_fails_ends_the_run_and_keeping_going_goes_past_it(base_step
     assert names(plan, kept.blocked) == {"lost"}
 
 
+def test_a_base_whose_process_is_killed_stops_only_what_depends_on_it(base_step, start, helpers, tmp_path):
+    held = replace(base_step, name="held", what=base_step.what | {"source": {"content": "other"}})
+    good, lost = helpers.merge("good", base_step.id), helpers.merge("lost", held.id)
+    plan, store = Plan("two bases", (held, base_step, good, lost), {}), Store(tmp_path / "out")
+    with store.lease(held):
+        runner = start(plan)
+        (worker,) = helpers.wait(lambda: helpers.workers(runner.pid, held), "a worker")
+        waits = (line for line in iter(runner.stderr.readline, "") if "another runner is at it" in line)
+        assert next(waits)
+        worker.kill()
+        said = runner.communicate(timeout=120)[1]
+    store.refresh()
+    assert [store.find(step.id) is not None for step in plan.steps] == [False, True, True, False]
+    assert "base/held  FAILED: its process was ended by signal 9" in said
+    last = Study(tmp_path / "out", plan.study).log(held).read_text().splitlines()[-1]
+    assert re.fullmatch(r"\d{4}-.*\+00:00 mixmerge: its process was ended by signal 9; was there memory enough\?", last)
+
+
 def test_interrupted_twice_a_run_is_over_at_once_and_leaves_no_process(base_step, tmp_path, start, helpers):
     merge = helpers.merge("held", base_step.id)
     plan = Plan("twice", (base_step, merge), {})
     with Store(tmp_path / "out").lease(merge):
         runner = start(plan)
-        (worker,) = helpers.wait(lambda: helpers.workers(runner.pid, merge), "a worker")
+        events = Study(tmp_path / "out", "twice").events
+        helpers.wait(lambda: events.exists() and "waiting" in events.read_text(), "the worker waits")
+        (worker,) = helpers.workers(runner.pid, merge)
         worker.suspend()  # deaf to SIGTERM, like one deep in a library
         runner.send_signal(signal.SIGINT)
         lines = iter(runner.stderr.readline, "")

@@ -98,14 +98,44 @@ def test_a_failure_blocks_only_what_depends_on_it():
     assert [PLAN.by_id[i].title for i in one.blocked] == ["merge/m", "generate/a.p", "generate/m.p", "score/score"]
 
 
-def test_a_mixture_that_fails_ends_the_run_unless_it_is_to_keep_going():
+def test_a_mixture_for_which_the_recipe_has_to_change_ends_the_run_unless_it_is_to_keep_going():
     for keep_going, left in ((False, []), (True, [["train/b"], ["generate/base.p"]])):
         one = schedule(keep_going=keep_going)
         carry_out(one, BASE, MIX_B)
         one.start([MIX_A])
-        one.fail(MIX_A)
+        one.fail(MIX_A, recipe=True)
         assert one.ended is not keep_going
         assert ready(one) == left
+
+
+def test_a_mixture_that_was_killed_stops_only_what_depends_on_it():
+    one = schedule()
+    carry_out(one, BASE, MIX_B)
+    one.start([MIX_A])
+    one.fail(MIX_A)
+    assert not one.ended
+    assert ready(one) == [["train/b"], ["generate/base.p"]]
+
+
+def test_mixtures_that_wait_for_a_failed_base_hold_nothing_else_back():
+    other = step("base", "other")
+    drawn = step("mixture", "drawn", other)
+    plan = Plan("two", (BASE, other, drawn, ANSWERS[0]), {})
+    one = Schedule(plan, plan.steps)
+    carry_out(one, BASE)
+    one.start([other])
+    assert ready(one) == [], "base and mixtures come first"
+    one.fail(other)
+    assert ready(one) == [["generate/base.p"]]
+    assert one.blocked == [drawn.id, ANSWERS[0].id]
+
+
+def test_a_training_that_fails_by_what_the_user_gave_stops_only_what_depends_on_it():
+    one = schedule()
+    carry_out(one, BASE, MIX_A, MIX_B)
+    one.start([A])
+    one.fail(A, recipe=True)
+    assert not one.ended
 
 
 def test_a_full_disk_ends_the_run_whatever_is_asked():

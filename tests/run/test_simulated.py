@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from paper_study import AYA, GB, machine_of, paper_plan
+from paper_study import AYA, GB, ONE_GPU, machine_of, needs, off_by, paper_plan
 
 from mixmerge.plan.graph import Plan, Step
-from mixmerge.run.resources import Demand, Machine, usual_jobs
+from mixmerge.run.expected import length_by
+from mixmerge.run.resources import Demand, Resources, usual_jobs
 from mixmerge.run.runner import drive
 from mixmerge.run.schedule import Schedule
 from mixmerge.run.simulated import SimulatedBackend, simulate
@@ -38,18 +39,50 @@ def test_the_papers_study_has_every_way_to_mix_and_to_merge(paper):
     assert {step.what["method"] for step in paper.steps if step.kind == "train"} == {"sft", "dpo"}
 
 
-@pytest.mark.parametrize("gpus", [1, 8, 64])
-def test_the_papers_study_ends_within_a_tenth_of_what_no_schedule_can_beat(paper, gpus):
-    found = simulate(paper, machine_of(gpus), AYA.seconds(paper), AYA.demand)
-    assert found.bound <= found.makespan <= 1.1 * found.bound
+def on_paper(plan: Plan, gpus: int, expected=None):
+    machine = machine_of(gpus)
+    return simulate(plan, machine, AYA.seconds(plan), needs(machine), expected=expected)
+
+
+# near the size where the longest way is as long as all work shared out, the larger of the two is no tight bound
+@pytest.mark.parametrize(
+    ("gpus", "ratio"), [(4, 1.1), (8, 1.1), (16, 1.1), (24, 1.25), (32, 1.25), (40, 1.1), (64, 1.1)]
+)
+def test_the_papers_study_ends_within_a_tenth_of_what_no_schedule_can_beat_but_near_its_longest_way(paper, gpus, ratio):
+    found = on_paper(paper, gpus)
+    assert found.bound <= found.makespan <= ratio * found.bound
     assert found.gpus == gpus
     assert 0 < found.utilisation <= 1
 
 
+def test_one_gpu_holds_the_study_with_adapters_and_is_hardly_ever_idle(tmp_path, tiny_base):
+    plan = paper_plan(tmp_path, tiny_base, ONE_GPU)
+    trainings = [step for step in plan.steps if step.kind == "train"]
+    assert {step.how["processes"] for step in trainings} == {1}
+    found = on_paper(plan, 1)
+    assert found.bound <= found.makespan <= 1.1 * found.bound
+    assert found.utilisation > 0.9
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("gpus", [8, 64])
+def test_lengths_that_are_told_wrong_by_up_to_a_half_cost_less_than_a_quarter(paper, gpus, seed):
+    seconds = AYA.seconds(paper)
+    told = off_by(1.5, seed, lambda step: seconds(step, int(step.how.get("processes", 1))))
+    found = on_paper(paper, gpus, told)
+    assert found.bound <= found.makespan <= 1.25 * found.bound
+    assert found.bound == on_paper(paper, gpus).bound, "only the order differs"
+
+
+def test_a_run_with_nothing_to_learn_from_orders_by_rough_lengths(paper):
+    found = on_paper(paper, 8, length_by({}, paper.steps))
+    assert found.bound <= found.makespan <= 1.25 * found.bound
+
+
 def test_more_gpus_are_never_slower_and_cost_no_fewer_gpu_seconds(paper):
-    runs = [simulate(paper, machine_of(gpus), AYA.seconds(paper), AYA.demand) for gpus in (1, 4, 16)]
+    runs = [on_paper(paper, gpus) for gpus in (4, 8, 16)]
     assert runs[0].makespan > runs[1].makespan > runs[2].makespan
-    assert runs[0].gpu_seconds < runs[1].gpu_seconds, "GPUs that share a training lose a tenth"
+    assert runs[0].gpu_seconds == pytest.approx(runs[2].gpu_seconds), "a training has four of them anyway"
 
 
 def test_a_chain_takes_the_sum_of_its_steps_on_any_machine():
@@ -83,7 +116,7 @@ def test_random_studies_keep_within_gpus_and_jobs_and_finish_every_step(seed):
         )
     length = {one.id: draw.uniform(1, 50) for one in steps}
     gpus = {one.id: draw.choice([0, 1, 1, 2]) for one in steps}
-    machine = Machine(8, 64 * GB, ("0", "1", "2"))
+    machine = Resources(8, 64 * GB, ("0", "1", "2"))
     backend = SimulatedBackend(
         machine, lambda s, _: length[s.id], lambda s: Demand(gpus[s.id]), jobs=usual_jobs(machine)
     )

@@ -11,11 +11,15 @@ def test_steps_that_are_carried_out_by_hand_are_those_of_a_run(finished, tmp_pat
     study = finished.copy(tmp_path / "copy")
     for kind in ("merge", "score", "report"):
         shutil.rmtree(study.store / kind)
+    page, table = (study.out / "runs" / "tiny" / name for name in ("report.html", "scores.csv"))
+    page.unlink()
+    table.unlink()
     for title in ("merge/ties", "score/tiny", "report/tiny"):
         assert mixmerge("step", study.recipe, title, "--out", study.out)[0] == 0
     assert study.records().keys() == finished.study.records().keys()
     assert study.scores() == finished.study.scores()
-    assert (study.out / "runs" / "tiny" / "report.html").is_file()
+    assert page.read_bytes() == next(study.store.glob("report/*/report.html")).read_bytes()
+    assert table.is_file()
 
 
 def test_a_step_is_named_with_its_folder_and_done_once(study, mixmerge):

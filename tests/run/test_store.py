@@ -5,30 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
+import re
 from pathlib import Path
 
 import pytest
 
 from mixmerge.errors import CheckpointError, StepError
 from mixmerge.plan.graph import Step
-from mixmerge.run import store as store_module
+from mixmerge.run.history import History
+from mixmerge.run.record import files_of
 from mixmerge.run.store import RECORD, Store, named_os_error, read_record, write_json
 
 STEP = Step("merge", "ties", {"density": 0.5})
-HOLD = """
-import json, os, sys, time
-from pathlib import Path
-from mixmerge.plan.graph import Step
-from mixmerge.run.store import Store
-with Store(Path(sys.argv[1])).lease(Step("merge", "ties", {"density": 0.5})) as held:
-    print(held, flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -36,21 +24,8 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-@pytest.fixture
-def holder(tmp_path: Path):
-    """Another process that holds the lease until its standard input closes."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "True\n"
-    yield process
-    process.kill()
-    process.communicate()
-
-
 def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 # Folders and records
@@ -72,7 +47,7 @@ def test_a_kill_before_the_record_leaves_nothing_that_counts(store):
     (store.begin(STEP).out / "weights").write_text("w")
     again = Store(store.root)
     assert again.find(STEP.id) is None
-    assert again.latest("merge", "ties") is None
+    assert History(again).named("merge", "ties") == []
     assert again.interrupted(STEP)
     assert not again.rescue(STEP)
 
@@ -80,6 +55,13 @@ def test_a_kill_before_the_record_leaves_nothing_that_counts(store):
 def test_what_an_interrupted_run_left_is_found_by_the_next(store):
     (store.begin(STEP).work / "checkpoint").write_text("half")
     assert (Store(store.root).begin(STEP).work / "checkpoint").read_text() == "half"
+
+
+def test_a_file_that_was_being_written_when_a_kill_came_is_no_part_of_the_step(store):
+    (store.begin(STEP).out / f".{RECORD}.0123").write_text("{")
+    (store.begin(STEP).out / "rows.jsonl").write_text("kept")
+    final = Store(store.root).commit(STEP, files_of(store.begin(STEP).out))
+    assert files(final) == {RECORD, "rows.jsonl"}
 
 
 def test_a_kill_between_the_record_and_the_place_is_made_good(store):
@@ -118,6 +100,39 @@ def test_a_folder_without_its_record_counts_as_absent_and_is_replaced(store):
     assert files(final) == {RECORD}
 
 
+def test_of_two_that_make_the_same_step_the_first_is_kept_and_nothing_is_left_of_the_second(store):
+    late = Store(store.root)
+    assert late.find(STEP.id) is None
+    begun = late.begin(STEP)
+    (begun.out / "weights").write_text("2")
+    begun.out.rename(store.root / "aside")  # both cannot write in one place, unless one stood still meanwhile
+    (store.begin(STEP).out / "weights").write_text("1")
+    final = store.commit(STEP, {"files": {"weights": 1}, "by": "first"})
+    store.partial(STEP).mkdir(parents=True)
+    (store.root / "aside").rename(begun.out)
+    assert late.commit(STEP, {"files": {"weights": 1}, "by": "second"}) == final
+    assert (late.record(STEP.id)["by"], (final / "weights").read_text()) == ("first", "1")
+    assert not late.partial(STEP).exists()
+
+
+def test_a_damaged_step_gives_way_to_the_one_that_is_made_again(store):
+    (store.begin(STEP).out / "weights").write_text("12")
+    final = store.commit(STEP, {"files": {"weights": 2}})
+    (final / "weights").write_text("1")
+    (store.begin(STEP).out / "weights").write_text("34")
+    assert store.commit(STEP, {"files": {"weights": 2}}) == final
+    assert (final / "weights").read_text() == "34"
+    assert list((store.folder / ".partial").iterdir()) == []
+
+
+def test_a_partial_step_that_lost_a_file_after_its_record_is_not_put_into_its_place(store):
+    out = store.begin(STEP).out
+    (out / "weights").write_text("1")
+    write_json(out / RECORD, {"id": STEP.id, "files": {"weights": 2}})
+    assert not Store(store.root).rescue(STEP)
+    assert Store(store.root).find(STEP.id) is None
+
+
 def test_a_step_is_found_by_its_id_whatever_it_was_called(store):
     store.begin(STEP)
     folder = store.commit(STEP, {})
@@ -131,18 +146,18 @@ def test_names_with_dashes_do_not_confuse_the_ids(store):
     store.commit(step, {"name": "a--b"})
     again = Store(store.root)
     assert again.find(step.id) is not None
-    assert again.latest("merge", "a--b") == {"name": "a--b"}
-    assert again.latest("merge", "a") is None
+    assert History(again).named("merge", "a--b")[0]["name"] == "a--b"
+    assert History(again).named("merge", "a") == []
 
 
-def test_the_newest_record_of_a_name_is_the_latest(store):
+def test_the_newest_record_of_a_name_comes_first(store):
     for number in (1, 2, 3):
         step = Step("merge", "ties", {"number": number})
         store.begin(step)
         folder = store.commit(step, {"number": number})
         os.utime(folder / RECORD, ns=(number * 10**9, (9 - number) * 10**9))
-    assert store.latest("merge", "ties") == {"number": 1}
-    assert store.latest("merge", "slerp") is None
+    assert History(store).named("merge", "ties")[0]["number"] == 1
+    assert History(store).named("merge", "slerp") == []
 
 
 def test_other_processes_work_is_seen_after_a_refresh(store):
@@ -186,10 +201,17 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("code", "word"),
     [
-        (errno.ENOSPC, "no space left on the disk; free some and run the same command again"),
+        (
+            errno.ENOSPC,
+            "no space left on the disk; free some (`mixmerge gc RECIPE` lists what no recipe needs) and run the same",
+        ),
         (errno.EDQUOT, "no space left on the disk"),
-        (errno.EACCES, "no permission to write; choose another --out folder"),
-        (errno.EROFS, "no permission to write"),
+        (
+            errno.EACCES,
+            "no permission to write; let this user write there to go on, or start anew in another --out folder",
+        ),
+        (errno.EPERM, "no permission to write"),
+        (errno.EROFS, "the file system is read-only; mount it writable to go on; `show`, `report` and `verify` read"),
         (errno.EIO, "Input/output error"),
     ],
 )
@@ -200,132 +222,10 @@ def test_an_error_of_the_system_becomes_one_line_with_the_file(code, word):
     assert str(named_os_error(OSError(code, os.strerror(code)), "/other")).startswith(f"/other: {word}")
 
 
-# Leases
-
-
-def test_a_lease_is_held_by_one_and_free_again_afterwards(store):
-    with store.lease(STEP) as first:
-        assert first
-        with Store(store.root).lease(STEP) as second:
-            assert not second
-        assert store.running(STEP)["pid"] == os.getpid(), "trying does not take it away"
-    assert store.running(STEP) is None
-    with store.lease(STEP) as third:
-        assert third
-    assert files(store.folder) == set()
-
-
-def test_a_lease_is_free_after_an_error(store):
-    with pytest.raises(RuntimeError), store.lease(STEP):
-        raise RuntimeError("x")
-    assert store.running(STEP) is None
-
-
-def test_leases_of_other_steps_are_apart(store):
-    with store.lease(STEP), store.lease(Step("merge", "ties", {"density": 0.7})) as other:
-        assert other
-
-
-def test_a_live_process_keeps_its_step(store, holder):
-    with store.lease(STEP) as held:
-        assert not held
-    assert store.running(STEP)["pid"] == holder.pid
-
-
-def test_a_live_process_keeps_its_step_however_long_it_has_been_silent(store, holder):
-    lease = store._lease(STEP)
-    os.utime(lease, (0, 0))
-    with store.lease(STEP) as held:
-        assert not held
-
-
-def test_a_killed_process_loses_its_step_at_once(store, holder):
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    assert store._lease(STEP).exists()
-    assert store.running(STEP) is None
-    with store.lease(STEP) as held:
-        assert held
-        assert store.running(STEP)["pid"] == os.getpid()
-
-
-def test_a_killed_process_that_nobody_has_waited_for_is_dead_too(store, holder):
-    holder.send_signal(signal.SIGKILL)
-    while store.running(STEP) is not None:  # a zombie until we wait for it
-        time.sleep(0.01)
-    with store.lease(STEP) as held:
-        assert held
-
-
-def test_a_pid_that_was_given_to_another_process_is_no_owner(store):
-    with store.lease(STEP):
-        owner = json.loads(store._lease(STEP).read_text())
-    write_json(store._lease(STEP), owner | {"born": owner["born"] - 100})
-    assert store.running(STEP) is None
-
-
-@pytest.mark.parametrize(("age", "held"), [(0, False), (30, False), (3600, True)])
-def test_a_lease_of_another_machine_lasts_while_it_beats(store, age, held):
-    lease = store._lease(STEP)
-    lease.parent.mkdir(parents=True)
-    write_json(lease, {"host": "elsewhere", "pid": 1, "born": 1.0})
-    os.utime(lease, (time.time() - age, time.time() - age))
-    assert (store.running(STEP) is None) == held
-    with store.lease(STEP) as got:
-        assert got == held
-
-
-def test_a_lease_beats_while_it_is_held(store, monkeypatch):
-    monkeypatch.setattr(store_module, "HEARTBEAT_S", 0.01)
-    with store.lease(STEP):
-        os.utime(store._lease(STEP), (0, 0))
-        while store._lease(STEP).stat().st_mtime == 0:
-            time.sleep(0.01)
-    assert not store._lease(STEP).exists()
-
-
-def test_a_lease_that_cannot_be_read_is_given_a_minute(store):
-    lease = store._lease(STEP)
-    lease.parent.mkdir(parents=True)
-    lease.write_text("{")
-    with store.lease(STEP) as held:
-        assert not held
-    os.utime(lease, (0, 0))
-    with store.lease(STEP) as held:
-        assert held
-
-
-def test_of_two_that_find_a_dead_lease_only_one_takes_it(store, tmp_path):
-    store._lease(STEP).parent.mkdir(parents=True)
-    code = """
-import os, sys, time
-from pathlib import Path
-from mixmerge.plan.graph import Step
-from mixmerge.run.store import Store
-root = Path(sys.argv[1])
-store = Store(root)
-for number in range(40):
-    step = Step("merge", "x", {"number": number})
-    (root / f"here-{number}-{os.getpid()}").touch()
-    while len(list(root.glob(f"here-{number}-*"))) < 4:
-        pass
-    with store.lease(step) as held:
-        if held:
-            (root / f"held-{number}-{os.getpid()}").touch()
-            while len(list(root.glob(f"tried-{number}-*"))) < 3:
-                time.sleep(0.0005)
-        else:
-            (root / f"tried-{number}-{os.getpid()}").touch()
-"""
-    for number in range(40):
-        dead = {"host": socket.gethostname(), "pid": os.getpid(), "born": 1.0}
-        write_json(store._lease(Step("merge", "x", {"number": number})), dead)
-    crowd = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
-    try:
-        for process in crowd:
-            assert process.wait(120) == 0
-    finally:
-        for process in crowd:
-            process.kill()
-    held = sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("held-*"))
-    assert held == list(range(40)), "each dead lease is taken over once"
+def test_a_file_that_was_to_get_its_name_later_is_named_by_its_folder(tmp_path):
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(tmp_path))}/gone: No such file or directory$"):
+        write_json(tmp_path / "gone" / "plan.json", {})
+    for name in (".leases", "plan.json", "train-a.b"):
+        assert str(named_os_error(OSError(errno.EROFS, "", str(tmp_path / name)), "")).startswith(
+            f"{tmp_path}/{name}: "
+        )

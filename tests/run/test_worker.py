@@ -17,7 +17,7 @@ from mixmerge.run.local import Worker, log_file, worker_environment
 from mixmerge.run.servers import connect, servers_of, told_of
 from mixmerge.run.steps import StepContext, let_go
 from mixmerge.run.store import RECORD, Store, write_json
-from mixmerge.run.worker import _named, carry_out
+from mixmerge.run.worker import _log, _named, carry_out
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_step_that_was_killed_after_its_record_is_only_put_into_its_place(chai
     store, base = Store(tmp_path), chain.steps[0]
     write_json(store.begin(base).out / RECORD, {"id": base.id, "from": "before the kill"})
     carry_out(base, chain, store, {}, emit)
-    assert [event for event, _ in told] == ["done"]
+    assert [(event, fields["by"]) for event, fields in told] == [("done", "an earlier run")]
     assert store.record(base.id)["from"] == "before the kill"
 
 
@@ -77,6 +77,28 @@ def test_what_a_kill_left_in_the_folder_does_not_stand_in_the_way(chain, tmp_pat
     folder = store.path(chain.find(f"{'base' if name == 'base' else 'merge'}/{name}").id)
     assert not (folder / "half").exists()
     assert (folder / "model.safetensors").is_file()
+
+
+def test_a_worker_whose_step_is_taken_over_says_so_leaves_the_rest_and_ends(chain, plan_file, tmp_path):
+    store, step, after = Store(tmp_path), *chain.steps[1:3]
+    carry_out(chain.steps[0], chain, store, {}, lambda *_, **__: None)
+    code = (
+        "import sys; from mixmerge.run import lease, steps, worker; import time; lease.HEARTBEAT_S = 0.05;"
+        "steps.CARRY_OUT['merge'] = lambda context: time.sleep(600); sys.exit(worker.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(plan_file), step.id, after.id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        started = json.loads(process.stdout.readline())
+        assert (started["event"], started["step"], started["pid"]) == ("start", step.id, process.pid)
+        theirs = {"host": "elsewhere", "pid": 1, "token": "theirs"}
+        write_json(store.leases.path(step.id), theirs)
+        failed, skipped = (json.loads(line) for line in process.stdout)
+        assert process.wait() == 1
+    assert (failed["event"], failed["step"], failed["bug"]) == ("failed", step.id, False)
+    assert failed["error"].startswith("another runner took the step over, since this process stood still")
+    assert skipped == {"event": "skipped", "step": after.id}
+    assert store.running(step) == theirs
+    assert store.find(step.id) is None
 
 
 def test_an_error_leaves_the_lease_free_and_the_step_undone(broken_chain, tmp_path, emit):
@@ -96,7 +118,7 @@ def test_data_that_changed_since_the_plan_is_noticed(study, tmp_path, emit):
     carry_out(plan.find("base/base"), plan, store, {}, emit)
     path = study.folder / "data/general.en.jsonl"
     path.write_text(path.read_text().replace("sky", "night sky"))
-    with pytest.raises(DataError, match="the data set 'general' has changed since the plan was made; run the same"):
+    with pytest.raises(StepError, match="the data set 'general' has changed since the plan was made; run the same"):
         carry_out(plan.find("mixture/general"), plan, store, {}, emit)
 
 
@@ -125,8 +147,49 @@ def test_a_worker_that_fails_says_so_with_its_status_and_its_log(broken_chain, t
         assert process.wait() == 1
     ends = [line["event"] for line in lines if line["event"] in ("done", "failed")]
     assert ends == ["done", "failed", "done"], "the step after the failed one is done"
-    assert "nonsense" in log_file(folder / "plan.json", broken_chain.steps[1]).read_text()
+    log = log_file(folder / "plan.json", broken_chain.steps[1]).read_text()
+    assert "error: merge/bad: " in log.splitlines()[-1]
+    assert "nonsense" in log
     assert log_file(folder / "plan.json", broken_chain.steps[2]).read_text() == ""
+
+
+def test_the_log_of_an_error_that_we_raised_ends_with_its_line_and_has_no_traceback(tmp_path, capsys):
+    step = Step("train", "x", {})
+    print("the trainer's own words", file=sys.stderr)
+    with pytest.raises(StepError) as caught:
+        raise StepError("the command ended with status 3")
+    _log(caught.value, step, str(caught.value))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["the trainer's own words", "error: train/x: the command ended with status 3"]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_log_of_an_error_with_another_behind_it_has_the_traceback_above_its_line(capsys, hidden):
+    def read():
+        try:
+            return {}["weights"]
+        except KeyError as error:
+            raise StepError("no weights") from (None if hidden else error)
+
+    with pytest.raises(StepError) as caught:
+        read()
+    _log(caught.value, Step("train", "x", {}), "no weights")
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last == "error: train/x: no weights"
+    assert ("KeyError: 'weights'" in before) is not hidden
+
+
+def test_the_log_of_what_we_did_not_foresee_or_only_named_has_the_traceback(capsys):
+    for error, named in ((RuntimeError("shapes differ"), None), (PermissionError(13, "denied"), "no permission")):
+        try:
+            raise error
+        except Exception as caught:
+            _log(caught, Step("train", "x", {}), named)
+        said = capsys.readouterr().err
+        assert "Traceback" in said
+        assert said.splitlines()[-1] == (
+            "RuntimeError: shapes differ" if named is None else "error: train/x: no permission"
+        )
 
 
 def test_a_worker_that_cannot_even_start_ends_with_its_status_and_a_log(base_step, tmp_path):

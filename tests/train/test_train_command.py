@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -199,28 +200,130 @@ def test_the_names_that_a_command_uses_are_known_beforehand():
     assert used == {"launcher", "model", "mixture", "out", "epochs"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
-def test_a_killed_step_takes_its_command_with_it(script, tiny_base, mixture, tmp_path):
-    command = script("""
-        import os, sys, time
-        from pathlib import Path
-        Path(sys.argv[4], "pid").write_text(str(os.getpid()))
-        time.sleep(600)
-        """)
-    call = (
-        "from pathlib import Path; from mixmerge.train.command import train_by_command as t; "
-        f"t({command!r}, Path({str(tiny_base)!r}), Path({str(mixture)!r}), Path({str(tmp_path / 'out')!r}), {{}}, "
-        f"work=Path({str(tmp_path / 'work')!r}), seed=0, threads=1)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", call])
-    file = tmp_path / "work" / "kept" / "pid"
-    while not (file.exists() and file.read_text()):
-        assert parent.poll() is None
-        time.sleep(0.05)
-    child = psutil.Process(int(file.read_text()))
-    parent.send_signal(signal.SIGKILL)
+# No orphans
+
+# A trainer of four processes, none of which ends when it is asked to: the program itself, what it runs, what that started in a
+# session of its own, and one that has lost its parent. Each leaves its pid. Called again it tells which of them are there.
+STUBBORN = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+kept, name = Path(sys.argv[4]), sys.argv[5]
+def there(pid):
+    stat = Path("/proc", pid, "stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+if name == "first" and list(kept.glob("*.pid")):
+    time.sleep(0.5)
+    pids = [file.read_text() for file in kept.glob("*.pid")]
+    Path(kept, "left").write_text(" ".join(pid for pid in pids if there(pid)) or "none")
+    sys.exit(5)
+Path(kept, name + ".new").write_text(str(os.getpid()))
+Path(kept, name + ".new").rename(Path(kept, name + ".pid"))
+again = [sys.executable, *sys.argv[:5]]
+if name == "first":
+    subprocess.Popen([*again, "second"])
+if name == "second":
+    subprocess.Popen([*again, "session"], start_new_session=True)
+    subprocess.Popen(["sh", "-c", 'setsid "$@" & exit', "sh", *again, "orphan"])
+time.sleep(600)
+"""
+FAMILY = ("first", "second", "session", "orphan")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is whose child for good")
+
+
+@pytest.fixture
+def started(tiny_base, mixture, tmp_path):
+    """Starts a process that carries the command out, and gives it with its keeper and all that the command consists of."""
+    begun: list[psutil.Process] = []
+
+    def started(command: str) -> tuple[subprocess.Popen, psutil.Process, list[psutil.Process]]:
+        call = (
+            "from pathlib import Path; from mixmerge.train import command as c; c.GRACE_S = 0.5; "
+            f"c.train_by_command({command!r}, Path({str(tiny_base)!r}), Path({str(mixture)!r}), "
+            f"Path({str(tmp_path / 'out')!r}), {{}}, work=Path({str(tmp_path / 'work')!r}), seed=0, threads=1)"
+        )
+        parent = subprocess.Popen([sys.executable, "-c", call], stderr=subprocess.DEVNULL)
+        files = [tmp_path / "work" / "kept" / f"{name}.pid" for name in FAMILY]
+        while not all(file.exists() for file in files):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        family = [psutil.Process(int(file.read_text())) for file in files]
+        (keeper,) = psutil.Process(parent.pid).children()
+        begun.extend([keeper, *family])
+        return parent, keeper, family
+
+    yield started
+    for process in begun:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@linux_only
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("by", ["", "sh -c '\"$@\"; exit' sh "])
+def test_a_step_that_is_ended_takes_all_processes_of_its_command_with_it(script, started, by, number):
+    parent, keeper, family = started(by + script(STUBBORN) + " first")
+    parent.send_signal(number)
     parent.wait()
-    assert psutil.wait_procs([child], timeout=30)[1] == []
+    assert psutil.wait_procs([keeper, *family], timeout=30)[1] == []
+
+
+@linux_only
+def test_a_command_that_ends_by_itself_leaves_no_process_behind(script, trained, tmp_path):
+    with pytest.raises(StepError, match="ended with status 3"):
+        trained(
+            script("""
+            import subprocess, sys
+            from pathlib import Path
+            left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            Path(sys.argv[4], "pid").write_text(str(left.pid))
+            sys.exit(3)
+            """)
+        )
+    assert not psutil.pid_exists(int((tmp_path / "work" / "kept" / "pid").read_text()))
+
+
+@linux_only
+def test_a_trainer_that_is_asked_to_end_has_time_to_keep_a_checkpoint(script, started, tmp_path):
+    """Also where a shell that started it is gone at once."""
+    command = script(
+        STUBBORN.replace(
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+            "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2), Path(kept, name).touch(), os._exit(0)))",
+        )
+    )
+    parent, keeper, family = started(f"sh -c '\"$@\"; exit' sh {command} first")
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs([keeper, *family], timeout=30)[1] == []
+    assert {name for name in FAMILY if (tmp_path / "work" / "kept" / name).exists()} == set(FAMILY)
+
+
+@linux_only
+def test_the_next_run_ends_what_is_left_before_it_starts_where_the_keeper_was_killed_too(
+    script, started, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mixmerge.train.command.GRACE_S", 0.5)
+    command = script(STUBBORN) + " first"
+    parent, keeper, family = started(command)
+    for process in (parent, keeper):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert any(process.is_running() for process in family[1:]), "they have another parent now"
+    with pytest.raises(StepError, match="ended with status 5"):
+        trained(command)
+    assert (tmp_path / "work" / "kept" / "left").read_text() == "none"
+
+
+@linux_only
+def test_the_next_run_begins_only_when_the_keeper_has_ended_the_last_one(script, started, trained, tmp_path):
+    command = script(STUBBORN) + " first"
+    parent, _, _ = started(command)
+    parent.kill()
+    parent.wait()
+    with pytest.raises(StepError, match="ended with status 5"):
+        trained(command)
+    assert (tmp_path / "work" / "kept" / "left").read_text() == "none"
 
 
 def test_an_exit_status_is_told_in_words():

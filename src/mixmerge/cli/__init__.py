@@ -7,7 +7,9 @@ Answers go to stdout, progress and errors to stderr. Exit 0: done; 1: something 
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from pathlib import Path
 
 from mixmerge.cli import study  # the order of imports is that of the commands in --help
 
@@ -43,6 +45,10 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             print(f"error: {str(error.filename)[:80]}...: this name is too long", file=sys.stderr)
             sys.exit(2)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+            print(f"error: {error.filename or 'what is printed'}: {error.strerror}", file=sys.stderr)
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - what could not be written is not tried again at the end
+            sys.exit(1)
         import traceback
 
         traceback.print_exc()

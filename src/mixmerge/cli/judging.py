@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mixmerge.cli.opened import plan_of
 from mixmerge.cli.options import JsonOption, OutOption, RecipeArg, SetOption, app
 from mixmerge.cli.printing import bar, print_json, print_notes, print_table, tell
-from mixmerge.cli.study import plan_of, print_result, report_failures
+from mixmerge.cli.running import report_failures, shown_progress
+from mixmerge.cli.study import print_result
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
 
@@ -23,7 +25,6 @@ SCORED = ("score", "report")
 @app.command()
 def score(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OUT, as_json: JsonOption = False) -> None:
     """Score the stored verdicts again and write the report: seconds; nothing is trained, asked or judged."""
-    from mixmerge.run.progress import Progress
     from mixmerge.run.readable import check_readable
     from mixmerge.run.runner import Study, run_plan
     from mixmerge.run.store import Store
@@ -38,11 +39,8 @@ def score(recipe: RecipeArg, set_: SetOption = None, out: OutOption = DEFAULT_OU
         what += f" (damaged: {damage})" if damage else ""
         raise UserError(what, where=str(recipe), do="mixmerge run RECIPE")
     check_readable(plan, store)
-    progress = Progress()
-    try:
+    with shown_progress() as progress:
         outcome = run_plan(plan, out, jobs=1, threads=None, progress=progress, kinds=SCORED)
-    finally:
-        progress.stop()
     study = Study(out, plan.study)
     report_failures(outcome, plan, study)
     print_result(study.scores(plan, Store(out)), study.report, as_json=as_json)

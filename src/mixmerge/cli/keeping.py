@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mixmerge.amounts import in_bytes
+from mixmerge.cli.opened import plan_of
 from mixmerge.cli.options import JsonOption, OutOption, SetOption, app
-from mixmerge.cli.printing import bar, in_bytes, print_json, print_notes
-from mixmerge.cli.study import plan_of
+from mixmerge.cli.printing import bar, print_json, print_notes
 from mixmerge.errors import MOST_NAMES, UserError
 from mixmerge.run import DEFAULT_OUT
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mixmerge.amounts import duration, in_bytes
 from mixmerge.machine import this_machine
 from mixmerge.plan.effect import effect_lines
 from mixmerge.plan.estimate import Estimate, Total, estimate, free_bytes, total
@@ -14,16 +15,11 @@ from mixmerge.plan.explain import Explanation
 from mixmerge.plan.graph import Plan
 from mixmerge.plan.learnt import Amount
 from mixmerge.plan.memory import memory_lines, plan_memory
-from mixmerge.plan.mermaid import mermaid
 from mixmerge.run.history import History
 from mixmerge.terminal import visible
 
 NAMED = 3  # titles that a line names before it counts
 UNKNOWN_WORDS = {"seconds": "time", "disk_bytes": "disk", "requests": "requests", "money": "money"}
-
-
-def graph_text(explained: Sequence[Explanation]) -> str:
-    return mermaid(explained)
 
 
 def plan_json(plan: Plan, explained: Sequence[Explanation], history: History, out: Path) -> dict[str, Any]:
@@ -66,52 +62,38 @@ def plan_lines(
 def total_lines(found: Total, free: int | None) -> Iterator[str]:
     """What all steps left will take, where that is known from, and what is not known."""
     if found.sources:
+        begun = (
+            f", {duration(found.starting.value)} more to start {found.processes} process{'es' * (found.processes > 1)}"
+        )
         chain = f", {duration(found.longest)} at least if all that can runs at once"
-        yield f"time left: about {_range(found.seconds, duration)} one step after another{chain}"
-        gpu = found.gpu_seconds
-        yield f"GPU hours: {_range(gpu, lambda s: f'{s / 3600:.2g}')}" if gpu.value else "GPU hours: 0, no GPU is used"
-        for source, (count, seconds) in found.sources.items():
-            yield f"  {duration(seconds)} of the time for {count} step{'s' * (count > 1)}: {source}"
+        yield f"time left: {_known(found, 'seconds', duration)} one step after another{_left_out(found, 'seconds')}{begun}{chain}"
+    elif "seconds" in found.missing:
+        yield f"time left: {_known(found, 'seconds', duration)}"
+    if found.gpu_seconds.value or "gpu_seconds" in found.missing:
+        hours = _known(found, "gpu_seconds", lambda s: f"{s / 3600:.2g}")
+        yield f"GPU hours: {hours}{_left_out(found, 'gpu_seconds')}"
+    elif found.sources:
+        yield "GPU hours: 0, no GPU is used"
+    for source, (count, seconds) in found.sources.items():
+        yield f"  {duration(seconds)} of the time for {count} step{'s' * (count > 1)}: {source}"
     disk = found.disk_bytes
-    if disk.value:
+    if disk.value or "disk_bytes" in found.missing:
         short = "; that is too little" if free is not None and free < disk.value else ""
-        yield f"disk: about {size(disk.value)}" + ("" if free is None else f", {size(free)} are free{short}")
-    if found.requests:
-        tokens = f"about {found.tokens_in.value:,.0f} tokens read and {found.tokens_out.value:,.0f} written"
-        yield f"judges: up to {found.requests:,} requests, {tokens} ({found.tokens_in.source})"
-    if found.money is not None:
-        yield f"money: up to about {_range(found.money, lambda m: f'{m:,.2f}')}, by the recipe's prices"
+        room = "" if free is None else f", {in_bytes(free)} are free{short}"
+        known = _known(found, "disk_bytes", in_bytes, ranged=False)
+        yield f"disk: {known}{_left_out(found, 'disk_bytes')}{room}"
+    if found.requests or "requests" in found.missing:
+        tokens = f", about {found.tokens_in.value:,.0f} tokens read and {found.tokens_out.value:,.0f} written"
+        asked = _known(found, "requests", lambda n: f"{n:,} requests", ranged=False).replace("about", "up to")
+        told = f"{tokens} ({found.tokens_in.source})" if found.requests else ""
+        yield f"judges: {asked}{_left_out(found, 'requests')}{told}"
+    if found.money is not None or "money" in found.missing:
+        prices = ", by the recipe's prices where no answer is there already" if found.money else ""
+        yield f"money: {_known(found, 'money', lambda m: f'{m:,.2f}')}{_left_out(found, 'money')}{prices}"
     for name, reasons in found.unknown.items():
         for reason, titles in reasons.items():
             more = f" and {len(titles) - NAMED} more" if len(titles) > NAMED else ""
             yield f"not estimated, {UNKNOWN_WORDS.get(name, name)} of {', '.join(titles[:NAMED])}{more}: {reason}"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it.
-
-    >>> duration(0.2), duration(8.4), duration(150), duration(5400), duration(200_000)
-    ('under 1 s', '8 s', '2.5 min', '1.5 h', '2.3 days')
-    """
-    if seconds < 1:
-        return "under 1 s"
-    for least, unit, name in ((86_400, 86_400, "days"), (3_600, 3_600, "h"), (60, 60, "min")):
-        if seconds >= least * 1.5 or (name != "days" and seconds >= least):
-            value = seconds / unit
-            return f"{value:.0f} {name}" if value >= 10 else f"{value:.1f} {name}".replace(".0 ", " ")
-    return f"{seconds:.0f} s"
-
-
-def size(amount: float) -> str:
-    """Bytes as a person says them.
-
-    >>> size(900), size(45_000), size(3_070_000_000)
-    ('900 B', '45 kB', '3.1 GB')
-    """
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if amount >= unit:
-            return f"{amount / unit:.0f} {name}" if amount >= 10 * unit else f"{amount / unit:.1f} {name}"
-    return f"{amount:.0f} B"
 
 
 def _estimates(plan: Plan, explained: Sequence[Explanation], history: History) -> Mapping[str, Estimate]:
@@ -126,7 +108,7 @@ def _memory(plan: Plan, explained: Sequence[Explanation], history: History) -> M
 
 def _reasons(entry: Explanation, *, whole: bool) -> Iterator[str]:
     if entry.why:
-        yield "; ".join(entry.why) if whole else _brief(entry.why)
+        yield "; ".join(map(visible, entry.why)) if whole else _brief(entry.why)
     if entry.blocked_by:
         blockers = tuple(visible(str(blocker)) for blocker in entry.blocked_by)
         yield "blocked by " + (", ".join(blockers) if whole else _brief(blockers))
@@ -142,11 +124,28 @@ def _time(amount: Amount | None) -> str:
 
 
 def _disk(amount: Amount | None) -> str:
-    return "?" if amount is None else _mark(amount) + size(amount.value)
+    return "?" if amount is None else _mark(amount) + in_bytes(amount.value)
 
 
 def _mark(amount: Amount) -> str:
     return "~" if amount.source.startswith("rough") else ""
+
+
+def _known(found: Total, name: str, words: Any, *, ranged: bool = True) -> str:
+    """A sum in words: what is not known is no part of it and not nothing."""
+    amount, missing = getattr(found, name), found.missing.get(name, 0)
+    value = amount.value if isinstance(amount, Amount) else amount
+    if missing and not value:
+        return f"not known of {missing} step{'s' * (missing > 1)}"
+    told = _range(amount, words) if ranged else words(value)
+    return f"{'at least' if missing else 'about'} {told}"
+
+
+def _left_out(found: Total, name: str) -> str:
+    """After a sum of which parts are not known: how many."""
+    amount, missing = getattr(found, name), found.missing.get(name, 0)
+    known = amount.value if isinstance(amount, Amount) else amount
+    return f", {missing} step{'s' * (missing > 1)} unknown" if missing and known else ""
 
 
 def _range(amount: Amount, words: Any) -> str:

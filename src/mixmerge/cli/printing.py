@@ -8,23 +8,42 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mixmerge.amounts import in_bytes
+from mixmerge.terminal import visible
+
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, between: int = 0) -> None:
-    """A table as wide as the terminal; 160 columns elsewhere. `between`: empty lines between rows."""
+    """A table as wide as the terminal, in which nothing is cut off; 160 columns elsewhere. `between`: empty lines.
+
+    Columns for which there is no room stand in a table below.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*heads, box=None, pad_edge=False, padding=(0, 2, between, 0))
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    from mixmerge.cli.widths import GAP, abreast, widths
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    cells = [[visible(cell, keep="\n") for cell in row] for row in rows]
+    for nth, columns in enumerate(abreast(heads, cells, console.width)):
+        part = [[row[at] for at in columns] for row in cells]
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, between, 0))
+        given: Sequence[int | None] = widths([heads[at] for at in columns], part, console.width) or [None] * len(
+            columns
+        )
+        for at, width in zip(columns, given, strict=True):
+            table.add_column(heads[at], overflow="fold", width=width)
+        for row in part:
+            table.add_row(*map(escape, row))
+        if nth:
+            print()
+        console.print(table)
 
 
 def print_fields(title: str, fields: Any) -> None:
     print(f"{title}:")
     for key, value in fields.items():
-        print(f"  {key}: {shown(value)}")
+        print(visible(f"  {key}: {shown(value)}"))
 
 
 def print_provenance(told: Mapping[str, Any]) -> None:
@@ -32,10 +51,11 @@ def print_provenance(told: Mapping[str, Any]) -> None:
     fields = dict(told)
     if "argv" in fields:
         fields["argv"] = shlex.join(fields["argv"])
-    if git := fields.get("git"):
-        fields["git"] = git["commit"] + " with changes that are not committed" * git["dirty"]
-    elif "git" in fields:
-        fields["git"] = "in no repository"
+    for key in ("git", "mixmerge_git"):
+        if git := fields.get(key):
+            fields[key] = git["commit"] + " with changes that are not committed" * git["dirty"]
+        elif key in fields:
+            fields[key] = "in no repository"
     fields |= {key: in_bytes(value) for key, value in fields.items() if "bytes_" in key}
     for key in ("gpus", "versions", "seeds"):
         if isinstance(found := fields.get(key), Mapping):
@@ -49,18 +69,6 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def in_bytes(size: int) -> str:
-    """Bytes as people say them.
-
-    >>> in_bytes(1536), in_bytes(16_060_522_240)
-    ('1.5 kB', '16.1 GB')
-    """
-    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= step:
-            return f"{size / step:.1f} {unit}"
-    return f"{size} bytes"
 
 
 def print_json(value: Any) -> None:
@@ -81,7 +89,7 @@ def print_notes(found: Mapping[str, Any]) -> None:
 
 def tell(note: str) -> None:
     """Say what a person should know, beside the answer."""
-    print(f"note: {note}", file=sys.stderr)
+    print(visible(f"note: {note}", keep="\n"), file=sys.stderr)
 
 
 def bar(title: str) -> Any:

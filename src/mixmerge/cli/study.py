@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixmerge.cli.opened import StudyArg, opened, plan_of, point_to_earlier
 from mixmerge.cli.options import JsonOption, OutOption, RecipeArg, SetOption, app
 from mixmerge.cli.printing import print_fields, print_json, print_notes, print_provenance, print_rows, print_table
+from mixmerge.cli.running import report_failures, shown_progress
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
 from mixmerge.terminal import visible
 
 if TYPE_CHECKING:
     from mixmerge.plan.graph import Plan
-    from mixmerge.recipe.load import LoadedRecipe
     from mixmerge.run.example import Example
-    from mixmerge.run.runner import Outcome, Study
     from mixmerge.run.store import Store
 
 RECIPES = ("quickstart", "paper-objectives", "paper-languages", "paper-study")
@@ -79,8 +79,9 @@ def plan_(
     as_json: JsonOption = False,
 ) -> None:
     """Print the steps, what is already there, what will run and why, and what it will take."""
-    from mixmerge.cli.planning import graph_text, plan_json, plan_lines
+    from mixmerge.cli.planning import plan_json, plan_lines
     from mixmerge.plan.explain import explain
+    from mixmerge.plan.mermaid import mermaid
     from mixmerge.run.history import History
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
@@ -91,7 +92,7 @@ def plan_(
     history = History(Store(out), Study(out, plan.study).events)
     explained = explain(plan, history)
     if graph:
-        print(graph_text(explained), end="")
+        print(mermaid(explained, plan.models), end="")
         return
     if as_json:
         print_rows(plan_json(plan, explained, history, out), "steps")
@@ -115,33 +116,42 @@ def run(
     ] = None,
     keep_going: Annotated[
         bool,
-        typer.Option("--keep-going", help="Go on past a base or a mixture that fails, with all that does not need it."),
+        typer.Option(
+            "--keep-going",
+            help="Go on where a base or a mixture shows that the recipe has to change, with all that does not need it.",
+        ),
     ] = False,
+    backend: Annotated[
+        str, typer.Option("--backend", help="Where steps run: local, or ray (pip install 'mixmerge[ray]').")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Of a Ray cluster: host:port, or auto; without it one is started here."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out the study; the same command again carries on where it stopped."""
-    from mixmerge.run.progress import Progress
+    from mixmerge.run.backends import backend_for, checked
     from mixmerge.run.runner import Study, run_plan
     from mixmerge.run.store import Store
 
+    checked(backend, address)
     loaded, plan = plan_of(recipe, set_, out)
-    how = loaded.recipe.how
-    progress = Progress()
-    try:
+    jobs, threads = jobs or loaded.recipe.how.jobs, loaded.recipe.how.threads
+    with (
+        shown_progress() as progress,
+        backend_for(backend, plan.study, out, address=address, jobs=jobs, threads=threads) as place,
+    ):
         outcome = run_plan(
             plan,
             out,
-            jobs=jobs or how.jobs,
-            threads=how.threads,
+            jobs=jobs,
+            threads=threads,
             progress=progress,
             only=only or (),
             keep_going=keep_going,
+            backend=place,
         )
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to carry on", file=sys.stderr)
-        raise typer.Exit(130) from None
-    finally:
-        progress.stop()
     study = Study(out, plan.study)
     report_failures(outcome, plan, study)
     if only:
@@ -162,19 +172,13 @@ def step(
     as_json: JsonOption = False,
 ) -> None:
     """Carry out one step whose inputs are done: all that another launcher (SLURM, a Makefile) needs."""
-    from mixmerge.run.progress import Progress
     from mixmerge.run.runner import Study, run_step
     from mixmerge.run.store import Store
 
     loaded, plan = plan_of(recipe, set_, out)
-    found, progress = plan.find(name), Progress()
-    try:
+    found = plan.find(name)
+    with shown_progress() as progress:
         outcome = run_step(plan, found, out, threads=loaded.recipe.how.threads, progress=progress)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to carry on", file=sys.stderr)
-        raise typer.Exit(130) from None
-    finally:
-        progress.stop()
     report_failures(outcome, plan, Study(out, plan.study))
     print_chosen(plan, Store(out), [found.title], as_json=as_json)
 
@@ -206,7 +210,7 @@ def status(
 
 @app.command()
 def show(
-    recipe: RecipeArg,
+    recipe: StudyArg,
     step: Annotated[str, typer.Argument(help="kind/name as `plan` prints it, or the beginning of the id.")],
     set_: SetOption = None,
     example: Annotated[
@@ -221,11 +225,12 @@ def show(
     from mixmerge.data.words import account_line
     from mixmerge.run.example import step_example
     from mixmerge.run.runner import Study
-    from mixmerge.run.store import Store
 
-    _, plan = plan_of(recipe, set_, out)
-    found, store = plan.find(step), Store(out)
-    folder, log = store.find(found.id), Study(out, plan.study).log(found)
+    asked = opened(recipe, set_, out, step, "show")
+    plan, store = asked.plan, asked.store
+    found = plan.find(step)
+    point_to_earlier(asked, out, step, found.id, "show")
+    folder, log = store.find(found.id), Study(store.root, plan.study).log(found)
     record = store.record(found.id) if folder else None
     has_rows = found.kind in ("mixture", "train")
     if example is not None and not has_rows:
@@ -236,23 +241,25 @@ def show(
         rest = {"example": asdict(shown) if shown else None} if has_rows else {}
         print_json(found.to_json() | {"folder": str(folder) if folder else None, "record": record} | rest)
         return
-    print(f"{found.title}  {found.id}  {'done' if folder else 'not done'}")
+    damage = store.damage(found.id)
+    state = "done" if folder else "not done" if damage is None else f"damaged: {damage}; run makes it again"
+    print(visible(f"{found.title}  {found.id}  {state}"))
     for title, fields in (("what", found.what), ("how", found.how)):
         print_fields(title, fields)
     print_fields("inputs", {role: plan.by_id[i].title + f"  {i}" for role, i in found.inputs.items()})
     if record and folder:
-        measured = dict(record["measurements"])
+        measured = dict(record.get("measurements", {}))
         accounts = measured.pop("data", {}) if found.kind == "mixture" else {}
         print_fields("measured", measured)
         for name, account in accounts.items():
-            print(account_line(name, Account.from_json(account)))
-        print_provenance(record["provenance"])
+            print(visible(account_line(name, Account.from_json(account))))
+        print_provenance(record.get("provenance", {}))
         print_fields(
-            "files", {name: f"{size:,} bytes" + hash_of(record, name) for name, size in record["files"].items()}
+            "files", {name: f"{size:,} bytes" + hash_of(record, name) for name, size in record.get("files", {}).items()}
         )
-        print(f"folder: {folder}")
+        print(visible(f"folder: {folder}"))
     if log.exists():
-        print(f"log: {log}")
+        print(visible(f"log: {log}"))
     if shown is not None:
         _print_example(shown)
     elif has_rows:
@@ -265,6 +272,12 @@ def _print_example(example: Example) -> None:
     cut = f", cut at max_length {example.max_length}" if example.truncated else ""
     by = "" if example.training is None or example.own_marks else f" by {example.training}"
     print(f"example: row {example.row}, {visible(example.id)}: {read} tokens read, {learned} tokens learned{by}{cut}")
+    if example.origin is None:
+        print("where it comes from was not recorded: an older mixmerge drew it")
+    else:
+        place = f"data set {example.origin['data']}, {example.origin['file']}:{example.origin['row']}"
+        turn = example.origin["turn"]
+        print(f"it comes from {visible(place)}" + (f", drawn once more ({turn + 1})" if turn else ""))
     if example.own_marks:
         print(f"the last answer is marked; what {example.training} learns of it is its command's choice")
     if not example.parts:
@@ -341,47 +354,6 @@ def recipe_file(name: str) -> Path:
     here = Path(__file__).resolve()
     folders = (here.parents[1] / "recipes", here.parents[3] / "recipes")
     return next(path for folder in folders if (path := folder / f"{name}.yaml").is_file())
-
-
-def plan_of(path: Path, overrides: list[str] | None, out: Path, *, sample: int = 0) -> tuple[LoadedRecipe, Plan]:
-    """The recipe, read and checked, and its plan."""
-    from mixmerge.hashes import cache_folder
-    from mixmerge.plan.build import build_plan
-    from mixmerge.recipe.load import load_recipe
-
-    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
-    for there in (nearest, *(place for place in (out / "store", out / "runs") if place.exists())):
-        if not there.is_dir():
-            raise UserError("a file, not a folder", where=f"--out {there}", do="give a folder, or remove the file")
-    loaded = load_recipe(path, overrides or ())
-    return loaded, build_plan(loaded, cache=cache_folder(), sample=sample)
-
-
-def report_failures(outcome: Outcome, plan: Plan, study: Study) -> None:
-    """Name each failed step with its log, and end with the exit status of a failure; nothing where all went well."""
-    for step_id, error in outcome.failed.items():
-        step = plan.by_id[step_id]
-        whose = outcome.short.get(step_id, {}).get("whose")
-        alike = {i: short for i, short in outcome.short.items() if short["whose"] == whose}
-        if len(alike) == 1 or whose is None:
-            print(f"error: {step.title}: {error} (log: {study.log(step)})", file=sys.stderr)
-        elif step_id == next(iter(alike)):
-            print(f"error: {whose}: {lacking(list(alike.values()))}", file=sys.stderr)
-    outcome.check()
-
-
-def lacking(short: Sequence[Mapping[str, Any]]) -> str:
-    """What all steps together lack whose budget is spent; answers that would have served two of them count twice."""
-    from mixmerge.evaluate.limits import Shortage
-
-    total = Shortage(
-        short[0]["over"],
-        sum(one["done"] for one in short),
-        sum(one["missing"] for one in short),
-        *(sum(told) if None not in (told := [one[key] for one in short]) else None for key in ("tokens", "money")),
-    )
-    missing = f"up to {total.missing} requests of {len(short)} steps are missing{total.cost}"
-    return f"{total.over} is spent: {missing}; raise the budget and run again to carry on"
 
 
 def print_chosen(plan: Plan, store: Store, only: Sequence[str], *, as_json: bool) -> None:

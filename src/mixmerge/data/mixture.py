@@ -22,6 +22,7 @@ from mixmerge.errors import DataError
 
 Cell = tuple[str, str]
 Unit = Literal["rows", "tokens"]
+ORIGINS = "origins.jsonl"  # beside rows.jsonl: where each of its lines comes from
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ def write_mixture(
     pairs: bool = False,
     data: Mapping[str, Mapping[str, Any]] | None = None,
     origin: Callable[[Row], str] | None = None,
+    place: Callable[[Row], tuple[str, int]] | None = None,
     dropped: Mapping[str, Mapping[str, int]] | None = None,
     capped: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
@@ -179,7 +181,8 @@ def write_mixture(
     "rejected": [message], the answer that is not preferred, where the row has one. The manifest holds what was asked and
     got per cell, the ids drawn, and the sha256 of rows.jsonl; with `data` (what is known of each data set, such as its
     fingerprint) and `origin` (the data set of a row) also how much each gave, and for a cell with rows of several the one
-    that each id is `from`; also `dropped`, where rows were left out beforehand because they overlap with prompts: how many
+    that each id is `from`; with `place` as well (file and row in it), origins.jsonl, whose lines say where each line of rows.jsonl
+    comes from: {"id", "data", "file", "row", "turn"}; also `dropped`, where rows were left out beforehand because they overlap with prompts: how many
     by kind and language; and `capped`, where caps held back cells: the share that each would have had, and the one that it
     was asked for.
     """
@@ -217,6 +220,8 @@ def write_mixture(
     }
     if data is not None and origin is not None:
         _tell_origins(manifest, mixture, data, origin)
+        if place is not None:
+            manifest["origins"] = {"file": ORIGINS, "sha256": _write_origins(mixture, out / ORIGINS, origin, place)}
     if mixture.repeats:
         manifest["repeats"] = {_name(cell): most for cell, most in sorted(mixture.repeats.items())}
     if capped:
@@ -244,6 +249,20 @@ def _tell_origins(
         names = sources[cell["objective"], cell["lang"]]
         if len(set(names)) > 1:
             cell["from"] = names
+
+
+def _write_origins(
+    mixture: Mixture, path: Path, origin: Callable[[Row], str], place: Callable[[Row], tuple[str, int]]
+) -> str:
+    """Write where each row comes from, in the order of the rows; return the sha256 of the file."""
+    lines = []
+    for item in mixture.rows:
+        file, row = place(item.row)
+        told = {"id": item.row.id, "data": origin(item.row), "file": file, "row": row, "turn": item.turn}
+        lines.append(json.dumps(told, ensure_ascii=False) + "\n")
+    encoded = "".join(lines).encode()
+    path.write_bytes(encoded)
+    return hashlib.sha256(encoded).hexdigest()
 
 
 def _parts(

@@ -178,6 +178,42 @@ def fingerprint(
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of a source as it is now. `file` is how records name it but for its folder: where it lies is no part of it.
+
+    Of a Hub data set it is `hub:id/config/split`, and `sha256` its commit or that of a local folder's contents.
+    """
+
+    lang: str | None
+    file: str
+    bytes: int | None
+    sha256: str
+
+
+def source_files(
+    source: DataSource,
+    languages: Sequence[str],
+    relative_to: Path,
+    sha256: Callable[[Path], str] = file_sha256,
+) -> dict[str, SourceFile]:
+    """What the source is read from for `languages`, each by the place that stands before `:row` in its records.
+
+    Raises:
+        DataError: as `resolve` and `commit`.
+    """
+    found = {}
+    for lang, _ in source.readings(languages):
+        if source.hub is not None:
+            where = "/".join(part for part in (f"hub:{source.hub}", *_hub_parts(source, lang)) if part)
+            found[where] = SourceFile(lang, where, None, commit(source.hub, source.revision, relative_to, sha256))
+        else:
+            assert source.path is not None
+            path = resolve(source.path, lang=lang, relative_to=relative_to)
+            found[str(path)] = SourceFile(lang, _fill(source.path, lang), path.stat().st_size, sha256(path))
+    return found
+
+
 def _hub_parts(source: DataSource, lang: str | None) -> tuple[str | None, str | None]:
     """Config and split for a language."""
     config, split = (_fill(part, lang) if part else None for part in (source.config, source.split))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -62,19 +62,9 @@ def generate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} is not positive")
-    lengths = dict(zip((p.id for p in prompts), engine.lengths([p.text for p in prompts]), strict=True))
-    if len(lengths) != len(prompts):
-        raise ValueError("two prompts have one id")
-    ordered = sorted(prompts, key=lambda p: (lengths[p.id], p.id))
-    room = None if engine.context is None else engine.context - settings.max_new_tokens
-    asked = [lengths[p.id] if room is None else min(lengths[p.id], max(room, 1)) for p in ordered]
+    ordered, lengths = ordered_by_length(engine, prompts)
     sizes = _recorded(out, len(ordered))
-    planned = sizes or plan_batches(
-        asked,
-        batch_size,
-        lambda rows, length: engine.fits(rows, length, settings),
-        engine.batch_cost(settings),
-    )
+    planned = sizes or cut(engine, ordered, lengths, settings, batch_size)
     rows = _recover(out, ordered, planned)
     resumed = len(rows)
     if sizes is None and resumed < len(ordered):
@@ -85,11 +75,7 @@ def generate(
                 continue
             if progress:
                 progress(len(rows), len(ordered))
-            batch = ordered[end - size : end]
-            fitting = [p for p in batch if room is None or lengths[p.id] <= room]
-            completions = engine.complete([p.text for p in fitting], settings) if fitting else []
-            made = dict(zip((p.id for p in fitting), completions, strict=True))
-            fresh = [_row(p, made.get(p.id)) for p in batch]
+            fresh = answered(engine, ordered[end - size : end], lengths, settings)
             # one write, so that a kill leaves either no row of the batch or a stump that _recover cuts off
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh).encode())
             file.flush()
@@ -98,7 +84,48 @@ def generate(
     _plan_of(out).unlink(missing_ok=True)
     if progress:
         progress(len(rows), len(ordered))
-    return _account(rows) | {"resumed": resumed}
+    return account(rows) | {"resumed": resumed}
+
+
+def ordered_by_length(engine: Engine, prompts: Sequence[Prompt]) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts, the shortest first, and the tokens of each by its id."""
+    lengths = dict(zip((p.id for p in prompts), engine.lengths([p.text for p in prompts]), strict=True))
+    if len(lengths) != len(prompts):
+        raise ValueError("two prompts have one id")
+    return sorted(prompts, key=lambda p: (lengths[p.id], p.id)), lengths
+
+
+def cut(
+    engine: Engine,
+    ordered: Sequence[Prompt],
+    lengths: Mapping[str, int],
+    settings: GenerationSettings,
+    batch_size: int,
+) -> list[int]:
+    """The sizes of the batches that the engine may hold here and now."""
+    room = _room(engine, settings)
+    asked = [lengths[p.id] if room is None else min(lengths[p.id], max(room, 1)) for p in ordered]
+    return plan_batches(
+        asked,
+        batch_size,
+        lambda rows, length: engine.fits(rows, length, settings),
+        engine.batch_cost(settings),
+    )
+
+
+def answered(
+    engine: Engine, batch: Sequence[Prompt], lengths: Mapping[str, int], settings: GenerationSettings
+) -> list[dict[str, Any]]:
+    """The rows of a batch."""
+    room = _room(engine, settings)
+    fitting = [p for p in batch if room is None or lengths[p.id] <= room]
+    completions = engine.complete([p.text for p in fitting], settings) if fitting else []
+    made = dict(zip((p.id for p in fitting), completions, strict=True))
+    return [_row(p, made.get(p.id)) for p in batch]
+
+
+def _room(engine: Engine, settings: GenerationSettings) -> int | None:
+    return None if engine.context is None else engine.context - settings.max_new_tokens
 
 
 def read_responses(path: Path) -> list[dict[str, Any]]:
@@ -113,7 +140,8 @@ def read_responses(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _account(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def account(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of a file's rows."""
     too_long = [row["prompt_id"] for row in rows if row["finish"] == "too_long"]
     unanswered = [row for row in rows if row["finish"] == "unanswered"]
     return {

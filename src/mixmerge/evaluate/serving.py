@@ -1,8 +1,8 @@
 """Servers that mixmerge starts for a candidate: a command, a free loopback port, ready when it answers, gone with the step.
 
 The command is a template of words, run without a shell: `vllm serve {model} --port {port} --host 127.0.0.1`. Every replica
-is held by a keeper process (`keeper.py`), which ends the server's whole process group when this process ends, also when it
-is killed. A server is ready when its own process tree listens on its port and answers; one that dies first is an error with
+is held by a keeper process (`mixmerge.keeper`), which ends the server and all that it has started when this process ends, also
+when it is killed. A server is ready when its own process tree listens on its port and answers; one that dies first is an error with
 its last words, except where another program took its port in between: that is tried again on another port.
 """
 
@@ -60,7 +60,7 @@ class Server:
         return StepError(f"the server ended {how}: {_last_words(self.log)}", where=str(self.log), do="see its log")
 
     def stop(self) -> None:
-        """End it and wait until its process group is gone."""
+        """End it and wait until all that it has started is gone."""
         assert self.keeper.stdin is not None
         self.keeper.stdin.close()
         self.keeper.wait()
@@ -177,7 +177,7 @@ def _start(words: Sequence[str], model: Path, log: Path, threads: int, devices: 
         file.write(f"$ {shlex.join(command)}\n".encode())
         file.flush()
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "mixmerge.evaluate.keeper", str(grace), *command],
+            [sys.executable, "-m", "mixmerge.keeper", str(grace), *command],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,

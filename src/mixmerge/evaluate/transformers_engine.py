@@ -42,6 +42,7 @@ class TransformersEngine:
             of its own (there it is several times slower), and bfloat16 for any checkpoint on a GPU.
         batch_tokens: the most tokens of a batch, prompts and responses, padding among them; None: as fits the device.
         memory: bytes for the cache, the logits and what a batch computes in between; None: a share of what is free.
+        beside: other engines that are to share the memory of this machine's cores.
 
     Raises:
         ModelError: no chat template, no end-of-sequence token, no safetensors, missing weights, or weights that give NaN.
@@ -57,6 +58,7 @@ class TransformersEngine:
         dtype: Dtype = "auto",
         batch_tokens: int | None = None,
         memory: int | None = None,
+        beside: int = 0,
     ) -> None:
 
         from mixmerge.evaluate.decoding import reads_apart
@@ -80,7 +82,7 @@ class TransformersEngine:
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         self.halved = 0
         self._batch_tokens = BATCH_TOKENS.get(self.device.type, 8192) if batch_tokens is None else batch_tokens
-        self._memory = self._free() if memory is None else memory
+        self._memory = self._free(beside) if memory is None else memory
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self._encode(texts)]
@@ -165,14 +167,14 @@ class TransformersEngine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _free(self) -> int:
+    def _free(self, beside: int) -> int:
         """Bytes for batches: a share of what is free now, with the weights in place."""
         import psutil
         import torch
 
         if self.device.type == "cuda":
             return int(MEMORY_SHARE["cuda"] * torch.cuda.mem_get_info(self.device)[0])
-        return int(MEMORY_SHARE["cpu"] * psutil.virtual_memory().available)
+        return int(MEMORY_SHARE["cpu"] * psutil.virtual_memory().available) // (beside + 1)
 
     def _dtype(self, asked: Dtype) -> Any:
         import torch

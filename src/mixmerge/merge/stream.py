@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import threading
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from mixmerge.errors import CheckpointError, UserError
+from mixmerge.machine import usable_cores
 from mixmerge.merge.block import Measured
 from mixmerge.merge.card import languages_of, model_card, to_yaml
 from mixmerge.merge.checkpoint import COPIED, ITEM_BYTES, Checkpoint, Tensor, as_json, files_like, read_json
@@ -275,7 +275,7 @@ def staff(job: Job, threads: int | None, device: str = "cpu") -> Crew:
     widest = max((target.at.row for target in job.targets if target.method.rows), default=0)
     most = max((len(target.sources) for target in job.targets), default=0)
     works = engine(device)
-    return Crew(threads or works.threads or _cores(), most, widest, engine=works)
+    return Crew(threads or works.threads or usable_cores(), most, widest, engine=works)
 
 
 def prepare(config: MergeConfig, files: Files, folders: Mapping[str, Path] | None = None) -> Job:
@@ -300,10 +300,6 @@ def _copy(source: Source, size: int, write: Write) -> None:
         piece = raw[: min(COPIED_AT_ONCE, size - start) * item]
         source.read(start, piece)
         write(start, piece)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def companions(job: Job) -> dict[str, bytes | Path]:

@@ -136,10 +136,12 @@ class CheckpointWriter:
             lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 os.close(lock)
                 what = "another process is writing this folder"
                 raise CheckpointError(what, where=str(self.out), do="wait for it, or name another folder") from error
+            except OSError:
+                pass  # a shared folder without such locks: a study has its leases, and by hand nobody starts a merge twice
             if self.job.exists() and self.job.read_text() != job:
                 self._clear()
             for left_by_a_kill in self.partial.glob("*.tmp"):

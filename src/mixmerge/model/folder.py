@@ -1,8 +1,8 @@
 """Model folders: what is accepted, how one is copied, and how a new one appears whole or not at all.
 
 The one idea: a folder is built under a hidden name beside its place and renamed when it is finished, so a
-killed run leaves nothing that looks like a model. Weights are hard-linked where the disk allows, and so are
-never written in place; small files are copied. Code and pickles in a model folder are never used nor copied.
+killed run leaves nothing that looks like a model. Weights are linked where the disk allows, and so are never
+written in place; small files are copied. Code and pickles in a model folder are never used nor copied.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixmerge.errors import CheckpointError, MixmergeError, ModelError, UserError
+from mixmerge.linking import link_or_copy
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ def copy_files(model: Path, out: Path, names: tuple[str, ...], *, over: bool) ->
 
 
 def copy_model(model: Path, out: Path, *, weights: bool = True) -> None:
-    """Copy a model folder into the existing folder `out`, weights hard-linked where the disk allows.
+    """Copy a model folder into the existing folder `out`, weights linked where the disk allows.
 
     Subfolders, hidden files, code and weights in other formats stay behind.
 
@@ -111,15 +112,6 @@ def copy_model(model: Path, out: Path, *, weights: bool = True) -> None:
             write_json(out / name, {key: value for key, value in settings.items() if key != "auto_map"})
     for file in files if weights else ():
         link_or_copy(file, out / file.name)
-
-
-def link_or_copy(file: Path, to: Path) -> None:
-    """Give `to` the bytes of `file`: a hard link where source and target allow one, else a copy."""
-    source = file.resolve()  # a Hub cache holds links into its blobs; a link to a link would hang on that cache
-    try:
-        os.link(source, to)
-    except OSError:
-        shutil.copyfile(source, to)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:

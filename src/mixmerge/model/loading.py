@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import CheckpointError, ModelError, reason
+from mixmerge.errors import CheckpointError, ModelError, UserError, reason
 
 _WHAT = {
     "AutoTokenizer": "the tokenizer",
@@ -35,13 +35,19 @@ def check_loadable(folder: Path) -> None:
 
 
 def torch_device(device: str, threads: int | None) -> Any:
-    """The `torch.device` of a name (auto: the first GPU, where there is one), and torch told its threads (None: as they are)."""
+    """The `torch.device` of a name (auto: the first GPU, where there is one), and torch told its threads (None: as they are).
+
+    Raises:
+        UserError: cuda where there is none.
+    """
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here", where="how.device", do="set it to auto or cpu")
     return torch.device(device)
 
 

@@ -1,7 +1,7 @@
 """Prepare a study's base: from a packaged model or a folder, trimmed if asked, with a chat template if asked.
 
 The one idea: whatever the base comes from, everything after this step meets the same thing, a safetensors folder
-that plain transformers loads. Weight files that nothing changed are hard-linked, so preparing costs no disk.
+that plain transformers loads. Weight files that nothing changed are linked, so preparing costs no disk.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.errors import CheckpointError, ModelError, UserError
+from mixmerge.linking import link_or_copy
 from mixmerge.model.folder import (
     INDEX,
     copy_model,
-    link_or_copy,
     read_json,
     save_tensors,
     weight_files,

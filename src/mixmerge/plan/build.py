@@ -28,7 +28,7 @@ from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.judges import lacks_reference
 from mixmerge.plan.mixture import Mixtures, covered
 from mixmerge.plan.models import adopted_source, base_source, base_template
-from mixmerge.plan.notes import left_to_defaults, missing_keys, missing_programs
+from mixmerge.plan.notes import left_to_defaults, missing_keys, missing_programs, too_few_gpus
 from mixmerge.plan.training import HOW as TRAINING_HOW
 from mixmerge.plan.training import (
     check_answers,
@@ -239,6 +239,7 @@ class PlanBuilder:
             name: (recipe.training_of(entry), self.steps[self.models[name]]) for name, entry in trained.items()
         }
         self.notes += missing_programs(trainings, recipe.how, self._where("how", "launcher"))
+        self.notes += too_few_gpus(recipe.how) if trainings else ()
         self.notes += left_to_defaults(trainings)
         self.notes += missing_keys(recipe)
         self.accounts = {name: mixtures.long.account(name) for name in self.data}

@@ -7,25 +7,32 @@ can tell is named with its reason, and never counted as nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import platform
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-from mixmerge.machine import Machine
+from mixmerge.machine import Machine, this_machine
 from mixmerge.plan.effect import ORDERS
-from mixmerge.plan.graph import Plan, Step
-from mixmerge.plan.learnt import Amount, from_records, from_rough
-from mixmerge.plan.rough import SPREAD, gpus_of, rough_bytes, rough_seconds
+from mixmerge.plan.graph import Plan, Step, longest_chains
+from mixmerge.plan.learnt import Amount, from_records, from_rough, reaching
+from mixmerge.plan.rough import SPREAD, gpus_of, rough_bytes, rough_seconds, rough_starting
 from mixmerge.plan.size import base_size, record_parameters
 from mixmerge.plan.work import PROMPT_TOKENS, Facts, Work, work_of
+from mixmerge.terminal import visible
 
 Record = dict[str, Any]
 NAMES = {"train": "training", "generate": "generation", "fit-judge": "fitting", "judge": "judging", "score": "scoring"}
 NAMES |= {"harness": "harness run", "adopt": "adoption"}
 BROADER = ("train", "merge", "base")  # kinds whose other variants still tell something of the time
 WIDER = 2.0
+COSTS = ("disk_bytes", "requests", "money")
+NAMED = 3  # sources of a sum, machines of a source
+FEW = 3  # records that may all have loaded what a step beside them did not have to, or the other way round
+LOADING = 20.0  # seconds of libraries, and of code that is compiled when it is first used
 ROW_TOKENS = 200.0  # of a row, where no mixture was drawn from such data
 RUBRIC_TOKENS, SAID_TOKENS = 600, 150  # of a judge's instructions and answer
 
@@ -141,12 +148,31 @@ class _Estimator:
     def _learnt(self, step: Step, work: Work, amount: float) -> Amount | None:
         key = ("seconds", step.kind, work, gpus_of(step.how, work, self.machine))
         if key not in self._known:
-            source, points, wider = self._alike(step, work)
-            self._known[key] = from_records(points, amount, source, wider=wider) if points else None
+            source, alike, wider = self._alike(step, work)
+            points = [(float(other.amount or 0), float(record["provenance"]["seconds"])) for other, record in alike]
+            found = None
+            if points:
+                start, most = self._start(step.kind, [record for _, record in alike])
+                found = from_records(points, amount, source, start=start, most=most, wider=wider)
+            rough = rough_seconds(step.kind, step.what, step.how, work, self.size, self.machine)
+            if found is not None and rough is not None and len(points) < FEW:
+                found = reaching(found, from_rough(rough, "", SPREAD), LOADING)
+            self._known[key] = found
         return self._known[key]
 
-    def _alike(self, step: Step, work: Work) -> tuple[str, list[tuple[float, float]], float]:
-        """Where the points come from, (work, seconds) of records that are like the step, and how much wider a range is."""
+    def _start(self, kind: str, alike: Sequence[Record]) -> tuple[float | None, float]:
+        """What such a step takes however little it does, None where that was not measured, and the most it may be."""
+        measured = [
+            max(0.0, record["provenance"]["seconds"] - record["measurements"]["seconds"])
+            for record in alike
+            if kind == "train" and record["measurements"].get("seconds")
+        ]
+        if measured:
+            return median(measured), max(measured)
+        return None, LOADING
+
+    def _alike(self, step: Step, work: Work) -> tuple[str, list[tuple[Work, Record]], float]:
+        """Where the times come from, the records that are like the step, and how much wider a range is."""
         gpus = gpus_of(step.how, work, self.machine)
         near = [
             (other, record)
@@ -154,13 +180,11 @@ class _Estimator:
             if other.amount and other.here == work.here and _timed(record) and self._same_machine(other, record, gpus)
         ]
         same = [(other, record) for other, record in near if other.like == work.like]
-        name, where = NAMES.get(step.kind, step.kind), "here" if work.here else "by this server"
-        if same or step.kind not in BROADER:
-            source, chosen, wider = f"{_count(len(same), name)} {where}", same, 1.0
-        else:
-            source, chosen, wider = f"{_count(len(near), name)} {where} with other settings", near, WIDER
-        points = [(float(other.amount or 0), float(record["provenance"]["seconds"])) for other, record in chosen]
-        return source, points, wider
+        chosen, settings, wider = same, "", 1.0
+        if not same and step.kind in BROADER:
+            chosen, settings, wider = near, " with other settings", WIDER
+        where = _where(record for _, record in chosen) if work.here else "by this server"
+        return f"{_count(len(chosen), NAMES.get(step.kind, step.kind))} {where}{settings}", chosen, wider
 
     def _same_machine(self, work: Work, record: Record, gpus: int) -> bool:
         if not work.here:
@@ -265,6 +289,17 @@ def _money(read: Amount, wrote: Amount, prices: tuple[Any, Any]) -> Amount:
     return Amount(value, low, high, read.source)
 
 
+def _where(records: Iterable[Record]) -> str:
+    """On which machines the records were made, all of them of this kind."""
+    hosts = dict.fromkeys(visible(str(record["provenance"].get("host", "?"))) for record in records)
+    others = [host for host in hosts if host != platform.node()]
+    if not others:
+        return "here"
+    told = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
+    kind = f"on {'a machine' if len(others) == 1 else 'machines'} of this kind ({told})"
+    return kind if len(others) == len(hosts) else f"here and {kind}"
+
+
 def _count(number: int, name: str) -> str:
     return f"{number} earlier {name}{'' if number == 1 else 's'}"
 
@@ -273,10 +308,14 @@ def _count(number: int, name: str) -> str:
 class Total:
     """Of all steps left. Times are one step after another, but for `longest`: of the longest chain of steps that need each other.
 
-    `sources`: source of the time -> steps, seconds. `unknown`: field -> reason -> titles.
+    `starting`: the time until so many `processes` have their libraries, which no step's time has in it. `sources`: source of
+    the time -> steps, seconds. `unknown`: field -> reason -> titles. `missing`: field of this -> steps that its sum has not in
+    it, since nobody knows theirs.
     """
 
     seconds: Amount
+    starting: Amount
+    processes: int
     longest: float
     gpu_seconds: Amount
     disk_bytes: Amount
@@ -286,31 +325,35 @@ class Total:
     money: Amount | None
     sources: Mapping[str, tuple[int, float]]
     unknown: Mapping[str, Mapping[str, Sequence[str]]]
+    missing: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def total(plan: Plan, estimates: Mapping[str, Estimate]) -> Total:
-    """The sum of the estimates; what is unknown is no part of it and is named."""
+def total(plan: Plan, estimates: Mapping[str, Estimate], on: Machine | None = None) -> Total:
+    """The sum of the estimates; what is unknown is no part of it and is named. `on`: where they will run, else here."""
     sources: dict[str, tuple[int, float]] = {}
     unknown: dict[str, dict[str, list[str]]] = {}
-    ends: dict[str, float] = {}
     for step in plan.steps:
         if (found := estimates.get(step.id)) is None:
             continue
-        own = 0.0 if found.seconds is None else found.seconds.value
-        ends[step.id] = own + max((ends.get(i, 0.0) for i in step.inputs.values()), default=0.0)
+        own = seconds_of(found) or 0.0
         if found.seconds is not None:
             count, seconds = sources.get(found.seconds.source, (0, 0.0))
             sources[found.seconds.source] = count + 1, seconds + own
         for name, reason in found.unknown.items():
             unknown.setdefault(name, {}).setdefault(reason, []).append(step.title)
+    left = [step for step in plan.steps if step.id in estimates]
+    chains = longest_chains(left, lambda step: seconds_of(estimates[step.id]) or 0.0)
     all_ = list(estimates.values())
     money = [found.money for found in all_ if found.money is not None]
+    processes = len({step.group or step.id for step in left})
     return Total(
         _sum(found.seconds for found in all_),
-        max(ends.values(), default=0.0),
+        from_rough(rough_starting(processes, on or this_machine()), "rough, from the number of processes", SPREAD),
+        processes,
+        max(chains.values(), default=0.0),
         _sum(None if found.seconds is None else found.seconds.times(found.gpus) for found in all_),
         _sum(found.disk_bytes for found in all_),
         sum(found.requests or 0 for found in all_),
@@ -319,20 +362,33 @@ def total(plan: Plan, estimates: Mapping[str, Estimate]) -> Total:
         _sum(money) if money else None,
         dict(sorted(sources.items(), key=lambda item: -item[1][1])),
         unknown,
+        _missing(all_),
     )
+
+
+def _missing(estimates: Sequence[Estimate]) -> dict[str, int]:
+    counts = {name: sum(name in found.unknown for found in estimates) for name in ("seconds", *COSTS)}
+    counts["gpu_seconds"] = sum(found.seconds is None and found.gpus > 0 for found in estimates)
+    return {name: count for name, count in counts.items() if count}
+
+
+def seconds_of(found: Estimate) -> float | None:
+    """The time of a step where it is known."""
+    return None if found.seconds is None else found.seconds.value
 
 
 def _sum(amounts: Any) -> Amount:
     known = [amount for amount in amounts if amount is not None]
-    source = ", ".join(dict.fromkeys(amount.source for amount in known))
+    sources = list(dict.fromkeys(amount.source for amount in known))
+    source = (
+        "; ".join(sources) if len(sources) <= NAMED else f"{'; '.join(sources[:NAMED])}; {len(sources) - NAMED} more"
+    )
     value, low, high = (sum(getattr(amount, name) for amount in known) for name in ("value", "low", "high"))
     return Amount(value, low, high, source)
 
 
 def free_bytes(folder: Path) -> int | None:
     """The bytes that are free where a folder is or will be; None where nobody tells."""
-    import shutil
-
     nearest = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), None)
     try:
         return None if nearest is None else shutil.disk_usage(nearest).free

@@ -77,11 +77,21 @@ class EvaluationPlan:
                     inputs={"model": self.models[candidate]},
                     how=self._prompts_how(name)
                     | {"batch_size": recipe.how.generate_batch_size}
+                    | self._shared_out()
                     | self._server(candidate)
                     | self._how("threads", "device"),
                     group=f"generate {self.models[candidate]}",
                 )
         return responses
+
+    def _shared_out(self) -> dict[str, Any]:
+        """The processes that share a generation, where there are several."""
+        asked = self.recipe.how.generate_processes
+        if asked > 1 and self.recipe.evaluation.server is not None:
+            do = "leave it out; a server that is started takes replicas"
+            where = self._where("how", "generate_processes")
+            raise RecipeError("a server answers, which is asked everything at once", where=where, do=do)
+        return {"processes": asked} if asked > 1 else {}
 
     def _engine(self, candidate: str) -> dict[str, Any]:
         """What decides an answer, beside the model and the prompt."""

@@ -6,7 +6,7 @@ Steps of one group load the same things and share a process, one after another; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -70,7 +70,9 @@ class Step:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Step:
-        return cls(data["kind"], data["name"], data["what"], data["inputs"], data["how"], data["group"])
+        step = cls(data["kind"], data["name"], data["what"], data["inputs"], data["how"], data["group"])
+        step.__dict__["id"] = str(data["id"])  # as it was made: a later mixmerge may give another
+        return step
 
 
 @dataclass(frozen=True)
@@ -120,3 +122,18 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         steps = tuple(Step.from_json(step) for step in data["steps"])
         return cls(data["study"], steps, data["models"], data.get("dropped", {}), called=data.get("called", {}))
+
+
+def longest_chains(steps: Iterable[Step], length: Callable[[Step], float]) -> dict[str, float]:
+    """Step id -> the longest chain of these steps that begins with it, each of them needing the one before.
+
+    HEFT's upward rank (Topcuoglu et al. 2002, https://doi.org/10.1109/71.993206). Steps come after their inputs; those
+    that are not among them (done already) take no time.
+    """
+    chains: dict[str, float] = {}
+    longest_after: dict[str, float] = {}
+    for step in reversed(list(steps)):
+        chains[step.id] = own = length(step) + longest_after.get(step.id, 0.0)
+        for wanted in step.inputs.values():
+            longest_after[wanted] = max(own, longest_after.get(wanted, 0.0))
+    return chains

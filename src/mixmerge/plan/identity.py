@@ -11,10 +11,13 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from difflib import SequenceMatcher
+from typing import Any, NamedTuple
 
 ID_LENGTH = 12
 ABSENT = "(absent)"  # in the place of the value of a field that one of two has not
+LONGEST, BEFORE = 60, 20  # characters of a value in a line, and those before where it begins to differ
+ALIGNED = 1000  # elements of a list that are compared with those of another, wherever they stand
 
 
 def canonical(value: Any) -> str:
@@ -41,25 +44,48 @@ def step_id(payload: Mapping[str, Any]) -> str:
     return fingerprint(dict(payload))[:ID_LENGTH]
 
 
+class Change(NamedTuple):
+    """A field that differs, with both values; ABSENT where one has none."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """`field: old -> new`, long values cut to what stands where they differ."""
+        return self._in_words(*brief(self.old, self.new))
+
+    @property
+    def whole(self) -> str:
+        """As the text, with nothing cut."""
+        return self._in_words(_text(self.old), _text(self.new))
+
+    def to_json(self) -> dict[str, Any]:
+        """The field and the values that there are."""
+        values = {"old": self.old, "new": self.new}
+        return {"field": self.field} | {key: value for key, value in values.items() if value is not ABSENT}
+
+    def _in_words(self, old: str, new: str) -> str:
+        if self.old is ABSENT:
+            return f"{self.field}: added {new}"
+        return f"{self.field}: removed {old}" if self.new is ABSENT else f"{self.field}: {old} -> {new}"
+
+
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Each field that differs, as `path: old -> new`, in path order.
 
     >>> list(differences({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8}))
     ['lr: 1e-05 -> 2e-05']
     """
-    for field, before, after in changes(old, new, path):
-        if before is ABSENT:
-            yield f"{field}: added {_short(after)}"
-        elif after is ABSENT:
-            yield f"{field}: removed {_short(before)}"
-        else:
-            yield f"{field}: {_short(before)} -> {_short(after)}"
+    yield from map(str, changes(old, new, path))
 
 
-def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Each field that differs with both values, ABSENT where one has none, in path order.
+def changes(old: Any, new: Any, path: str = "") -> Iterator[Change]:
+    """Each field that differs with both values, ABSENT where one has none, in path order; of lists, each element.
 
-    >>> list(changes({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8}))
+    An element that went has its number in the old list, one that came or changed that in the new one.
+
+    >>> [tuple(change) for change in changes({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8})]
     [('lr', 1e-05, 2e-05)]
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -68,22 +94,59 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
             if key in old and key in new:
                 yield from changes(old[key], new[key], below)
             else:
-                yield below, old.get(key, ABSENT), new.get(key, ABSENT)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from changes(before, after, f"{path}.{index}")
+                yield Change(below, old.get(key, ABSENT), new.get(key, ABSENT))
+    elif isinstance(old, list) and isinstance(new, list):
+        for before, after in _aligned(old, new):
+            if before is not None and after is not None:
+                yield from changes(old[before], new[after], f"{path}.{after}")
+            elif after is not None:
+                yield Change(f"{path}.{after}", ABSENT, new[after])
+            elif before is not None:
+                yield Change(f"{path}.{before}", old[before], ABSENT)
     elif not _same_scalar(old, new) and canonical(old) != canonical(new):
-        yield path, old, new
+        yield Change(path, old, new)
+
+
+def _aligned(old: list[Any], new: list[Any]) -> Iterator[tuple[int | None, int | None]]:
+    """Which element of one list stands for which of the other: by place in lists of one length, else by what is equal."""
+    blocks = [(0, len(old), 0, len(new))]
+    if len(old) != len(new) and max(len(old), len(new)) <= ALIGNED:
+        texts = [canonical(value) for value in old], [canonical(value) for value in new]
+        codes = SequenceMatcher(None, *texts, autojunk=False).get_opcodes()
+        blocks = [(start, end, first, last) for word, start, end, first, last in codes if word != "equal"]
+    for start, end, first, last in blocks:
+        both = min(end - start, last - first)
+        yield from ((start + at, first + at) for at in range(both))
+        yield from ((at, None) for at in range(start + both, end))
+        yield from ((None, at) for at in range(first + both, last))
+
+
+def brief(old: Any, new: Any) -> tuple[str, str]:
+    """Two values as texts of at most some 60 characters; longer ones show where they differ.
+
+    >>> brief("a" * 99 + "b", "a" * 99 + "c")[0]
+    '...aaaaaaaaaaaaaaaaaaaab"'
+    """
+    texts = _text(old), _text(new)
+    same = next((at for at, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    start = 0 if same < LONGEST - BEFORE else same - BEFORE
+    return _cut(texts[0], start), _cut(texts[1], start)
+
+
+def _cut(text: str, start: int) -> str:
+    if len(text) <= LONGEST:
+        return text
+    end = start + LONGEST - (6 if start else 3)
+    return "..." * (start > 0) + text[start:end] + "..." * (end < len(text))
+
+
+def _text(value: Any) -> str:
+    return ABSENT if value is ABSENT else json.dumps(value, ensure_ascii=False)
 
 
 def _same_scalar(old: Any, new: Any) -> bool:
     """Whether two values are one text, word or whole number: a quick look, which leaves the rest to the encoder."""
     return type(old) is type(new) and isinstance(old, str | int | None) and bool(old == new)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _check(value: Any, path: str) -> None:

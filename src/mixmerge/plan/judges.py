@@ -91,6 +91,7 @@ def _classifier(name: str, entry: ClassifierJudge, loaded: LoadedRecipe, cache: 
         if entry.kind in ("classifier", "guard"):
             check_model_folder(path, where)
             what["content"] = folder_fingerprint(path, cache)
+            how["device"] = loaded.recipe.how.device
             _check_head(entry, path, where)
             if entry.kind == "classifier":
                 _check_labels(entry, path, where)

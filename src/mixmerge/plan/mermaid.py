@@ -7,7 +7,7 @@ steps of a kind. A folded node says how many steps it stands for, in which state
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from mixmerge.plan.explain import Explanation
 from mixmerge.plan.graph import Step
@@ -27,10 +27,17 @@ FAILED = "failed"  # a step that failed when it was last tried, or that waits fo
 FAILED_COLOUR = "fill:#f8d7da,stroke:#b02a37,color:#58151c"
 
 
-def mermaid(explained: Sequence[Explanation], *, most: int = MOST) -> str:
-    """The flowchart of a plan's steps, of at most about `most` nodes."""
+def mermaid(explained: Sequence[Explanation], candidates: Collection[str] = (), *, most: int = MOST) -> str:
+    """The flowchart of a plan's steps, of at most about `most` nodes; `candidates`: their names, which may have dots."""
     names: dict[str, str] = {}
-    for fold in FOLDS:
+    longest_first = sorted(candidates, key=lambda name: (-len(name), name))
+
+    def by_candidate(step: Step) -> str:
+        named = (name for name in longest_first if step.name == name or step.name.startswith(f"{name}."))
+        return f"{step.kind}/{next(named, step.name)}" if step.kind in BY_CANDIDATE else step.title
+
+    folds: tuple[Callable[[Step], str], ...] = (lambda step: step.id, by_candidate, lambda step: step.kind)
+    for fold in folds:
         names = {entry.step.id: fold(entry.step) for entry in explained}
         if len(set(names.values())) <= most:
             break
@@ -61,17 +68,6 @@ def escaped(text: str) -> str:
     """
     marks = {"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;", "`": "#96;", "\\": "#92;"}
     return "".join(marks.get(c, c if c.isprintable() else " ") for c in text)
-
-
-def _by_candidate(step: Step) -> str:
-    return f"{step.kind}/{step.name.partition('.')[0]}" if step.kind in BY_CANDIDATE else step.title
-
-
-def _by_kind(step: Step) -> str:
-    return step.kind
-
-
-FOLDS: tuple[Callable[[Step], str], ...] = (lambda step: step.id, _by_candidate, _by_kind)
 
 
 def _label(name: str, group: Sequence[Explanation]) -> str:

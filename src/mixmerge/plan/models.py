@@ -7,6 +7,7 @@ verified when it is unpacked). Large files are hashed once and remembered (`mixm
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,11 @@ def check_model_folder(folder: Path, where: str) -> None:
         )
 
 
-def folder_fingerprint(folder: Path, cache: Path | None) -> str:
-    """sha256 over the names and contents of a model folder's files."""
+def folder_fingerprint(folder: Path, cache: Path | None, known: Mapping[str, str] | None = None) -> str:
+    """sha256 over the names and contents of a model folder's files; `known`: the sha256 of some, by name, not read again."""
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
-    hashes, total = FileHashes(cache), hashlib.sha256()
-    for path, found in zip(files, each_sha256(files, hashes), strict=True):
+    hashes, known, total = FileHashes(cache), known or {}, hashlib.sha256()
+    for path, found in zip(files, each_sha256(files, lambda path: known.get(path.name) or hashes(path)), strict=True):
         total.update(f"{path.name} {found}\n".encode())
     hashes.save()
     return total.hexdigest()

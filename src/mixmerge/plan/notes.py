@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mixmerge.errors import RecipeError
+from mixmerge.machine import this_machine
 from mixmerge.plan.graph import Step
 from mixmerge.recipe.evaluation import Served
 from mixmerge.recipe.schema import How, Recipe, Training
@@ -67,6 +68,15 @@ def missing_programs(trainings: Mapping[str, tuple[Training, Step]], how: How, w
     for who, program in named.items():
         if shutil.which(program) is None:
             yield f"{who}: no program '{program}' is found on this machine"
+
+
+def too_few_gpus(how: How) -> Iterator[str]:
+    """A note where a training of several processes is to run on a machine with fewer GPUs than that, and not with none: on cores."""
+    if how.processes == 1 or how.device == "cpu":
+        return
+    if 0 < (found := len(this_machine().gpus)) < how.processes:
+        few = f"how.processes: {how.processes} processes share a training, and this machine has {found} GPU{'s' * (found > 1)}"
+        yield f"{few}; here it would end at once, since each process needs one"
 
 
 def missing_keys(recipe: Recipe) -> Iterator[str]:

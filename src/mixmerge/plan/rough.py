@@ -45,6 +45,7 @@ JUDGED = {
 }
 ANSWER_TOKENS = 300  # read by a classifier or a guard for one verdict
 STARTING = {"base": 2.0, "train": 8.0, "generate": 3.0, "harness": 15.0, "judge": 0.1, "score": 2.0, "report": 3.0}
+LIBRARIES, FORKED = 15.0, 0.5  # torch, transformers and TRL; a process that has them: of a tiny study on two cores
 DRAWN, COUNTED, UNPACKED = 20_000.0, 5_000.0, 30e6  # tokens of mixtures, verdicts of scores, bytes of bases: a second
 FITTED = 30.0  # seconds to fit a judge
 # bytes a token of a mixture or of an answer, and those of a row beside it
@@ -93,6 +94,13 @@ def rough_bytes(
         return work.bulk * TOKEN_BYTES + float(how["prompts"]) * ROW_BYTES
     each = {"mixture": TOKEN_BYTES, "judge": ROW_BYTES, "score": SCORED, "report": ROW_BYTES}
     return work.bulk * each.get(kind, 100_000.0)
+
+
+def rough_starting(processes: int, on: Machine) -> float:
+    """Seconds until so many processes, one after another, have loaded their libraries: where there is no GPU, they share them."""
+    if processes == 0:
+        return 0.0
+    return LIBRARIES * (processes if on.gpus else 1) + FORKED * (0 if on.gpus else processes)
 
 
 def gpus_of(how: Mapping[str, Any], work: Work, on: Machine) -> int:

@@ -161,7 +161,7 @@ def check_devices(how: How, where: Callable[[str], str]) -> None:
     """
     if how.nodes > 1 and not how.launcher:
         what = f"{how.nodes} machines, and no 'launcher'"
-        do = "give what runs a command on each, e.g. launcher: srun --nodes 2 --ntasks-per-node 1"
+        do = "give what runs a command on each, e.g. launcher: srun --nodes 2 --ntasks-per-node 1; or launcher: ray, with --backend ray"
         raise RecipeError(what, where=where("nodes"), do=do)
     if how.fsdp and Devices.of(how.model_dump()).size == 1:
         raise RecipeError("one process shares its weights with none", where=where("fsdp"), do="set how.processes")

@@ -12,7 +12,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mixmerge.recipe.evaluation import Evaluation, Judges, Statistics
-from mixmerge.recipe.section import Count, Fraction, Language, Name, Positive, Section, Share, distinct_names
+from mixmerge.recipe.section import (
+    Command,
+    Count,
+    Fraction,
+    Language,
+    Name,
+    Options,
+    Positive,
+    Section,
+    Share,
+    distinct_names,
+)
 
 Loss = Literal[
     "sigmoid",
@@ -198,7 +209,7 @@ class Training(Section):
     """How a model is fine-tuned. A training's own keys override the recipe's `training`."""
 
     engine: Literal["trl", "command"] = Field("trl", description="Train by TRL here, or by a command of your own.")
-    command: str | None = Field(
+    command: Command | None = Field(
         None,
         description="engine: command: a program and its arguments, without a shell. {model}, {mixture}, {out} are folders; "
         "{work} is one that survives a kill; {learning_rate} and the like are keys of this section; {launcher} is how.launcher.",
@@ -255,7 +266,7 @@ class Training(Section):
         description="Share of all prompts, by a hash of each: rows with them are never trained on; their loss, by language, "
         "shows the learning.",
     )
-    extra: dict[str, Any] = Field(
+    extra: Options = Field(
         {}, description="Other options of TRL's SFTConfig or DPOConfig, by their own names; see TRL's documentation."
     )
     beta: Positive = Field(0.1, description="dpo: how strongly the start holds back; larger stays nearer to it.")
@@ -334,15 +345,18 @@ class How(Section):
     """Speed only: nothing here changes a result or a step's identity."""
 
     threads: Count | None = Field(None, description="Threads per step; default: the cores this process may use.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models train and generate.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models train, generate and judge.")
     jobs: Count | None = Field(
         None, description="Steps at once at most, as GPUs and memory allow; default: two for each GPU, else one."
     )
     generate_batch_size: Count = Field(128, description="Prompts per generation batch at most; memory may allow fewer.")
+    generate_processes: Count = Field(
+        1, description="Processes that share the prompts of each generation, a CUDA device each where there are any."
+    )
     checkpoint_every: Count = Field(25, description="Training steps between checkpoints.")
-    launcher: str = Field(
+    launcher: Command = Field(
         "",
-        description="What runs a command on each of the nodes, e.g. srun --nodes 2 --ntasks-per-node 1; "
+        description="What runs a command on each of the nodes, e.g. srun --nodes 2 --ntasks-per-node 1; ray with --backend ray; "
         "engine: command: what {launcher} stands for, e.g. torchrun --nproc-per-node 8.",
     )
     gradient_checkpointing: bool = Field(

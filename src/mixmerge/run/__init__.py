@@ -11,8 +11,17 @@ from mixmerge.callable import make_callable
 DEFAULT_OUT = Path("mixmerge-out")
 
 
-def run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str = DEFAULT_OUT) -> dict[str, Any]:
+def run(
+    recipe: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | str = DEFAULT_OUT,
+    backend: str = "local",
+    address: str | None = None,
+) -> dict[str, Any]:
     """Carry out the study of a recipe file and return its scores; finished steps are not done again.
+
+    `backend`: local, or ray with the `address` of a cluster (none: one is started on this machine).
 
     Raises:
         UserError: whatever is wrong with the recipe, its data or its prompts.
@@ -21,16 +30,18 @@ def run(recipe: Path | str, overrides: Sequence[str] = (), *, out: Path | str = 
     from mixmerge.hashes import cache_folder
     from mixmerge.plan.build import build_plan
     from mixmerge.recipe.load import load_recipe
+    from mixmerge.run.backends import backend_for
     from mixmerge.run.progress import Progress
     from mixmerge.run.runner import run_plan
 
     loaded = load_recipe(recipe, overrides)
     plan, how = build_plan(loaded, cache=cache_folder()), loaded.recipe.how
     progress = Progress()
-    try:
-        run_plan(plan, Path(out), jobs=how.jobs, threads=how.threads, progress=progress).check()
-    finally:
-        progress.stop()
+    with backend_for(backend, plan.study, Path(out), address=address, jobs=how.jobs, threads=how.threads) as place:
+        try:
+            run_plan(plan, Path(out), jobs=how.jobs, threads=how.threads, progress=progress, backend=place).check()
+        finally:
+            progress.stop()
     return results(recipe, overrides, out=out)
 
 

@@ -14,7 +14,8 @@ class Backend(Protocol):
     """Runs batches of steps, each batch in one process.
 
     Events are those of a worker (start, progress, waiting, done, failed: `step` is its id) and, at the end of each process,
-    `{"event": "exit", "steps": [Step], "code": int}` with a negative code for a signal.
+    `{"event": "exit", "steps": [Step], "code": int}` with a negative code for a signal,
+    and `why` where more is known of an end that left steps undone.
     """
 
     def start(self, batch: Sequence[Step]) -> bool:

@@ -7,15 +7,20 @@ is said where it was set.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from mixmerge.errors import CheckpointError, reason
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import changes
-from mixmerge.run.store import Store, read_json
+from mixmerge.run.store import Store, read_json, remove
 
 SCORED = "scores.json"
-PLACES = ("folder", "recipe")  # where a recipe lies; what its paths lead to is told by its content
+# Where a step's inputs lie and how they are read: what they hold is a setting of its own, told once by its content
+PLACES = (
+    *("folder", "recipe", "path", "sources", "set", "sets", "prompt_set", "prompts", "languages", "limit"),
+    *("fingerprint", "seed", "answers", "refusals", "dropped"),
+)
+NAMED_AFTER = ("score", "report")  # steps that say which study they are of
 
 
 def compare(one: Plan, other: Plan) -> dict[str, Any]:
@@ -42,9 +47,11 @@ def _title(step: Step, plan: Plan) -> str:
 
 
 def _fields(one: Step, other: Step) -> Iterator[tuple[str, Any, Any]]:
-    yield from changes(dict(one.what), dict(other.what))
+    for field, old, new in changes(dict(one.what), dict(other.what)):
+        if one.kind not in NAMED_AFTER or field != "study":
+            yield field, old, new
     for field, old, new in changes(dict(one.how), dict(other.how)):
-        if field.rpartition(".")[2] not in PLACES:
+        if field.partition(".")[0] not in PLACES:
             yield f"how.{field}", old, new
 
 
@@ -83,10 +90,11 @@ def scores_of(plan: Plan, store: Store) -> dict[str, Any] | None:
     """
     for step in plan.steps:
         if step.kind == "score" and (folder := store.find(step.id)) is not None:
-            return read_json(folder / SCORED)
+            found = read_json(folder / SCORED)
+            try:
+                dict(_scores(found))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                what = f"no scores of a study: {reason(error)}"
+                raise CheckpointError(what, where=str(folder / SCORED), do=remove(folder)) from error
+            return found
     return None
-
-
-def store_of(file: Path) -> Store:
-    """The store beside the study that a plan file `<out>/runs/<study>/plan.json` is of."""
-    return Store(file.absolute().parents[2])

@@ -7,12 +7,13 @@ from its ids, so that a wrong template, a cut answer or a token too many is seen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixmerge.data.mixture import ORIGINS
 from mixmerge.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Example:
     """Row `row` (from 1) of a mixture. No parts: cut at `max_length`, nothing of its answer was left to learn.
 
     `rejected` is the answer that a preference training learns to avoid; None where the mixture has none. `training` is
-    the one that learns it so; `own_marks`: it is a command of the user's, which decides by itself what it learns.
+    the one that learns it so; `own_marks`: it is a command of the user's, which decides by itself what it learns. `origin`: the
+    data set, the file and the row in it that it comes from; None where an older mixmerge drew it.
     """
 
     row: int
@@ -47,6 +49,7 @@ class Example:
     rejected: Part | None = None
     training: str | None = None
     own_marks: bool = False
+    origin: Mapping[str, Any] | None = None
 
     def tokens(self, *, trained: bool) -> int:
         return sum(part.tokens for part in self.parts if part.trained == trained)
@@ -95,6 +98,7 @@ def training_example(
     from mixmerge.train.tokens import IGNORED, load_tokenizer, tokenise
 
     record = _row(mixture / "rows.jsonl", row)
+    origins = mixture / ORIGINS
     reader = load_tokenizer(tokenizer)
     sides = [record] + ([record | {"completion": record["rejected"]}] if "rejected" in record else [])
     found = [tokenise([side], reader, max_length or WHOLE, all_turns=all_turns) for side in sides]
@@ -103,7 +107,8 @@ def training_example(
         for side in found
     )
     rejected = next((part for other in others for part in other if part.trained), None)
-    return Example(row, record["id"], parts, any(side.truncated for side in found), max_length, rejected)
+    truncated, origin = any(side.truncated for side in found), _row(origins, row) if origins.is_file() else None
+    return Example(row, record["id"], parts, truncated, max_length, rejected, origin=origin)
 
 
 def _row(path: Path, row: int) -> Any:

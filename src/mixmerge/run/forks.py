@@ -5,6 +5,7 @@ Importing torch, transformers and TRL takes longer than many a step, and so does
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -21,6 +23,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 SIZE = struct.Struct("<Q")
+PR_SET_PDEATHSIG = 1  # prctl(2)
 # A driver of an accelerator does not survive a fork, and libraries ask it as they are imported
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/accel")
 
@@ -57,7 +60,10 @@ class Forked:
 
 
 class ForkServer:
-    """The runner's end. What it forks ends with this process, as the server does: they hold a pipe that closes then."""
+    """The runner's end. The server is killed with the thread that made it, also while it imports, which takes seconds.
+
+    What it forked ends with this process: it follows a pipe that closes then.
+    """
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self._socket, theirs = socket.socketpair()
@@ -71,6 +77,7 @@ class ForkServer:
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),
             )
         self._born: SimpleQueue[Forked | None] = SimpleQueue()
         self._alive: dict[int, Forked] = {}
@@ -78,22 +85,28 @@ class ForkServer:
         self._reader.start()
 
     def fork(self, request: Request) -> Forked | None:
-        """A new process, or None where the server is gone; `request.events` stays the caller's to close."""
+        """A new process, or None where the server is gone; `request.events` stays the caller's to close.
+
+        Interrupted meanwhile, the server is ended at once: it may import for long before it reads or tells anything more,
+        also how a process ended that is waited for.
+        """
         try:
             send(self._socket, request)
+            return self._born.get()
         except OSError:
             return None
-        return self._born.get()
+        except BaseException:
+            self._process.kill()
+            raise
 
     def close(self) -> None:
         """End the server and what it forked."""
         for pid in list(self._alive):
             with suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-        self._reader.join()
+        self._process.kill()
         self._process.wait()
+        self._reader.join()
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._socket.close()
@@ -110,6 +123,18 @@ class ForkServer:
         for process in self._alive.values():  # the server was killed, and nobody else can say how these end
             process.code.set_result(-signal.SIGKILL)
         self._born.put(None)
+
+
+def _die_with(runner: int) -> Callable[[], None]:
+    """What the server does first: ask the kernel to be killed with its runner, and end where that is gone already."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != runner:
+            os._exit(1)
+
+    return ask
 
 
 def usable() -> bool:

@@ -1,7 +1,9 @@
 """What of a store no recipe reaches, and its removal.
 
-Reached is every step of the plans given, and every step of a study that a live runner is at. A link to outside is never
-followed and never removed; a file with names elsewhere (hard links) gives its room back only with its last name.
+Reached is every step of the plans given, and every step of a study that a live runner is at: a runner says so before it looks
+for what is done, and waits for a removal; a removal says so before it looks for runners. A link to outside is never followed
+and never removed; a file with names elsewhere (hard links) gives its room back only with its last name. A removal needs no
+room itself: it goes on a disk that is full.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan
 from mixmerge.run.plans import read_plan
-from mixmerge.run.store import GONE, Store, named_os_error
+from mixmerge.run.store import GC, GONE, Store, named_os_error, run_lease
 
 
 @dataclass(slots=True)
@@ -46,7 +48,7 @@ class Garbage:
 def unreached(store: Store, plans: Collection[Plan]) -> Garbage:
     """What of the store none of the plans reaches, with what it would give back."""
     garbage = Garbage()
-    live = live_leases(store)
+    live = store.leases.live()
     wanted = {step.id for plan in plans for step in plan.steps}
     for plan in _running_studies(store, live - wanted):
         garbage.kept.append(f"the study {plan.study} is running now: all its steps are kept")
@@ -56,7 +58,9 @@ def unreached(store: Store, plans: Collection[Plan]) -> Garbage:
         name, _, step = folder.name.rpartition("--")
         if step in wanted:
             continue
-        if folder.is_symlink():
+        if folder.parent.is_symlink():
+            garbage.kept.append(f"{folder} is in another place, by a link: kept")
+        elif folder.is_symlink():
             garbage.kept.append(f"{folder} is a link to {folder.readlink()}: kept")
         elif folder.is_dir():
             garbage.found.append(Unreached("step", f"{folder.parent.name}/{name}", step, folder))
@@ -78,9 +82,22 @@ def remove(garbage: Garbage, store: Store) -> None:
     Raises:
         CheckpointError: a folder that may not be removed.
     """
+    with store.hold(GC, roomless=True) as alone:
+        live = store.leases.live() - {GC}
+        running = {step for plan in _running_studies(store, live) for step in plan.by_id}
+        if not alone:
+            garbage.kept.append("another one removes from this store now: nothing is removed")
+        else:
+            _remove(garbage, store, running | ({""} if live else set()))
+
+
+def _remove(garbage: Garbage, store: Store, running: Collection[str]) -> None:
     for entry in garbage.found:
+        if entry.step in running:
+            garbage.kept.append(f"{entry.title} {entry.step} is of a study that is running now: kept")
+            continue
         try:
-            with store.hold(entry.step or "tokens") as held:
+            with store.hold(entry.step or "tokens", roomless=True) as held:
                 if not held:
                     garbage.kept.append(f"{entry.title} {entry.step} is in the hands of a live runner now: kept")
                     continue
@@ -95,19 +112,14 @@ def remove(garbage: Garbage, store: Store) -> None:
             raise named_os_error(error, entry.folder) from error
 
 
-def live_leases(store: Store) -> set[str]:
-    """The ids of all steps that live runners hold."""
-    return {lease.stem for lease in (store.folder / ".leases").glob("*.json") if store.holder(lease.stem) is not None}
-
-
 def _running_studies(store: Store, live: Collection[str]) -> Iterator[Plan]:
-    """The plans under `runs/` that have one of these steps."""
+    """The plans under `runs/` that have one of these steps, or a runner that has one of these leases."""
     for file in sorted((store.root / "runs").glob("*/plan.json")) if live else ():
         try:
             plan = read_plan(file)
         except CheckpointError:
             continue
-        if any(step in plan.by_id for step in live):
+        if any(name in plan.by_id or name.startswith(run_lease(plan.study)) for name in live):
             yield plan
 
 

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixmerge.errors import CheckpointError
-from mixmerge.plan.graph import Step
-from mixmerge.run.record import RECORD
+from mixmerge.plan.graph import Plan, Step
+from mixmerge.run.plans import PLAN, read_plan
+from mixmerge.run.record import RECORD, seal_of, whole_record
 from mixmerge.run.store import Store, read_record
 
 MOST = 200  # records of a kind that are learnt from: the newest
+MOST_NAMED = 20  # records of one kind and name that a step is compared with
 
 
 class _Made(NamedTuple):
@@ -26,12 +30,22 @@ class _Made(NamedTuple):
     folder: Path
 
 
+class _Read(NamedTuple):
+    """A record as its file says it, and with every part that readers look for."""
+
+    said: dict[str, Any]
+    record: dict[str, Any]
+
+
 class History:
-    """A store as it was when this was made; `events`: the event log of the study, which tells of failures."""
+    """A store as it was when this was made; `events`: the event log of the study, which tells of failures.
+
+    The plan that the study was run by last lies beside its event log.
+    """
 
     def __init__(self, store: Store, events: Path | None = None) -> None:
         self._store, self._events = store, events
-        self._records: dict[str, dict[str, Any] | None] = {}
+        self._records: dict[str, _Read | None] = {}
         self._of_kind: dict[str, list[dict[str, Any]]] = {}
 
     def find(self, step_id: str) -> Path | None:
@@ -46,37 +60,43 @@ class History:
     def running(self, step: Step) -> dict[str, Any] | None:
         return self._store.running(step) if self._leased else None
 
-    def latest(self, kind: str, name: str) -> dict[str, Any] | None:
-        """The record of the newest finished step of that kind and name, whatever its id."""
-        for made in self._made.get((kind, name), ()):
-            if (record := self.record(made.id)) is not None:
-                return record
-        return None
+    def named(self, kind: str, name: str) -> list[dict[str, Any]]:
+        """The records of finished steps of that kind and name, whatever their ids: the last run's own, then the newest."""
+        made = sorted(self._made.get((kind, name), ()), key=lambda one: one.id not in self._last_ids)
+        found = (self.record(one.id) for one in made[:MOST_NAMED])
+        return [record for record in found if record is not None]
+
+    def own(self, record: Mapping[str, Any]) -> bool:
+        """Whether a step was made for this study: its last run has it, or it was made by the same recipe."""
+        recipe = None if self._last is None else self._last.called.get("recipe")
+        made_by = record.get("provenance", {}).get("recipe")
+        return record.get("id") in self._last_ids or (made_by is not None and made_by == recipe)
 
     def record(self, step_id: str) -> dict[str, Any] | None:
         """The record of a finished step whose files are whole; None where there is none."""
-        if step_id not in self._records:
-            self._records[step_id] = self._read(step_id)
-        return self._records[step_id]
+        found = self._read(step_id)
+        return None if found is None else found.record
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """The records of the newest finished steps of a kind, the newest first."""
+        """The records of the newest finished steps of a kind, the newest first; what changed since it was written tells nothing."""
         if kind not in self._of_kind:
             made = sorted((m for (k, _), all_ in self._made.items() if k == kind for m in all_), reverse=True)[:MOST]
-            found = (self.record(one.id) for one in made)
-            self._of_kind[kind] = [record for record in found if record is not None]
+            found = (self._read(one.id) for one in made)
+            self._of_kind[kind] = [one.record for one in found if one is not None and _as_written(one.said)]
         return self._of_kind[kind]
 
     def failure(self, step_id: str) -> str | None:
         """What a step failed of when the study's last run tried it; None where it did not fail, or was begun again."""
         return self._failures.get(step_id)
 
-    def _read(self, step_id: str) -> dict[str, Any] | None:
-        folder = self._store.find(step_id)
-        try:
-            return None if folder is None else read_record(folder)
-        except CheckpointError:
-            return None  # gone since it was looked for
+    def _read(self, step_id: str) -> _Read | None:
+        if step_id not in self._records:
+            self._records[step_id] = None
+            with suppress(CheckpointError):  # gone since it was looked for
+                if (folder := self._store.find(step_id)) is not None:
+                    said = read_record(folder)
+                    self._records[step_id] = _Read(said, whole_record(said, folder.parent.name))
+        return self._records[step_id]
 
     @cached_property
     def _made(self) -> dict[tuple[str, str], list[_Made]]:
@@ -93,6 +113,18 @@ class History:
         for made in found.values():
             made.sort(reverse=True)
         return found
+
+    @cached_property
+    def _last(self) -> Plan | None:
+        """The plan that the study was run by last."""
+        try:
+            return None if self._events is None else read_plan(self._events.with_name(PLAN))
+        except CheckpointError:
+            return None
+
+    @cached_property
+    def _last_ids(self) -> frozenset[str]:
+        return frozenset(self._last.by_id if self._last is not None else ())
 
     @cached_property
     def _partial(self) -> set[str]:
@@ -120,6 +152,11 @@ class History:
             elif what in ("start", "done"):
                 failed.pop(step, None)
         return failed
+
+
+def _as_written(record: dict[str, Any]) -> bool:
+    sealed = "seal" in record or "sha256" in record
+    return not sealed or record.get("seal") == seal_of(record)
 
 
 def _subfolders(folder: Path, *, hidden: bool = False) -> list[Path]:

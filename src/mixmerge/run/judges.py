@@ -96,7 +96,7 @@ def _classifier(context: StepContext) -> Judge:
     what, how = context.what, context.how
     kind: Any = GuardJudge if what["judge"] == "guard" else ClassifierJudge
     options = {key: what[key] for key in ("reads", "lead", "max_tokens") if key in what}
-    options |= {"name": how["judge"], "threads": context.threads}
+    options |= {"name": how["judge"], "threads": context.threads, "device": how["device"]}
 
     def load() -> Judge:
         found: Judge = kind(Path(how["path"]), _reading(what), **options)

@@ -14,10 +14,11 @@ from pathlib import Path
 from queue import Queue
 
 from mixmerge.events import read_events
+from mixmerge.machine import usable_cores
 from mixmerge.plan.graph import Step
 from mixmerge.run.backend import Event
 from mixmerge.run.forks import ForkServer, Request, usable
-from mixmerge.run.resources import Demand, Machine, Pool, Share, cores, demand_of, this_machine
+from mixmerge.run.resources import Pool, Resources, Share, demand_of, demand_of_all, free_here
 from mixmerge.run.store import Store
 
 STOP_S = 5.0
@@ -63,7 +64,7 @@ class Worker:
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and everything it started."""
-        if self.process.poll() is None:
+        if self._reader.is_alive():  # how a process ends is not known where the fork server is gone
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
@@ -77,21 +78,19 @@ class LocalBackend:
     """Processes on this machine: `jobs` at once at most, as many as its GPUs and memory hold."""
 
     def __init__(
-        self, store: Store, plan_file: Path, *, jobs: int, threads: int | None, machine: Machine | None = None
+        self, store: Store, plan_file: Path, *, jobs: int, threads: int | None, machine: Resources | None = None
     ) -> None:
         self._store, self._plan_file, self._jobs = store, plan_file, jobs
         self._threads = threads or usable_threads(jobs)
-        self._pool = Pool(machine or this_machine())
+        self._pool = Pool(machine or free_here())
         self._events: Queue[Event] = Queue()
         self._working: dict[Worker, Share] = {}
         self._server: ForkServer | None = None
 
     def start(self, batch: Sequence[Step]) -> bool:
-        if len(self._working) >= self._jobs:
+        if not self.room:
             return False
-        demands = [demand_of(step, self._store, self._pool.machine) for step in batch]
-        demand = Demand(max(d.gpus for d in demands), max(d.memory for d in demands))
-        share = self._pool.take(demand)
+        share = self._pool.take(demand_of_all(batch, lambda step: demand_of(step, self._store, self._pool.machine)))
         if share is None:
             return False
         environment = worker_environment(self._threads) | (
@@ -189,4 +188,4 @@ def usable_threads(jobs: int = 1) -> int:
     said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if said.isdecimal() and int(said) > 0:
         return int(said)
-    return max(1, cores() // jobs)
+    return max(1, usable_cores() // jobs)

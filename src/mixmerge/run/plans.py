@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mixmerge.errors import CheckpointError, UserError, reason
-from mixmerge.plan.graph import Plan
+from mixmerge.plan.graph import KINDS, Plan
 
 PLAN = "plan.json"
 
@@ -29,6 +29,12 @@ def plan_file(path: Path) -> Path:
     return file
 
 
+def root_of(file: Path) -> Path | None:
+    """The `--out` folder that a plan file `<out>/runs/<study>/plan.json` lies in; None where no store is there: a copy."""
+    root = file.absolute().parent.parent.parent
+    return root if (root / "store").is_dir() else None
+
+
 def read_plan(file: Path) -> Plan:
     """The plan in a file.
 
@@ -36,8 +42,27 @@ def read_plan(file: Path) -> Plan:
         CheckpointError: it cannot be read.
     """
     try:
-        return Plan.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        plan = Plan.from_json(json.loads(file.read_text(encoding="utf-8")))
+        _check(plan)
+        return plan
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"no plan of a study: {reason(error)}", where=str(file), do="run its recipe again"
         ) from error
+
+
+def _check(plan: Plan) -> None:
+    """Raise a ValueError where a plan is not what a run writes: whoever reads it further may rely on its shape."""
+    seen: set[str] = set()
+    for step in plan.steps:
+        texts = (step.kind, step.name, step.group, *step.inputs.values())
+        mappings = (step.what, step.how, step.inputs)
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(part, dict) for part in mappings):
+            raise ValueError(f"step {step.id} has parts of other types")
+        if step.kind not in KINDS or not seen.issuperset(step.inputs.values()):
+            raise ValueError(f"step {step.id} is of no known kind, or needs what is not before it")
+        seen.add(step.id)
+    if not isinstance(plan.study, str) or not plan.steps or not isinstance(plan.called, dict):
+        raise ValueError("it has no name or no steps")
+    if not seen.issuperset(dict(plan.models).values()):
+        raise ValueError("it names candidates that no step makes")

@@ -19,9 +19,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-VERSIONS = ("mixmerge", "torch", "transformers", "trl", "tokenizers", "safetensors", "numpy")
+from mixmerge.machine import gpu_models, processor_model, usable_cores
+
+VERSIONS = (
+    *("mixmerge", "torch", "transformers", "trl", "tokenizers", "safetensors", "numpy"),
+    *("peft", "accelerate", "datasets", "scikit-learn", "lm-eval"),
+)
+DRIVER = Path("/proc/driver/nvidia/version")
 PROC = Path("/proc/self")
-NVIDIA = Path("/proc/driver/nvidia/gpus")
 IO = {
     "rchar": "bytes_read",
     "wchar": "bytes_written",
@@ -34,7 +39,9 @@ GIT_S = 20  # a repository on a slow disk
 
 def invocation(recipe: str) -> dict[str, Any]:
     """How this process was called: its words, its folder, the recipe, and the commit of the recipe's folder."""
-    told = {"argv": list(sys.argv), "folder": str(Path.cwd())}
+    told: dict[str, Any] = {"argv": list(sys.argv), "folder": str(Path.cwd())}
+    if (own := own_git(Path(__file__).resolve())) is not None:
+        told["mixmerge_git"] = own
     return told | ({"recipe": recipe, "git": git_state(Path(recipe))} if recipe else {})
 
 
@@ -49,6 +56,12 @@ def git_state(recipe: Path) -> dict[str, Any] | None:
     changed = _git(recipe.parent, "status", "--porcelain", "--untracked-files=no")
     known = _git(recipe.parent, "ls-files", "--error-unmatch", "--", recipe.name)
     return {"commit": commit.strip(), "dirty": changed is None or bool(changed.strip()) or known is None}
+
+
+def own_git(module: Path) -> dict[str, Any] | None:
+    """As `git_state`, of mixmerge itself where it runs from a checkout; None where it is installed."""
+    known = _git(module.parent, "ls-files", "--error-unmatch", "--", module.name)
+    return None if known is None else git_state(module)
 
 
 class Meter:
@@ -86,10 +99,11 @@ def machine() -> dict[str, Any]:
     return {
         "host": platform.node(),
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": processor_model(),
+        "cores": usable_cores(),
         "gpus": gpu_names(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in VERSIONS},
+        "versions": {name: _version(name) for name in VERSIONS} | _of_cuda(),
     }
 
 
@@ -97,11 +111,7 @@ def gpu_names() -> list[str]:
     """The accelerators that torch uses in this process; where it uses none, those that the driver has on this machine."""
     if (cuda := _cuda()) is not None:
         return [str(cuda.get_device_name(device)) for device in range(cuda.device_count())]
-    names = []
-    for told in sorted(NVIDIA.glob("*/information")):
-        with suppress(OSError):
-            names += re.findall(r"^Model:\s*(.+?)\s*$", told.read_text(encoding="utf-8"), re.MULTILINE)
-    return names
+    return list(gpu_models())
 
 
 def seeds(what: Mapping[str, Any]) -> dict[str, int]:
@@ -146,6 +156,16 @@ def _cuda() -> Any:
     """torch.cuda where torch is loaded and at work on a device; asking never starts it."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def _of_cuda() -> dict[str, str]:
+    """The CUDA that torch was built for, where torch is loaded, and the NVIDIA driver of this machine, if any."""
+    torch = sys.modules.get("torch")
+    found = {"CUDA": str(torch.version.cuda)} if torch is not None and torch.version.cuda else {}
+    with suppress(OSError, UnicodeDecodeError):
+        driver = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", DRIVER.read_text(encoding="utf-8"))
+        found |= {} if driver is None else {"NVIDIA driver": driver[1]}
+    return found
 
 
 def _peak_mb() -> float:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mixmerge.hashes import each_sha256, file_sha256
+from mixmerge.linking import link_equal, stamps
 
 RECORD = "record.json"
+PARTS = ("what", "how", "inputs", "measurements", "provenance", "files", "sha256")  # mappings, where a record has them
 LEFT_BY_NFS = ".nfs"  # a file that was removed while a process had it open
 
 
@@ -29,11 +31,46 @@ def step_files(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def files_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """The part of a record that says which files there are: `files` their sizes in bytes, `sha256` their contents."""
+def files_of(folder: Path, inputs: Iterable[Path] = ()) -> dict[str, dict[str, Any]]:
+    """The part of a record that says which files there are: `files` their sizes in bytes, `sha256` their contents.
+
+    Large ones that a step in `inputs` has too become links to these. `linked`: the mtimes of files with other names.
+    """
     files = step_files(folder)
-    hashes = zip(files, each_sha256(files.values(), file_sha256), strict=True)
-    return {"files": {name: path.stat().st_size for name, path in files.items()}, "sha256": dict(hashes)}
+    hashes = dict(zip(files, each_sha256(files.values(), file_sha256), strict=True))
+    link_equal(folder, hashes, ((place, _hashes(place)) for place in inputs))
+    linked = stamps(folder, files)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    told: dict[str, dict[str, Any]] = {"files": sizes, "sha256": hashes}
+    return told | ({"linked": linked} if linked else {})
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """What the record of a finished step says; nothing where it cannot be read, or was changed."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return dict(record["sha256"]) if record["seal"] == seal_of(record) else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def fault_of(record: Mapping[str, Any], step_id: str) -> str | None:
+    """What tells that a mapping is not the record that this step left, in a few words; None where nothing does."""
+    said = record.get("id")
+    if said != step_id:
+        return f"{RECORD} is that of step {said}" if isinstance(said, str) else f"{RECORD} is no record of a step"
+    inputs, files = record.get("inputs", {}), record.get("files", {})
+    if not all(isinstance(record.get(part, {}), dict) for part in (*PARTS, "linked")):
+        return f"{RECORD} is no record of a step"
+    whole = all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in inputs.values())
+    return (
+        None if whole and all(isinstance(size, int) for size in files.values()) else f"{RECORD} is no record of a step"
+    )
+
+
+def whole_record(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A record with every part that readers look for, empty where it has none."""
+    return {"kind": kind, "revision": None, **{part: {} for part in PARTS}, **record}
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:

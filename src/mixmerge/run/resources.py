@@ -7,16 +7,18 @@ alone: it may be less greedy than it looks, and a step that never starts helps n
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 from mixmerge.errors import MixmergeError
+from mixmerge.machine import gpu_models, usable_cores
 from mixmerge.plan.graph import Step
+from mixmerge.plan.work import ON_MODELS
 from mixmerge.run.store import Store
 from mixmerge.train.memory import settings_memory, shape_of
 from mixmerge.train.settings import Devices, settings_from
@@ -26,7 +28,7 @@ LOADED = 1.3  # of a model's bytes: with its cache and what a batch needs
 ON_DEVICE = ("train", "generate", "harness")
 
 
-class Machine(NamedTuple):
+class Resources(NamedTuple):
     """Cores, bytes of memory that are free now, and GPUs by the names that CUDA_VISIBLE_DEVICES takes."""
 
     cores: int
@@ -51,7 +53,7 @@ class Share(NamedTuple):
 class Pool:
     """What is free of a machine."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Resources) -> None:
         self.machine = machine
         self._gpus, self._memory, self._given = list(machine.gpus), machine.memory, 0
 
@@ -71,35 +73,26 @@ class Pool:
         self._gpus = [gpu for gpu in self.machine.gpus if gpu in {*self._gpus, *share.gpus}]
 
 
-def this_machine() -> Machine:
-    """This machine, as far as this process may use it."""
-    return Machine(cores(), psutil.virtual_memory().available, _gpus())
+def free_here() -> Resources:
+    """What this machine has free, as far as this process may use it."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(len(gpu_models()))) if said is None else (part.strip() for part in said.split(","))
+    gpus = tuple(takewhile(lambda name: name and name != "-1", names))
+    return Resources(usable_cores(), psutil.virtual_memory().available, gpus)
 
 
-def usual_jobs(machine: Machine) -> int:
+def usual_jobs(machine: Resources) -> int:
     """Steps at once where nobody says: for each GPU one at work on it and one on the cores; else one, with all cores."""
     return max(1, 2 * len(machine.gpus))
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def demand_of_all(batch: Iterable[Step], demand: Callable[[Step], Demand]) -> Demand:
+    """What a process takes that carries out these steps one after another."""
+    demands = [demand(step) for step in batch]
+    return Demand(max(d.gpus for d in demands), max(d.memory for d in demands))
 
 
-def _gpus() -> tuple[str, ...]:
-    """CUDA_VISIBLE_DEVICES where it is set, else what the driver lists; torch is not asked, it would take the devices."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is not None:
-        return tuple(name for name in (part.strip() for part in said.split(",")) if name and name != "-1")
-    if (program := shutil.which("nvidia-smi")) is None:
-        return ()
-    with suppress(OSError, subprocess.SubprocessError):
-        listed = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-        return tuple(str(at) for at, line in enumerate(listed.splitlines()) if line.startswith("GPU "))
-    return ()
-
-
-def demand_of(step: Step, store: Store, machine: Machine) -> Demand:
+def demand_of(step: Step, store: Store, machine: Resources) -> Demand:
     """What a step takes of this machine; its inputs are finished.
 
     A server that is started takes all GPUs, since its command says how many it shares its model out to. What runs on GPUs
@@ -107,7 +100,8 @@ def demand_of(step: Step, store: Store, machine: Machine) -> Demand:
     """
     if step.how.get("start") or (step.how.get("server") or {}).get("start"):
         return Demand(len(machine.gpus), RUNNING)
-    on_gpu = bool(machine.gpus) and step.kind in ON_DEVICE and step.how.get("device", "auto") != "cpu"
+    works = step.kind in ON_DEVICE or (step.kind == "judge" and step.what.get("judge") in ON_MODELS)
+    on_gpu = bool(machine.gpus) and works and step.how.get("device", "auto") != "cpu"
     gpus = int(step.how.get("processes", 1)) if on_gpu else 0
     return Demand(gpus, RUNNING + _model_memory(step, store, on_gpu=on_gpu))
 
@@ -126,7 +120,7 @@ def _model_memory(step: Step, store: Store, *, on_gpu: bool) -> int:
             checkpointing = bool(step.how.get("gradient_checkpointing"))
             needed = settings_memory(shape, settings_from(step.what), checkpointing=checkpointing, devices=devices)
             return needed.total * devices.processes
-    return int(LOADED * size)
+    return int(LOADED * size) * (int(step.how.get("processes", 1)) if step.kind == "generate" else 1)
 
 
 def _bytes_of(folder: Path) -> int:

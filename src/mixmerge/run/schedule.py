@@ -1,7 +1,7 @@
 """Which steps may start now, the most urgent first: no processes, no store and no clock in here.
 
-The urgency of a step is the longest way from it to the end of the study (HEFT's upward rank, Topcuoglu et al. 2002,
-https://doi.org/10.1109/71.993206), so that what much depends on is not left for last. Steps of one group go together.
+The urgency of a step is the longest way from it to the end of the study, so that what much depends on is not left for last.
+Steps of one group go together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from mixmerge.errors import UserError, did_you_mean
-from mixmerge.plan.graph import Plan, Step
+from mixmerge.plan.graph import Plan, Step, longest_chains
 from mixmerge.run.servers import servers_of
 
 # Seconds of work that show whether base and recipe are sound: nothing else is started before they are done.
@@ -28,7 +28,7 @@ class Schedule:
     """The steps of a plan that are not done: waiting, running, done or failed.
 
     `families`: groups of one family (the first word) go together too, where one process runs at a time. `keep_going`: a
-    base or a mixture that fails does not end the run.
+    base or a mixture for which the recipe has to change does not end the run.
     """
 
     def __init__(
@@ -48,12 +48,7 @@ class Schedule:
         self.ended = False
         self._families, self._keep_going, self._length = families, keep_going, length
         self._place = {step.id: at for at, step in enumerate(plan.steps)}
-        self._rank: dict[str, float] = {}
-        after: dict[str, list[str]] = {}
-        for step in reversed(list(self.todo.values())):
-            self._rank[step.id] = length(step) + max((self._rank[i] for i in after.get(step.id, ())), default=0.0)
-            for wanted in step.inputs.values():
-                after.setdefault(wanted, []).append(step.id)
+        self._rank = longest_chains(self.todo.values(), length)
 
     def ready(self, room: int = 1) -> list[Sequence[Step]]:
         """Batches that may start, each for one process, the most urgent first.
@@ -63,7 +58,7 @@ class Schedule:
         if self.ended:
             return []
         ready = [step for step in self.todo.values() if self._may_start(step)]
-        if not self._keep_going and any(step.kind in FIRST for step in self.todo.values()):
+        if not self._keep_going and any(step.kind in FIRST and self._can_come(step) for step in self.todo.values()):
             ready = [step for step in ready if step.kind in FIRST]
         ready.sort(key=lambda step: (-self._rank[step.id], self._place[step.id]))
         batches: dict[str, list[Step]] = {}
@@ -87,6 +82,11 @@ class Schedule:
             return False
         return not any(i in self.todo or i in self.failed for i in step.inputs.values())
 
+    def _can_come(self, step: Step) -> bool:
+        """Whether no failure keeps it from starting ever."""
+        inputs = step.inputs.values()
+        return not any(i in self.failed or (i in self.todo and not self._can_come(self.todo[i])) for i in inputs)
+
     def start(self, batch: Iterable[Step]) -> None:
         """They have a process now."""
         self.running.update(step.id for step in batch)
@@ -96,12 +96,16 @@ class Schedule:
         self.todo.pop(step.id, None)
         self.running.discard(step.id)
 
-    def fail(self, step: Step, *, end: bool = False) -> None:
-        """What depends on it never starts; `end`: nothing else does either."""
+    def fail(self, step: Step, *, end: bool = False, recipe: bool = False) -> None:
+        """What depends on it never starts; `end`: nothing else does either.
+
+        `recipe`: what the user gave has to change. Where base or mixtures show so, nothing else starts unless it is to keep
+        going: it would be work for a study that comes to no end.
+        """
         self.todo.pop(step.id, None)
         self.running.discard(step.id)
         self.failed.add(step.id)
-        self.ended |= end or (step.kind in FIRST and not self._keep_going)
+        self.ended |= end or (recipe and step.kind in FIRST and not self._keep_going)
 
     def lose(self, server: str, by: str) -> int:
         """A server (as in `servers_of`) was of no use to a step: how many others that ask it never start now."""

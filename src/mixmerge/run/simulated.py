@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mixmerge.plan.graph import Plan, Step
+from mixmerge.plan.graph import Plan, Step, longest_chains
 from mixmerge.run.backend import Event
-from mixmerge.run.resources import Demand, Machine, Pool, Share, usual_jobs
+from mixmerge.run.resources import Demand, Pool, Resources, Share, demand_of_all, usual_jobs
 from mixmerge.run.runner import drive
 from mixmerge.run.schedule import Schedule
 
@@ -43,7 +43,7 @@ class Simulation:
 class SimulatedBackend:
     """`jobs` processes at once at most; `length(step, gpus)` is in seconds, `demand(step)` what a step takes."""
 
-    def __init__(self, machine: Machine, length: Length, demand: Callable[[Step], Demand], *, jobs: int) -> None:
+    def __init__(self, machine: Resources, length: Length, demand: Callable[[Step], Demand], *, jobs: int) -> None:
         self.now = self.gpu_seconds = 0.0
         self._pool, self._length, self._demand = Pool(machine), length, demand
         self._jobs, self._running = jobs, 0
@@ -53,8 +53,7 @@ class SimulatedBackend:
     def start(self, batch: Sequence[Step]) -> bool:
         if not self.room:
             return False
-        demands = [self._demand(step) for step in batch]
-        share = self._pool.take(Demand(max(d.gpus for d in demands), max(d.memory for d in demands)))
+        share = self._pool.take(demand_of_all(batch, self._demand))
         if share is None:
             return False
         self._running += 1
@@ -94,24 +93,27 @@ class SimulatedBackend:
         pass
 
 
-def simulate(plan: Plan, machine: Machine, length: Length, demand: Callable[[Step], Demand]) -> Simulation:
-    """Drive a whole plan through the real schedule on a machine of the mind."""
+def simulate(
+    plan: Plan,
+    machine: Resources,
+    length: Length,
+    demand: Callable[[Step], Demand],
+    *,
+    expected: Callable[[Step], float] | None = None,
+) -> Simulation:
+    """Drive a whole plan through the real schedule on a machine of the mind.
+
+    `expected`: how long the schedule takes a step to be, where it knows no better, as in a run; else it knows the truth.
+    """
     backend = SimulatedBackend(machine, length, demand, jobs=usual_jobs(machine))
     gpus = len(machine.gpus)
 
     def alone(step: Step) -> float:
         return length(step, min(demand(step).gpus, gpus))
 
-    schedule = Schedule(plan, plan.steps, length=alone)
+    schedule = Schedule(plan, plan.steps, length=expected or alone)
     done = sum(event["event"] == "done" for event in drive(schedule, backend))
     assert done == len(plan.steps), f"{len(plan.steps) - done} steps never started"
     work = sum(alone(step) * min(demand(step).gpus, gpus) for step in plan.steps)
-    return Simulation(backend.now, backend.gpu_seconds, gpus, _longest_way(plan.steps, alone), work / max(1, gpus))
-
-
-def _longest_way(steps: Iterable[Step], length: Callable[[Step], float]) -> float:
-    """The longest chain of steps that wait for each other (steps come after their inputs)."""
-    end: dict[str, float] = {}
-    for step in steps:
-        end[step.id] = length(step) + max((end[i] for i in step.inputs.values()), default=0.0)
-    return max(end.values(), default=0.0)
+    longest = max(longest_chains(plan.steps, alone).values(), default=0.0)
+    return Simulation(backend.now, backend.gpu_seconds, gpus, longest, work / max(1, gpus))

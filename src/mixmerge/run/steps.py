@@ -12,24 +12,25 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mixmerge.errors import DataError, MixmergeError
+from mixmerge.errors import DataError, MixmergeError, ModelError, StepError, UserError
 from mixmerge.evaluate.limits import BudgetError
 from mixmerge.plan.graph import Step
 from mixmerge.plan.identity import fingerprint
 from mixmerge.run.judges import checked_calibrations, judge_of, spent
 from mixmerge.run.local import usable_threads
+from mixmerge.run.ray.address import ray_address
 from mixmerge.run.readable import JUDGE_FILE, VERDICTS_FILE, read_verdicts
 from mixmerge.run.servers import Connection, connect
 from mixmerge.run.store import Store, read_json, read_record, write_json
 
 if TYPE_CHECKING:
-    from mixmerge.evaluate.engine import Engine
+    from mixmerge.evaluate.engine import Engine, GenerationSettings
 
 JUDGED_AT_ONCE = 64
 
@@ -40,7 +41,8 @@ Measurements = dict[str, Any]
 class StepContext:
     """What a step gets: its spec, where to write, its inputs, and what its process holds already; `log`: its own log.
 
-    `progress(done, all)` and `tell(words)` go to the person who waits.
+    `progress(done, all)` and `tell(words)` go to the person who waits. What a step puts into `checks` is called with the
+    sha256 of the files that it made, by name, before these become its folder.
     """
 
     step: Step
@@ -51,6 +53,7 @@ class StepContext:
     progress: Callable[[int, int], None]
     tell: Callable[[str], None]
     log: Path
+    checks: list[Callable[[Mapping[str, str]], None]] = field(default_factory=list)
 
     @property
     def what(self) -> Mapping[str, Any]:
@@ -117,6 +120,8 @@ def make_base(context: StepContext) -> Measurements:
             chat_template=None if template is None else str(template),
             progress=context.progress,
         )
+    if "path" in place:
+        context.checks.append(partial(_as_planned, context, Path(place["path"]), copied=trimmed is None))
     return {"parameters": _parameters(context.out)} | ({} if trimmed is None else {"trimmed": asdict(trimmed)})
 
 
@@ -130,8 +135,25 @@ def adopt(context: StepContext) -> Measurements:
     adapter = adopt_model(
         source, context.input("start"), context.out, threads=context.threads, progress=context.progress
     )
+    if "path" in place:
+        context.checks.append(partial(_as_planned, context, source, copied=not adapter))
     # tokens: what it was trained on is not known
     return {"parameters": _parameters(context.out), "adapter": adapter, "tokens": None}
+
+
+def _as_planned(context: StepContext, source: Path, made: Mapping[str, str], *, copied: bool) -> None:
+    """Refuse a model whose content is not what the plan named, as it was read: where `copied`, by the weights that were made.
+
+    Weights that are only worked with are read again, unless nothing has touched them since the plan.
+    """
+    from mixmerge.hashes import cache_folder
+    from mixmerge.plan.models import folder_fingerprint
+
+    weights = {name: digest for name, digest in made.items() if copied and name.endswith(".safetensors")}
+    if folder_fingerprint(source, cache_folder(), weights) != context.what["source"]["content"]:
+        raise ModelError(
+            "the model has changed since the plan was made", where=str(source), do="run the same command again"
+        )
 
 
 def _parameters(model: Path) -> int:
@@ -172,20 +194,22 @@ def make_mixture(context: StepContext) -> Measurements:
     from mixmerge.data.formats import Row
     from mixmerge.data.loading import SAMPLE, load_rows, take_out
     from mixmerge.data.mixture import draw_mixture, write_mixture
-    from mixmerge.data.sources import DataSource
+    from mixmerge.data.sources import DataSource, source_files
     from mixmerge.data.sources import fingerprint as data_fingerprint
+    from mixmerge.hashes import FileHashes
     from mixmerge.plan.lengths import too_long
     from mixmerge.train.tokens import long_prompts, token_counter
 
-    what, how = context.what, context.how
+    what, how, sha256 = context.what, context.how, FileHashes(None)
     folder = Path(how["folder"])
     cells: dict[tuple[str, str], list[Row]] = {(cell["objective"], cell["lang"]): [] for cell in what["cells"]}
     accounts: dict[str, Any] = {}
     origin: dict[int, str] = {}  # by identity: rows of two data sets may be equal
+    place: dict[int, tuple[str, int]] = {}
     for name, spec in how["sources"].items():
         source, languages = DataSource(**spec), what["data"][name]["languages"]
-        if data_fingerprint(source, languages, folder) != what["data"][name]["fingerprint"]:
-            raise DataError(
+        if data_fingerprint(source, languages, folder, sha256) != what["data"][name]["fingerprint"]:
+            raise StepError(
                 f"the data set '{name}' has changed since the plan was made", do="run the same command again"
             )
         objective, gone = what["data"][name]["objective"], set(how.get("dropped", {}).get(name, ()))
@@ -194,12 +218,15 @@ def make_mixture(context: StepContext) -> Measurements:
             asked = [row for row in loaded.rows if (objective, row.lang) in cells and row.id not in gone]
             long = long_prompts(asked, context.input("tokenizer"), longest)
             loaded = take_out(loaded, source, [(row, too_long(context.step.name, longest)) for row in long])
-        accounts[name] = loaded.account.to_json()
+        read = source_files(source, languages, folder, sha256)
+        accounts[name] = loaded.account.to_json() | {"files": [asdict(file) for file in read.values()]}
         for row in loaded.rows:
             if (objective, row.lang) not in cells or row.id in gone:
                 continue
             cells[objective, row.lang].append(row)
             origin[id(row)] = name
+            where, _, number = loaded.places[row.id].rpartition(":")
+            place[id(row)] = read[where].file, int(number)
     shares = {(cell["objective"], cell["lang"]): cell["share"] for cell in what["cells"]}
     mixture = draw_mixture(
         cells,
@@ -220,6 +247,7 @@ def make_mixture(context: StepContext) -> Measurements:
         pairs=what.get("pairs", False),
         data={name: {key: found[key] for key in told} | accounts[name] for name, found in what["data"].items()},
         origin=lambda row: origin[id(row)],
+        place=lambda row: place[id(row)],
         dropped=what.get("dropped", {}).get("counts"),
         capped=what.get("capped"),
     )
@@ -235,8 +263,17 @@ def train(context: StepContext) -> Measurements:
     from mixmerge.train.together import train_together
 
     devices, train_here = Devices.of(context.how), cast(Callable[..., Measurements], train_by)
-    if devices.size > 1:
-        train_here = partial(train_together, devices, launcher=context.how.get("launcher", ""))
+    launcher, address = context.how.get("launcher", ""), ray_address()
+    if devices.size > 1 and address is not None:
+        from mixmerge.run.ray.train import train_on_ray
+
+        if launcher not in ("", "ray"):
+            context.tell("how.launcher is not used: Ray starts the processes")
+        train_here = partial(train_on_ray, address, devices)
+    elif devices.nodes > 1 and launcher == "ray":
+        raise UserError("Ray starts nothing here", where="how.launcher", do="run with --backend ray")
+    elif devices.size > 1:
+        train_here = partial(train_together, devices, launcher=launcher)
     return train_here(
         context.what,
         context.input("model"),
@@ -288,18 +325,44 @@ def merge(context: StepContext) -> Measurements:
 
 def generate(context: StepContext) -> Measurements:
     """Ask the candidate every prompt of one set."""
-    from mixmerge.evaluate.generate import GenerationSettings
     from mixmerge.evaluate.generate import generate as generate_rows
 
     what, how = context.what, context.how
-    settings = GenerationSettings(
-        **{k: what[k] for k in ("max_new_tokens", "temperature", "top_p", "seed") if k in what}
-    )
+    settings = _generation_settings(what)
     prompts = _prompts(how, what["prompts"])
+    if how.get("processes", 1) > 1:
+        from mixmerge.run.shares import generate_shared
+
+        return generate_shared(context, how["processes"], len(prompts))
     # a server batches by itself: it gets everything at once, and its client keeps every answer
     batch_size = max(1, len(prompts)) if "server" in how else how["batch_size"]
     out = context.out / "responses.jsonl"
     return generate_rows(_engine(context), prompts, out, settings, batch_size=batch_size, progress=context.progress)
+
+
+def generate_part(context: StepContext, number: int, of: int) -> None:
+    """Answer what falls to process `number` of `of` of a generation."""
+    from mixmerge.evaluate.shared import generate_share
+    from mixmerge.evaluate.transformers_engine import TransformersEngine
+
+    what, how = context.what, context.how
+    engine = TransformersEngine(context.input("model"), threads=context.threads, device=how["device"], beside=of - 1)
+    generate_share(
+        engine,
+        _prompts(how, what["prompts"]),
+        context.work,
+        _generation_settings(what),
+        number=number,
+        of=of,
+        batch_size=how["batch_size"],
+        progress=context.progress,
+    )
+
+
+def _generation_settings(what: Mapping[str, Any]) -> GenerationSettings:
+    from mixmerge.evaluate.engine import GenerationSettings
+
+    return GenerationSettings(**{k: what[k] for k in ("max_new_tokens", "temperature", "top_p", "seed") if k in what})
 
 
 def _engine(context: StepContext) -> Engine:

@@ -1,36 +1,39 @@
-"""The store: a folder per finished step, a partial folder per unfinished one, a lease per running one.
+"""The store: a folder per finished step, a partial folder per unfinished one, a lease per running one (`run.lease`).
 
 `<root>/store/<kind>/<name>--<id>/` is whole if and only if it is there: a step writes into a partial folder, its record
 goes in last, then one rename. A step is found by its id alone, so a renamed candidate finds its old work. The record has
 the size of every file: a step that lost one, or a part of one, since then is damaged, counts as not done and is made again.
-It has their sha256 too, which `run.verify` compares.
-A lease is a file with a heartbeat; it stands in nobody's way once its process is gone or it has not beaten for a minute.
+It has their sha256 too, which `run.verify` compares. Of two that made the same step the first is kept, and a runner from which
+a step was taken, since it stood still for long, does not finish it.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
-import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mixmerge.errors import CheckpointError, FullDiskError, StepError, reason
+from mixmerge.hashes import FileHashes, cache_folder
 from mixmerge.plan.graph import Step
-from mixmerge.run.record import RECORD
+from mixmerge.run.lease import Lease, Leases
+from mixmerge.run.record import RECORD, fault_of
 from mixmerge.whole import write_whole
 
-HEARTBEAT_S = 5.0
-LEASE_EXPIRES_S = 60.0
+SCRATCH = re.compile(r"\..+\.[0-9a-f]+")  # the name of a file that gets its own once it is whole
+GC = "gc"  # the lease of the one that removes what no recipe reaches
+FREE_SOME = "free some (`mixmerge gc RECIPE` lists what no recipe needs) and run the same command again"
 GONE = "gone-"  # what the folder of a removed step is called while its files go
 
 
@@ -48,7 +51,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.folder = root / "store"
-
+        self.leases = Leases(self.folder / ".leases")
+        self._held: dict[str, Lease] = {}
         self._damage: dict[str, str | None] = {}
 
     @cached_property
@@ -71,7 +75,7 @@ class Store:
         if folder is None:
             return None
         if step_id not in self._damage:
-            self._damage[step_id] = _damage(folder)
+            self._damage[step_id] = _damage(folder, step_id)
         return self._damage[step_id]
 
     def path(self, step_id: str) -> Path:
@@ -93,12 +97,6 @@ class Store:
         """
         return read_record(self.path(step_id))
 
-    def latest(self, kind: str, name: str) -> dict[str, Any] | None:
-        """The record of the newest finished step of that kind and name, whatever its id."""
-        named = (p for p in self.folder.glob(f"{kind}/{name}--*") if p.name.rpartition("--")[0] == name)
-        folders = [p for p in named if (p / RECORD).is_file() and self.find(p.name.rpartition("--")[2])]
-        return read_record(max(folders, key=lambda p: (p / RECORD).stat().st_mtime)) if folders else None
-
     def folders(self) -> dict[str, Path]:
         """Id -> folder of every step that has one, also without a record, in order of kind and name."""
         found = sorted(p for p in self.folder.glob("[!.]*/*--*") if p.is_dir())
@@ -106,9 +104,8 @@ class Store:
 
     def remove(self, folder: Path) -> None:
         """Remove a step's folder whose lease is held: gone from its place at once, however long its files take."""
-        gone = self.folder / ".partial" / f"{GONE}{folder.name}"
+        gone = self.folder / ".partial" / f"{GONE}{uuid4().hex[:8]}-{folder.name}"
         gone.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(gone, ignore_errors=True)
         folder.rename(gone)
         self.refresh()
         shutil.rmtree(gone)
@@ -131,20 +128,31 @@ class Store:
         return self.partial(step).is_dir()
 
     def begin(self, step: Step) -> StepFolders:
-        """Partial folders of a step, with what an interrupted run left in them."""
+        """Partial folders of a step, with what an interrupted run left in them, less files that were being written."""
         folders = StepFolders(self.partial(step) / "out", self.partial(step) / "work")
         folders.out.mkdir(parents=True, exist_ok=True)
+        for scratch in folders.out.glob(".*"):
+            if scratch.is_file():
+                scratch.unlink()
         folders.work.mkdir(parents=True, exist_ok=True)
         return folders
 
     def commit(self, step: Step, record: Mapping[str, Any]) -> Path:
-        """Write the record, move the folder into its place, throw the work away."""
-        write_json(self.partial(step) / "out" / RECORD, record)
+        """Write the record, move the folder into its place, throw the work away.
+
+        Raises:
+            StepError: the step was taken from this process, which stood still for too long.
+        """
+        lease = self._held.get(step.id)
+        if lease is not None and not lease.ours():
+            raise taken_over()
+        write_json(self.partial(step) / "out" / RECORD, {"id": step.id, **record})
         return self._publish(step)
 
     def rescue(self, step: Step) -> bool:
         """Finish a step that was killed between its record and its place; says whether there was one."""
-        whole = (self.partial(step) / "out" / RECORD).is_file()
+        out = self.partial(step) / "out"
+        whole = (out / RECORD).is_file() and _damage(out, step.id) is None
         if whole:
             self._publish(step)
         return whole
@@ -158,51 +166,90 @@ class Store:
         partial = self.partial(step)
         final = self.folder / step.kind / f"{step.name}--{step.id}"
         final.parent.mkdir(parents=True, exist_ok=True)
-        for old in final.parent.glob(f"*--{step.id}"):  # damaged, or without its record: it counts as absent
-            shutil.rmtree(old)
-        (partial / "out").rename(final)
+        placed = self._made_elsewhere(final.parent, step.id)
+        while placed is None:
+            try:
+                (partial / "out").rename(final)
+                placed = final
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+                placed = self._made_elsewhere(final.parent, step.id)
         fsync_folder(final.parent)
         shutil.rmtree(partial, ignore_errors=True)
-        self._finished[step.id] = final
+        self._finished[step.id] = placed
         self._damage.pop(step.id, None)
-        return final
+        return placed
+
+    def _made_elsewhere(self, kind: Path, step_id: str) -> Path | None:
+        """The whole folder of a step that another runner finished first; a damaged one counts as absent and is moved away."""
+        for old in kind.glob(f"*--{step_id}"):
+            if (old / RECORD).is_file() and _damage(old, step_id) is None:
+                return old
+            self.remove(old)
+        return None
 
     def running(self, step: Step) -> dict[str, Any] | None:
         """Who holds the step's lease, if that runner is alive."""
-        return self.holder(step.id)
+        return self.leases.holder(step.id)
 
-    def holder(self, step_id: str) -> dict[str, Any] | None:
-        """As `running`, of the step with that id; empty where a young lease does not say who."""
-        lease = self._lease_of(step_id)
-        return None if _stale(lease) else _read_lease(lease) or {}
-
-    def _lease(self, step: Step) -> Path:
-        return self._lease_of(step.id)
-
-    def _lease_of(self, step_id: str) -> Path:
-        return self.folder / ".leases" / f"{step_id}.json"
-
-    def lease(self, step: Step) -> AbstractContextManager[bool]:
+    def lease(self, step: Step, lost: Callable[[], object] | None = None) -> AbstractContextManager[bool]:
         """Hold the step while the block runs; gives False, and holds nothing, if a live runner has it."""
-        return self.hold(step.id)
+        return self.hold(step.id, lost)
 
     @contextmanager
-    def hold(self, step_id: str) -> Iterator[bool]:
-        """As `lease`, of the step with that id."""
-        path = self._lease_of(step_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not _acquire(path):
-            yield False
-            return
-        stop = threading.Event()
-        beat = threading.Thread(target=_heartbeat, args=(path, stop), daemon=True)
-        beat.start()
-        try:
-            yield True
-        finally:
-            stop.set()
-            beat.join()
-            path.unlink(missing_ok=True)
+    def hold(self, step_id: str, lost: Callable[[], object] | None = None, *, roomless: bool = False) -> Iterator[bool]:
+        """As `lease`, of the step with that id; `lost` is called if it is taken from this process meanwhile.
+
+        `roomless`: on a full disk too, for those that make room.
+        """
+        with ExitStack() as stack:
+            try:
+                lease = stack.enter_context(self.leases.hold(step_id, lost, roomless=roomless))
+            except OSError as error:
+                raise named_os_error(OSError(error.errno, error.strerror), self.leases.folder) from error
+            if lease is not None:
+                self._held[step_id] = lease
+                stack.callback(self._held.pop, step_id, None)
+            yield lease is not None
+
+    @contextmanager
+    def at_work(self, study: str, waits: Callable[[str], object] = lambda who: None) -> Iterator[None]:
+        """Keep all of a study's steps from `gc` while a runner is at it; waits for one that is removing now.
+
+        `waits` is told once for whom; the lease of one that is dead is removed.
+        """
+        with self.hold(f"{run_lease(study)}{uuid4().hex[:8]}"):
+            told = False
+            while self.leases.path(GC).exists():
+                removing = self.leases.holder(GC)
+                if not told:
+                    waits(_who(removing or {}))
+                    told = True
+                if removing is None:  # watched for a few beats where it is not of this machine, then taken and let go
+                    with self.hold(GC):
+                        pass
+                time.sleep(0.1)
+            yield
+
+
+def _who(owner: Mapping[str, Any]) -> str:
+    """A process by what its lease says of it."""
+    known = "pid" in owner and "host" in owner
+    return f"process {owner['pid']} on {owner['host']}" if known else "a process that its lease does not name"
+
+
+def run_lease(study: str) -> str:
+    """How the leases of a study's runners begin."""
+    return f"run-{hashlib.sha256(study.encode()).hexdigest()[:12]}-"
+
+
+def taken_over() -> StepError:
+    """Said of a step that was taken from a process which stood still: a machine asleep, a server that did not answer."""
+    return StepError(
+        "another runner took the step over, since this process stood still for more than a minute",
+        do="run the same command again",
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -221,8 +268,11 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read, or is not a mapping.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("no mapping")
+        return found
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"the file is damaged: {reason(error)}", where=str(path), do=remove(path.parent)
         ) from error
@@ -233,20 +283,35 @@ def remove(folder: Path) -> str:
     return f"remove the folder {folder} and run the same command again"
 
 
-def _damage(folder: Path) -> str | None:
-    """How the files of a finished step differ from its record; a look at names and sizes only."""
+def _damage(folder: Path, step_id: str) -> str | None:
+    """How the files of a finished step differ from its record; a look at names and sizes only.
+
+    One that had other names (hard links) is read where its mtime has changed: somebody may have written to it under these.
+    """
     try:
-        files = read_record(folder).get("files", {})
+        record = read_record(folder)
     except CheckpointError:
         return f"{RECORD} cannot be read"
+    if (fault := fault_of(record, step_id)) is not None:
+        return fault
+    files, linked, hashes = (record.get(key, {}) for key in ("files", "linked", "sha256"))
     for name, size in files.items():
         try:
-            found = (folder / name).stat().st_size
+            found = (folder / name).stat()
         except OSError:
             return f"{name} is missing"
-        if found != size:
-            return f"{name} has {found} bytes, its record says {size}"
+        if found.st_size != size:
+            return f"{name} has {found.st_size} bytes, its record says {size}"
+        if linked.get(name, found.st_mtime_ns) != found.st_mtime_ns and _sha256(folder / name) != hashes.get(name):
+            return f"{name} has changed under another name that it had (a hard link)"
     return None
+
+
+def _sha256(file: Path) -> str:
+    hashes = FileHashes(cache_folder())
+    found = hashes(file)
+    hashes.save()
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -267,57 +332,14 @@ def fsync_folder(folder: Path) -> None:
 
 def named_os_error(error: OSError, path: Path | str) -> CheckpointError:
     """An operating-system error as one line that names the file and what to do."""
-    place = str(error.filename or path)
+    found = Path(error.filename or path)
+    place = str(found.parent if SCRATCH.fullmatch(found.name) else found)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FullDiskError("no space left on the disk", where=place, do="free some and run the same command again")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return CheckpointError("no permission to write", where=place, do="choose another --out folder")
+        return FullDiskError("no space left on the disk", where=place, do=FREE_SOME)
+    if error.errno == errno.EROFS:
+        do = "mount it writable to go on; `show`, `report` and `verify` read what is there"
+        return CheckpointError("the file system is read-only", where=place, do=do)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        do = "let this user write there to go on, or start anew in another --out folder"
+        return CheckpointError("no permission to write", where=place, do=do)
     return CheckpointError(error.strerror or str(error), where=place)
-
-
-def _acquire(path: Path) -> bool:
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "at": time.time()}
-    # Looking and taking are one act: of two that find a dead lease, the second must see the first one's new lease.
-    with path.with_name(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _stale(path):
-            return False
-        write_json(path, owner)
-        return True
-
-
-def _heartbeat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_S):
-        try:
-            os.utime(path)
-        except OSError:
-            return
-
-
-def _read_lease(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
-
-
-def _stale(path: Path) -> bool:
-    try:
-        age = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return True
-    owner = _read_lease(path)
-    if owner is not None and owner.get("host") == socket.gethostname():
-        return _born(int(owner.get("pid", -1))) != owner.get("born")
-    return age > LEASE_EXPIRES_S
-
-
-def _born(pid: int) -> float | None:
-    """When a process of this host started; None if it is gone. A pid alone may have been given to another process."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except (psutil.Error, ValueError):
-        return None

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from mixmerge.errors import CheckpointError, reason
 from mixmerge.hashes import each_sha256, sha256_or_error
 from mixmerge.plan.identity import step_id
-from mixmerge.run.record import RECORD, seal_of, step_files
+from mixmerge.run.record import RECORD, fault_of, seal_of, step_files
 from mixmerge.run.store import Store, read_record
 
 Progress = Callable[[int, int], None]
@@ -112,13 +112,16 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
         return found, []
     try:
         record = read_record(folder)
-        sizes, hashes = dict(record.get("files", {})), dict(record.get("sha256", {}))
         found.problems += _record_problems(step, record)
+        if (fault := fault_of(record, step)) is not None:
+            found.problems = found.problems or [fault]
+            return found, []
+        sizes, hashes = record.get("files", {}), record.get("sha256", {})
     except CheckpointError:
         found.problems.append(f"{RECORD} cannot be read: it was cut short, or changed")
         return found, []
     except (TypeError, ValueError, KeyError, AttributeError):
-        found.problems.append(f"{RECORD} is not what a step writes: it was changed")
+        found.problems.append(f"{RECORD} is no record of a step")
         return found, []
     found.hashed = bool(hashes) or not sizes
     there, to_read = step_files(folder), []

@@ -10,14 +10,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import shutil
+import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mixmerge.errors import CheckpointError, FullDiskError, MixmergeError, UserError
 from mixmerge.events import Emit, take_stdout
@@ -29,7 +32,7 @@ from mixmerge.run.record import files_of, sealed
 from mixmerge.run.runner import Study
 from mixmerge.run.servers import servers_of, told_of
 from mixmerge.run.steps import CARRY_OUT, StepContext, let_go
-from mixmerge.run.store import Store, named_os_error, remove
+from mixmerge.run.store import Store, named_os_error, remove, taken_over
 
 WAIT_S = 1.0
 FULL_BYTES = 1 << 20
@@ -39,44 +42,89 @@ def main(argv: list[str]) -> int:
     """Carry out the steps named by id; the exit status says whether all are there."""
     root, plan_file, *ids = argv
     emit = take_stdout()
+    signal.signal(signal.SIGTERM, _asked_to_end)
     threading.Thread(target=_follow_runner, daemon=True).start()
     plan = Plan.from_json(json.loads(Path(plan_file).read_text(encoding="utf-8")))
     store, shared, lost = Store(Path(root)), dict[Any, Any](), set[str]()
     failed = False
     try:
-        for step_id in ids:
-            _log_to(log_file(Path(plan_file), plan.by_id[step_id]))
-            failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit, lost)
+        for at, step_id in enumerate(ids):
+            log_to(log_file(Path(plan_file), plan.by_id[step_id]))
+            failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit, lost, after=ids[at + 1 :])
     except FullDiskError:  # it was told; the steps that are left would only meet it again
         failed = True
+    except _AskedToEnd:  # by now the step's lease is given back: end as one that asked nothing, and say no more
+        with suppress(Exception):
+            let_go(shared)
+        os.kill(os.getpid(), signal.SIGTERM)
     finally:
         let_go(shared)
     return int(failed)
 
 
-def _attempt(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit, lost: set[str]) -> bool:
+class _AskedToEnd(BaseException):
+    """SIGTERM came; raised wherever the process is, so that what it holds is let go."""
+
+
+def _asked_to_end(number: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # once more: at once
+    raise _AskedToEnd
+
+
+def _attempt(
+    step: Step,
+    plan: Plan,
+    store: Store,
+    shared: dict[Any, Any],
+    emit: Emit,
+    lost: set[str],
+    after: Sequence[str] = (),
+) -> bool:
     """Carry out one step and tell how it went; FullDiskError where that was the reason.
 
-    One that asks a server which was of no use to an earlier step is left alone; `lost` has these servers.
+    One that asks a server which was of no use to an earlier step is left alone; `lost` has these servers. Once the step is
+    taken over by another runner nothing more may be written: the process ends, and leaves the steps `after` it.
     """
+
+    def taken() -> None:
+        emit("failed", step=step.id, error=str(taken_over()), bug=False, full=False)
+        for left in after:
+            emit("skipped", step=left)
+        os._exit(1)
+
     if lost.intersection(servers_of(step)):
         emit("skipped", step=step.id)
         return False
     try:
-        carry_out(step, plan, store, shared, emit)
+        carry_out(step, plan, store, shared, emit, taken)
     except Exception as error:
         known = _advised(_named(error, store.partial(step)), step, store)
         named, bug = (f"{type(error).__name__}: {error}", True) if known is None else (str(known), False)
         with suppress(OSError):  # the disk that the log is on may be the one that is full
-            traceback.print_exc()
+            _log(error, step, named if not bug else None)
         full = isinstance(known, FullDiskError)
         told = told_of(step, known)
         lost |= {told["server"]} if "server" in told else set()
-        emit("failed", step=step.id, error=named, bug=bug, full=full, **told)
+        recipe = isinstance(known, UserError)
+        emit("failed", step=step.id, error=named, bug=bug, full=full, recipe=recipe, **told)
         if isinstance(known, FullDiskError):
             raise known from error
         return False
     return True
+
+
+def _log(error: Exception, step: Step, named: str | None) -> None:
+    """Let the log end with the line that names the error, where it has one.
+
+    The traceback of one that we raised for no other is left out: it would show our own code alone, and bury what a program
+    said before.
+    """
+    other = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if named is None or other is not None or not isinstance(error, MixmergeError):
+        traceback.print_exception(error)
+    if named is not None:
+        sys.stderr.write(f"error: {step.title}: {named}\n")
+        sys.stderr.flush()
 
 
 def _named(error: Exception, folder: Path) -> MixmergeError | None:
@@ -104,18 +152,30 @@ def _advised(error: MixmergeError | None, step: Step, store: Store) -> MixmergeE
     return error
 
 
-def carry_out(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> None:
-    """Do one step under its lease, unless it is done; wait where another live runner is at it."""
+def carry_out(
+    step: Step,
+    plan: Plan,
+    store: Store,
+    shared: dict[Any, Any],
+    emit: Emit,
+    taken: Callable[[], object] | None = None,
+) -> None:
+    """Do one step under its lease, unless it is done; wait where another live runner is at it.
+
+    Its `done` tells `by` whom, where that was not this process: each step is made once, and told so by its maker alone.
+    """
     waited = False
     while True:
         done = None
-        with store.lease(step) as held:
+        with store.lease(step, taken) as held:
             if held:
                 store.refresh()
-                if store.find(step.id) is None and not store.rescue(step):
-                    done = _work(step, plan, store, shared, emit)
+                if store.find(step.id) is not None:
+                    done = {"seconds": 0.0, "measurements": {}, "by": "another runner"}
+                elif store.rescue(step):
+                    done = {"seconds": 0.0, "measurements": {}, "by": "an earlier run"}
                 else:
-                    done = {"seconds": 0.0, "measurements": {}}
+                    done = _work(step, plan, store, shared, emit)
         if done is not None:
             emit("done", step=step.id, **done)
             return
@@ -126,7 +186,7 @@ def carry_out(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit
 
 
 def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> dict[str, Any]:
-    emit("start", step=step.id)
+    emit("start", step=step.id, host=platform.node(), pid=os.getpid(), gpus=given_gpus())
     folders = store.begin(step)
     meter = Meter()
     last = 0.0
@@ -149,6 +209,9 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
         let_go(shared, error)
         raise
     took = meter.read()
+    files = files_of(folders.out, {store.path(i) for i in step.inputs.values()})
+    for check in context.checks:
+        check(files["sha256"])
     inputs = {role: {"id": i, "name": plan.by_id[i].name} for role, i in step.inputs.items()}
     record = {
         "id": step.id,
@@ -160,13 +223,19 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
         "how": dict(step.how),
         "measurements": measurements,
         "provenance": dict(plan.called) | took | {"seeds": seeds(step.what)} | machine(),
-        **files_of(folders.out),
+        **files,
     }
     store.commit(step, sealed(record))
     return {"seconds": round(took["seconds"], 2), "measurements": measurements}
 
 
-def _log_to(path: Path) -> None:
+def given_gpus() -> list[str]:
+    """The GPUs that this process was given, as CUDA_VISIBLE_DEVICES names them."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name for name in (part.strip() for part in said.split(",")) if name and name != "-1"]
+
+
+def log_to(path: Path) -> None:
     """Send what is printed from here on to a step's own log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from mixmerge.model.folder import TOKENIZER_FILES
 from mixmerge.train import group
@@ -57,7 +57,7 @@ def _write(file: Path, tokens: Tokenised | TokenisedPairs) -> None:
         {"counts": json.dumps({name: getattr(tokens, name) for name in COUNTS})}
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.part")
+    partial = file.with_suffix(f".{uuid4().hex}.part")  # other machines write here too
     with arrow.ipc.new_file(str(partial), table.schema) as out:
         out.write_table(table, max_chunksize=max(1, table.num_rows))  # in one piece, which is read without a copy
     partial.replace(file)

@@ -3,10 +3,15 @@
 The one idea: the contract is files. The command gets the start, the mixture's folder, an empty folder for the model and a
 folder that survives a kill, in which it may keep checkpoints; called again, it is to carry on. What it leaves, a whole model
 or a PEFT adapter, is brought in as an adopted one is: it has to fit its start, and ends as a whole model folder.
+
+A keeper process (`mixmerge.keeper`) ends the command, and all that it has started, with this process, also when that is killed:
+what went on would hold the GPUs and write beside the next run. Should the keeper itself be killed, the next run finds what is
+left on this machine by a mark in its environment, and ends it first.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -16,14 +21,22 @@ import string
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from mixmerge.errors import StepError, UserError, did_you_mean
 from mixmerge.model.folder import TOKENIZER_FILES, copy_files
 
 FOLDERS = ("model", "mixture", "out", "work")
 GIVEN = (*FOLDERS, "seed", "threads", "launcher")
+GRACE_S = (
+    4.0  # to end by itself in once it is asked to; less than a runner gives its workers, so that these see its end
+)
+LOOK_S = 0.1
+MARK = "MIXMERGE_COMMAND_IN"  # in the environment of a command and all that it starts: the folder that it works in
 
 
 def command_fields(command: str, known: Sequence[str]) -> set[str]:
@@ -92,7 +105,7 @@ def train_by_command(
     words: list[str] = []
     for word in shlex.split(command):
         words += shlex.split(launcher) if word == "{launcher}" else [word.format_map(values | {"launcher": launcher})]
-    status = _run(words, threads)
+    status = _run(words, threads, work)
     if status != 0:
         raise StepError(
             f"the command {how_it_ended(status)}", where=words[0], do="see the log; run it again to carry on"
@@ -107,20 +120,44 @@ def train_by_command(
     return {"rows": manifest["rows"], "tokens": tokens, "adapter": adapter, "command": shlex.join(words)}
 
 
-def _run(words: Sequence[str], threads: int) -> int:
+def _run(words: Sequence[str], threads: int, work: Path) -> int:
     """The exit status of the program; it is ended with this process."""
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    if shutil.which(words[0]) is None:
+        reason = os.strerror(errno.EACCES if Path(words[0]).exists() else errno.ENOENT).lower()
+        what = f"the command cannot be started: {reason}"
+        raise StepError(what, where=words[0], do="install the program, or give its path")
+    mark = str(work.resolve())
+    end_left_over(mark)
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "mixmerge.keeper", str(GRACE_S), *words],
+        env={"OMP_NUM_THREADS": str(threads)} | os.environ | {MARK: mark},
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
-        process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
-    except OSError as error:
-        what = f"the command cannot be started: {(error.strerror or str(error)).lower()}"
-        raise StepError(what, where=words[0], do="install the program, or give its path") from error
+        status = keeper.wait()
+    finally:
+        assert keeper.stdin is not None
+        keeper.stdin.close()
+        keeper.wait()
+    return 128 - status if status - 128 in signal.valid_signals() else status
+
+
+def end_left_over(mark: str) -> None:
+    """End what bears this mark on this machine, and come back when it is gone: an earlier run's, whose keeper may be at it."""
+    patience = GRACE_S
+    while left := [process for process in psutil.process_iter() if _marked(process, mark)]:
+        for process in psutil.wait_procs(left, timeout=patience)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        patience = LOOK_S
+
+
+def _marked(process: psutil.Process, mark: str) -> bool:
     try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
+        return bool(process.environ().get(MARK) == mark)
+    except (psutil.Error, OSError):
+        return False
 
 
 def how_it_ended(status: int) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from mixmerge.errors import DataError, ModelError, UserError
 from mixmerge.model.folder import TOKENIZER_FILES, context_of, copy_files, read_json
+from mixmerge.model.loading import torch_device
 from mixmerge.train import group
 from mixmerge.train.extra import check_extra
 from mixmerge.train.heldout import by_language, held_out_rows, languages_apart, nested
@@ -95,10 +96,7 @@ def _fit(
     from mixmerge.train.tokens import Tokenised, TokenisedPairs, load_tokenizer
 
     tokenise, build_trainer = prepare()
-    if place.threads is not None:
-        torch.set_num_threads(place.threads)
-    if place.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here", where="how.device", do="set it to auto or cpu")
+    torch_device(place.device, place.threads)
     require_library(settings)
     if settings.extra.get("activation_offloading") and (place.device == "cpu" or not torch.cuda.is_available()):
         where = "training.extra.activation_offloading"

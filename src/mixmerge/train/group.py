@@ -48,6 +48,12 @@ def join(number: int, devices: Devices, meeting: Path, *, cpu: bool) -> None:
     _devices = devices
 
 
+def joined(devices: Devices) -> None:
+    """Another has made this process part of the group, with a device of its own (Ray Train)."""
+    global _devices
+    _devices = devices
+
+
 def _network_store(meet: Any, number: int, size: int, address: Path) -> Any:
     if number == 0:
         host = os.environ.get("MASTER_ADDR") or socket.gethostname()

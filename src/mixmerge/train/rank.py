@@ -29,13 +29,10 @@ def main(argv: list[str]) -> int:
     spec, rank = json.loads(Path(argv[0]).read_text(encoding="utf-8")), int(argv[1])
     emit = take_stdout()
     try:
-        measured = _train(spec, rank, emit)
+        measured = train(spec, rank, emit)
     except Exception as error:
         traceback.print_exc()
-        known = isinstance(error, MixmergeError)
-        told = {part: getattr(error, part) for part in ("what", "where", "do")} if known else {"what": reason(error)}
-        lost = not known and any(word in str(error).lower() for word in LOST)
-        emit("failed", kind=type(error).__name__ if known else None, lost=lost, **told)
+        emit("failed", **failure(error))
         # Without the others, taking the group apart in good order would wait for them.
         sys.stderr.flush()
         os._exit(1)
@@ -43,15 +40,27 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _train(spec: dict[str, Any], rank: int, emit: Emit) -> dict[str, Any]:
+def failure(error: Exception) -> dict[str, Any]:
+    """What is told of an error; `lost`: it only says that another process is gone."""
+    known = isinstance(error, MixmergeError)
+    told = {part: getattr(error, part) for part in ("what", "where", "do")} if known else {"what": reason(error)}
+    lost = not known and any(word in str(error).lower() for word in LOST)
+    return {"kind": type(error).__name__ if known else None, "lost": lost, **told}
+
+
+def train(spec: dict[str, Any], rank: int, emit: Emit, *, joined: bool = False) -> dict[str, Any]:
+    """Train as the `spec` says, as process `rank` of its group; `joined`: it is part of the group already."""
     import torch
 
     cpu = spec["device"] == "cpu" or not torch.cuda.is_available()
     devices = Devices(**spec["devices"])
-    if not cpu and torch.cuda.device_count() < devices.processes:
+    if joined:
+        group.joined(devices)
+    elif not cpu and torch.cuda.device_count() < devices.processes:
         what = f"{devices.processes} processes, and {torch.cuda.device_count()} CUDA device(s) here"
         raise UserError(what, where="how.processes", do="a process needs a device of its own")
-    group.join(rank, devices, Path(spec["meeting"]), cpu=cpu)
+    else:
+        group.join(rank, devices, Path(spec["meeting"]), cpu=cpu)
     measured = train_by(
         spec["what"],
         Path(spec["model"]),

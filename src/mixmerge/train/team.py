@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 from mixmerge.events import read_events
 from mixmerge.train.command import end_with_parent
@@ -63,10 +63,17 @@ class Process:
         self.process.stdout.close()
 
 
+class Started(Protocol):
+    """What was started, and has to be ended."""
+
+    def stop(self) -> None:
+        """End it, if it has not ended."""
+
+
 @contextmanager
-def running(processes: Iterator[Process]) -> Iterator[None]:
+def running(processes: Iterator[Started]) -> Iterator[None]:
     """Start them one by one; none is left when this is left, however that comes."""
-    started: list[Process] = []
+    started: list[Started] = []
     try:
         started += processes
         yield

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -26,7 +26,7 @@ from mixmerge.errors import MixmergeError, StepError, UserError
 from mixmerge.train.command import how_it_ended
 from mixmerge.train.memory import memory_advice
 from mixmerge.train.settings import Devices, settings_from
-from mixmerge.train.team import GRACE_S, Event, Process, ranks, running
+from mixmerge.train.team import GRACE_S, Event, Process, Started, ranks, running
 
 MEETING = "meeting-"
 BEAT_S = 5.0  # how often machines are told that they are heard
@@ -61,12 +61,14 @@ def train_together(
     launcher: str = "",
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    starting: Callable[[Path, Queue[Event]], Iterator[Started]] | None = None,
     **place: Any,
 ) -> dict[str, Any]:
     """Train as `train_sft` or `train_dpo` does, which `what` tells, in the processes of `given`.
 
     Those of a machine share `threads`. `launcher` is a command that runs what follows it once on each of the machines, all
-    of which see the folders; with one machine it is not used. `place` holds what else the methods take. Killed at any
+    of which see the folders; with one machine it is not used. `starting` starts them another way, from the file that tells of
+    the training, and has a queue for what they say. `place` holds what else the methods take. Killed at any
     moment and called again, it carries on from the last whole checkpoint, also with another number of processes.
 
     Raises:
@@ -86,6 +88,9 @@ def train_together(
     spec.write_text(json.dumps(told | rest | {"device": device, "place": place}), encoding="utf-8")
     queue: Queue[Event] = Queue()
     try:
+        if starting is not None:
+            with running(starting(spec, queue)):
+                return _hear(replace(given, nodes=1, processes=given.size), queue, progress, _Watch(Devices(), spec))
         with running(ranks(spec, 0, queue) if given.nodes == 1 else _launched(launcher, spec, queue)):
             return _hear(given, queue, progress, _Watch(given, spec))
     except _DeathError as death:

@@ -1,0 +1,101 @@
+"""Generation that several processes share: each answers whole batches, which are joined in the order of one process.
+
+The batches are cut once, by whichever process comes first, and every process keeps to them; each batch is a file that is there
+whole or not at all. So what a batch gives does not depend on who answers it, a killed generation carries on with any number
+of processes, and the joined file has the very bytes that one process writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import CheckpointError
+from mixmerge.evaluate.engine import Engine, GenerationSettings
+from mixmerge.evaluate.generate import Progress, account, answered, cut, ordered_by_length, read_responses
+from mixmerge.evaluate.prompts import Prompt
+from mixmerge.whole import write_whole
+
+BATCHES = "batches.json"
+
+
+def generate_share(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    settings: GenerationSettings,
+    *,
+    number: int,
+    of: int,
+    batch_size: int = 32,
+    progress: Progress = None,
+) -> None:
+    """Answer every batch that falls to process `number` of `of` and is not there, into files of `folder`.
+
+    `progress` is told how many prompts of its own are answered.
+    """
+    ordered, lengths = ordered_by_length(engine, prompts)
+    sizes = _agreed(folder, cut(engine, ordered, lengths, settings, batch_size), len(ordered))
+    own = [(at, end) for at, end in enumerate(_ends(sizes)) if at % of == number]
+    done, total = 0, sum(sizes[at] for at, _ in own)
+    for at, end in own:
+        file = _file(folder, at)
+        if not file.exists():
+            if progress:
+                progress(done, total)
+            rows = answered(engine, ordered[end - sizes[at] : end], lengths, settings)
+            write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        done += sizes[at]
+    if progress:
+        progress(done, total)
+
+
+def join_shares(folder: Path, out: Path) -> dict[str, Any]:
+    """Write all batches of `folder` to `out`, in order; counts as those of `generate`.
+
+    Raises:
+        CheckpointError: a batch is not there.
+    """
+    sizes = json.loads((folder / BATCHES).read_bytes())
+    files = [_file(folder, at) for at in range(len(sizes))]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError("no process has answered this batch", where=str(file), do="run it again to carry on")
+    write_whole(out, "".join(file.read_text(encoding="utf-8") for file in files))
+    rows = read_responses(out)
+    if len(rows) != sum(sizes):
+        do = f"remove {folder} and run it again"
+        raise CheckpointError(f"{len(rows)} rows for {sum(sizes)} prompts", where=str(folder), do=do)
+    return account(rows) | {"resumed": 0}
+
+
+def _agreed(folder: Path, mine: Sequence[int], prompts: int) -> list[int]:
+    """The batches that the first process wrote down: this one's, if it is the first."""
+    place, own = folder / BATCHES, folder / f".{BATCHES}.{os.getpid()}.{os.urandom(4).hex()}"
+    write_whole(own, json.dumps(list(mine)))
+    try:
+        os.link(own, place)  # fails where it is there, and shows it whole where it is not
+    except FileExistsError:
+        pass
+    finally:
+        own.unlink()
+    sizes = json.loads(place.read_bytes())
+    if sum(sizes) != prompts:
+        what = f"not the batches of {prompts} prompts"
+        raise CheckpointError(what, where=str(place), do=f"remove {folder} to generate afresh")
+    return list(sizes)
+
+
+def _ends(sizes: Sequence[int]) -> list[int]:
+    ends, end = [], 0
+    for size in sizes:
+        end += size
+        ends.append(end)
+    return ends
+
+
+def _file(folder: Path, at: int) -> Path:
+    return folder / f"batch-{at:06d}.jsonl"

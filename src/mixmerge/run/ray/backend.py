@@ -1,0 +1,282 @@
+"""The Ray backend: a batch of steps is a task of Ray, and runs on whatever node has room for it.
+
+Ray is asked for cores, GPUs and memory, and tells when a process or a node has died; the batch is started again then, with
+the steps that are not done, a few times at most. A step that fails is not. Outputs, logs and leases are in the study's
+folder, which all nodes see.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixmerge.errors import UserError, reason
+from mixmerge.plan.graph import Step
+from mixmerge.run.backend import Event
+from mixmerge.run.local import STOP_S, log_file
+from mixmerge.run.ray.cluster import ALIKE, Cluster, Node, unlike
+from mixmerge.run.ray.task import Batch, Seen, carry_out, look
+from mixmerge.run.resources import RUNNING, Demand, Resources, demand_of, demand_of_all, usual_jobs
+from mixmerge.run.store import Store
+from mixmerge.train.settings import Devices
+
+TRIES = 3
+LOOK_S = 5.0  # how often to look whether there is still a node for what waits for one
+NODE_S = 600.0  # for a node to come that can take a batch, once there is none
+ENDS = ("done", "failed", "skipped")
+
+
+@dataclass(slots=True)
+class Running:
+    """A batch at work: its steps, what it takes, the ids of those that have not ended, and how often it was started.
+
+    `short`: since when no node has what it takes.
+    """
+
+    steps: Sequence[Step]
+    demand: Demand
+    left: list[str] = field(default_factory=list)
+    tries: int = 1
+    short: float | None = None
+
+
+class RayBackend:
+    """Tasks on a Ray cluster: as many at once as its cores and GPUs allow, and no more than `jobs`.
+
+    `threads` of each step, so many cores of a node; default: a node's cores shared out as on a machine alone.
+
+    Raises:
+        UserError: Ray is not installed; there is no cluster at that address.
+    """
+
+    def __init__(
+        self, store: Store, plan_file: Path, *, address: str | None = None, jobs: int | None, threads: int | None
+    ) -> None:
+        plan_file = plan_file.absolute()  # Ray's processes work in other folders
+        self.cluster = Cluster(address, plan_file.parent / "logs" / "ray.log")
+        import ray
+
+        self._ray = ray
+        self._store, self._plan_file, self._jobs, self._asked_threads = store, plan_file, jobs, threads
+        self._task = ray.remote(max_retries=0, num_returns="streaming")(carry_out)
+        self._working: dict[Any, Running] = {}
+        self._told: deque[Event] = deque()
+        self._seen: Seen | None = None
+        self._stopping = False
+        self._known = self.cluster.nodes()
+        if not self._known:
+            self.close()
+            raise UserError("no node of the Ray cluster has a core", where="--backend ray", do="start one with cores")
+
+    def start(self, batch: Sequence[Step]) -> bool:
+        if not self.room:
+            return False
+        if self._seen is None:
+            self.cluster.check_sight(self._plan_file)
+            self._seen = look(self._plan_file, 0.0)
+        nodes = self._nodes()
+        demand = demand_of_all(batch, lambda step: demand_of(step, self._store, _largest(nodes)))
+        least, all_of_them = _of_all(batch[0], demand)
+        gpus, waits = sum(node.gpus for node in nodes), batch[0].kind == "generate"
+        asked = Devices.of(batch[0].how).nodes if spread(batch[0]) else 1
+        if least > _most_gpus(nodes) or asked > len(nodes) or (all_of_them > gpus and not waits):
+            what = f"it takes {least} GPUs, and no node of the cluster has more than {_most_gpus(nodes)}"
+            if least <= _most_gpus(nodes):
+                what = f"it takes {asked} nodes with {least} GPUs, and the cluster has {len(nodes)} with {gpus} in all"
+            error = f"{what}; lower how.{'processes' if asked == 1 else 'nodes or how.processes'}, or add a node"
+            self._told += [{"event": "failed", "step": step.id, "error": error, "bug": False} for step in batch]
+            return True
+        demand = demand._replace(gpus=min(all_of_them, gpus))
+        if demand.gpus > gpus - sum(run.demand.gpus for run in self._working.values()):
+            return False
+        self._submit(Running(batch, demand, [step.id for step in batch]))
+        return True
+
+    def next(self) -> Event:
+        while not self._told:
+            ready, _ = self._ray.wait(list(self._working), num_returns=1, timeout=LOOK_S)
+            for stream in ready:
+                self._hear(stream)
+            if not ready:
+                self._miss_nodes()
+        return self._told.popleft()
+
+    @property
+    def room(self) -> int:
+        nodes = self._nodes()
+        threads = self._threads(nodes)
+        return (self._jobs or sum(max(1, node.cores // threads) for node in nodes)) - len(self._working)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._working or self._told)
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self.cluster.lost:  # Ray would wait for the head
+            self._working.clear()
+            return
+        for stream in self._working:
+            self._ray.cancel(stream)
+        if not self._drain(2 * STOP_S + 2):
+            self.kill()
+
+    def kill(self) -> None:
+        self._stopping = True
+        if self.cluster.lost:  # Ray would wait for the head
+            self._working.clear()
+            return
+        for stream in self._working:
+            self._ray.cancel(stream, force=True)
+        self._drain(STOP_S)
+
+    def close(self) -> None:
+        self.cluster.close()
+
+    def _nodes(self) -> list[Node]:
+        """The nodes of the cluster; where all are gone for the moment, those that there were."""
+        self._known = self.cluster.nodes() or self._known
+        return self._known
+
+    def _threads(self, nodes: Sequence[Node]) -> int:
+        most = max((node.cores for node in nodes), default=1)
+        shares = (max(1, node.cores // usual_jobs(_resources(node))) for node in nodes)
+        return min(self._asked_threads or min(shares, default=1), most)
+
+    def _submit(self, run: Running) -> None:
+        nodes = self._nodes()
+        threads = self._threads(nodes)
+        assert self._seen is not None
+        hide = not run.demand.gpus and any(node.gpus for node in nodes)
+        place = self._store.root.absolute(), self._plan_file, self._seen
+        batch = Batch(*place, run.left, threads, hide, self.cluster.address)
+        alone = not any(map(spread, run.steps))
+        stream = self._task.options(
+            num_cpus=threads if alone else 0,
+            num_gpus=run.demand.gpus if alone else 0,
+            memory=min(run.demand.memory if alone else RUNNING, max(node.memory for node in nodes)),
+            scheduling_strategy="SPREAD",
+            name=", ".join(step.title for step in run.steps[:3]),
+        ).remote(batch)
+        self._working[stream] = run
+
+    def _hear(self, stream: Any) -> None:
+        """Take in the next that a task says, or how it ended."""
+        run, errors = self._working[stream], self._ray.exceptions
+        try:
+            event = self._ray.get(next(stream))
+        except StopIteration:
+            self._lose(stream, "its process ended without a word")
+        except errors.TaskCancelledError:
+            self._end(stream, -signal.SIGTERM)
+        except errors.RayTaskError as error:
+            self._end(stream, 1, f"its task failed on its node: {reason(error.cause)}", str(error))
+        except errors.OutOfMemoryError as error:
+            self._lose(stream, "Ray ended its process, as its node ran out of memory", str(error))
+        except errors.NodeDiedError as error:
+            self._lose(stream, "its node died", str(error))
+        except errors.RayError as error:
+            self._lose(stream, "its process died", str(error))
+        else:
+            if event["event"] == "exit" and event["code"] < 0 and run.left:
+                self._lose(stream, f"its process was ended by signal {-event['code']}", code=event["code"])
+            elif event["event"] == "exit":
+                self._end(stream, event["code"])
+            elif event["event"] == "unlike":
+                assert self._seen is not None
+                why = unlike(Seen(*event["seen"]), self._seen, self._plan_file.parent)
+                self._end(stream, 1, f"node {event['node']} {why}; {ALIKE}")
+            else:
+                if event["event"] in ENDS:
+                    run.left = [step_id for step_id in run.left if step_id != event["step"]]
+                self._told.append(event)
+
+    def _lose(self, stream: Any, why: str, words: str = "", code: int = -signal.SIGKILL) -> None:
+        """A process died: start what is left of its batch again, where it was not tried too often."""
+        run = self._working[stream]
+        if not run.left or self._stopping or run.tries == TRIES:
+            self._end(stream, code, why + (f", {run.tries} times" if run.tries > 1 else ""), words)
+            return
+        del self._working[stream]
+        run.tries += 1
+        self._log(run, f"{why}\n{words}")
+        self._told.append(
+            {"event": "note", "step": run.left[0], "text": f"{why}; tried again ({run.tries} of {TRIES})"}
+        )
+        self._submit(run)
+
+    def _miss_nodes(self) -> None:
+        """Say of a batch that waits for a node that is gone that it does; give it up after a while."""
+        nodes, now = self.cluster.nodes(), time.monotonic()
+        for stream, run in list(self._working.items()):
+            needed = 0 if any(map(spread, run.steps)) else run.demand.gpus
+            if nodes and needed <= _most_gpus(nodes):
+                run.short = None
+            elif run.short is None:
+                run.short = now
+                text = f"no node of the cluster has {_in_words(run.demand)} any more; waiting for one"
+                self._told.append({"event": "note", "step": run.left[0], "text": text})
+            elif now - run.short > NODE_S:
+                self._ray.cancel(stream, force=True)
+                self._end(stream, 1, f"no node of the cluster had {_in_words(run.demand)} for {NODE_S:.0f} s")
+
+    def _end(self, stream: Any, code: int, why: str | None = None, words: str = "") -> None:
+        run = self._working.pop(stream)
+        if why is not None and run.left:
+            self._log(run, f"{why}\n{words}")
+        self._told.append({"event": "exit", "steps": tuple(run.steps), "code": code, "why": why})
+
+    def _log(self, run: Running, text: str) -> None:
+        """What Ray says of a process, in the log of the step that it was at."""
+        step = next(step for step in run.steps if step.id == run.left[0])
+        with suppress(OSError):
+            log = log_file(self._plan_file, step)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a", encoding="utf-8") as file:
+                file.write(text.rstrip() + "\n")
+
+    def _drain(self, seconds: float) -> bool:
+        """Whether all tasks ended within so long, with what they said taken in."""
+        end = time.monotonic() + seconds
+        while self._working and (left := end - time.monotonic()) > 0:
+            ready, _ = self._ray.wait(list(self._working), num_returns=1, timeout=left)
+            for stream in ready:
+                self._hear(stream)
+        return not self._working
+
+
+def spread(step: Step) -> bool:
+    """Whether a step only starts others on the cluster, and takes nothing itself."""
+    shared = step.kind == "generate" or (step.kind == "train" and step.what.get("engine") != "command")
+    return shared and Devices.of(step.how).size > 1
+
+
+def _of_all(step: Step, demand: Demand) -> tuple[int, int]:
+    """The GPUs that a step takes of one node at least, and of all nodes together."""
+    if step.kind == "generate" and spread(step):
+        return min(demand.gpus, 1), demand.gpus
+    return demand.gpus, demand.gpus * Devices.of(step.how).nodes
+
+
+def _resources(node: Node) -> Resources:
+    return Resources(node.cores, node.memory, tuple(map(str, range(node.gpus))))
+
+
+def _in_words(demand: Demand) -> str:
+    return f"{demand.gpus} GPUs" if demand.gpus else "a core"
+
+
+def _most_gpus(nodes: Sequence[Node]) -> int:
+    return max((node.gpus for node in nodes), default=0)
+
+
+def _largest(nodes: Sequence[Node]) -> Resources:
+    """A machine that has as much of everything as any node has: what a step may take at most."""
+    cores, memory = max(node.cores for node in nodes), max(node.memory for node in nodes)
+    return Resources(cores, memory, tuple(map(str, range(_most_gpus(nodes)))))

@@ -1,0 +1,64 @@
+"""Processes that share a generation as tasks of Ray, one each; one that dies is started again, a few times at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from queue import Empty, Queue
+from typing import Any
+
+from mixmerge.run.local import worker_environment
+from mixmerge.run.ray.address import joined
+from mixmerge.run.ray.task import LISTEN_S
+from mixmerge.train.team import Event, Process
+
+TRIES = 3
+
+
+def shares(commands: Sequence[Sequence[str]], address: str, *, threads: int, gpu: bool) -> Iterator[Event]:
+    """Run the commands on the cluster; gives their events, each with the number of its command, and `exit` at last."""
+    with joined(address) as ray:
+        gpus = int(gpu and ray.cluster_resources().get("GPU", 0) >= 1)
+        task = ray.remote(max_retries=0, num_returns="streaming")(run_share).options(
+            num_cpus=threads, num_gpus=gpus, scheduling_strategy="SPREAD"
+        )
+        working: dict[Any, tuple[int, int]] = {}
+        for number, command in enumerate(commands):
+            working[task.remote(command, number, threads, not gpus)] = number, 1
+        while working:
+            ready, _ = ray.wait(list(working), num_returns=1)
+            number, tries = working[ready[0]]
+            try:
+                event: Event = ray.get(next(ready[0]))
+            except StopIteration:
+                del working[ready[0]]
+                continue
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError:
+                del working[ready[0]]
+                if tries == TRIES:
+                    yield {"rank": number, "event": "exit", "status": -9}
+                    continue
+                again = f"process {number + 1} of {len(commands)} died; tried again ({tries + 1} of {TRIES})"
+                yield {"rank": number, "event": "note", "text": again}
+                working[task.remote(commands[number], number, threads, not gpus)] = number, tries + 1
+                continue
+            yield event
+
+
+def run_share(command: Sequence[str], number: int, threads: int, hide_gpus: bool) -> Iterator[Event]:
+    """In a process of Ray: the command, and what it says."""
+    environment = worker_environment(threads) | ({"CUDA_VISIBLE_DEVICES": ""} if hide_gpus else {})
+    queue: Queue[Event] = Queue()
+    process = Process(command, environment, number, queue)
+    try:
+        while True:
+            try:
+                event = queue.get(timeout=LISTEN_S)
+            except Empty:
+                continue
+            yield event
+            if event["event"] == "exit":
+                return
+    finally:
+        process.stop()

@@ -1,0 +1,184 @@
+"""Before there is a cluster: backends that there are none of, addresses that nothing is at, Ray that is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from contextlib import closing
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from mixmerge.errors import StepError, UserError
+from mixmerge.machine import usable_cores
+from mixmerge.run.backends import backend_for, checked
+from mixmerge.run.ray import cluster as ray_cluster
+from mixmerge.run.ray.address import AUTH, GIVE_TOKEN, for_a_step, joined, own_token
+from mixmerge.run.ray.cluster import Cluster, unlike
+from mixmerge.run.ray.task import Seen, look
+
+DO = "give host:port as `ray start` prints it, with the run on a machine of the cluster"
+
+
+def test_a_backend_with_a_slip_of_the_pen_is_refused_with_what_was_meant(study, mixmerge):
+    status, out, err = mixmerge("run", study.recipe, "--out", study.out, "--backend", "rya")
+    assert (status, out) == (2, "")
+    assert err == "error: --backend: no backend 'rya'; did you mean 'ray'?\n"
+    assert not study.out.exists()
+
+
+def test_an_address_that_no_backend_would_read_is_refused(study, mixmerge):
+    status, _, err = mixmerge("run", study.recipe, "--out", study.out, "--address", "auto")
+    assert (status, err) == (2, "error: --address: the local backend joins no cluster; add --backend ray\n")
+    checked("local", None)
+    checked("ray", "auto")
+
+
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "head:70000", "ray://head:10001"])
+def test_what_is_no_address_is_refused_before_anything_is_asked(study, mixmerge, address):
+    status, _, err = mixmerge("run", study.recipe, "--out", study.out, "--backend", "ray", "--address", address)
+    assert (status, err) == (2, f"error: --address: '{address}' is no host:port; {DO}\n")
+    assert not study.out.exists()
+
+
+def test_an_address_that_nobody_is_at_is_told_in_one_line(study, mixmerge):
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, _, err = mixmerge("run", study.recipe, "--out", study.out, "--backend", "ray", "--address", address)
+    assert (status, err) == (2, f"error: --address: nothing answers at {address}: Connection refused; {DO}\n")
+    status, _, err = mixmerge("run", study.recipe, "--out", study.out, "--backend", "ray", "--address", "no.invalid:1")
+    assert status == 2
+    assert err.startswith("error: --address: nothing answers at no.invalid:1: ")
+    assert not study.out.exists()
+
+
+def test_an_address_from_the_environment_is_named_as_such(study, mixmerge, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    status, _, err = mixmerge("run", study.recipe, "--out", study.out, "--backend", "ray")
+    assert (status, err) == (2, f"error: RAY_ADDRESS: 'http://127.0.0.1:8265' is no host:port; {DO}\n")
+
+
+def test_a_port_that_answers_and_is_no_cluster_is_given_up_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "JOIN_S", 3.0)
+    with closing(socket.create_server(("127.0.0.1", 0))) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"what answers at .* is no Ray cluster"):
+            Cluster(address, tmp_path / "logs" / "ray.log")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_where_ray_is_not_installed_the_command_that_installs_it_is_told(study, tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("raise ModuleNotFoundError('No module named ray')", encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(
+        study.command("run", "--backend", "ray"),
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "error: --backend ray: Ray is not installed; pip install 'mixmerge[ray]'\n"
+
+
+def test_the_local_backend_is_left_to_the_run(tmp_path):
+    with backend_for("local", "study", tmp_path, address=None, jobs=None, threads=None) as backend:
+        assert backend is None
+
+
+def test_what_a_node_sees_of_a_study_is_compared_with_what_is_here(tmp_path):
+    plan = tmp_path / "plan.json"
+    assert look(plan, 0.0).digest is None
+    plan.write_text("{}", encoding="utf-8")
+    here = look(plan, 0.0)
+    assert unlike(look(plan, 5.0, here.digest), here, tmp_path) is None
+    assert unlike(Seen(None, here.version), here, tmp_path) == f"does not see the study in {tmp_path}"
+    assert unlike(Seen(here.digest, "9.9"), here, tmp_path) == f"has mixmerge 9.9, here is {here.version}"
+
+
+def test_another_runner_of_the_study_makes_it_no_other_one(chain, tmp_path):
+    digests = []
+    for called, steps in (({}, chain.steps), ({"argv": ["run"]}, chain.steps), ({}, chain.steps[:-1])):
+        file = tmp_path / "plan.json"
+        file.write_text(json.dumps(replace(chain, called=called, steps=steps).to_json()), encoding="utf-8")
+        digests.append(look(file, 0.0).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_without_an_address_a_cluster_of_this_machine_lives_as_long_as_the_run(tmp_path):
+    log = tmp_path / "ray.log"
+    cluster = Cluster(None, log)
+    try:
+        (node,) = cluster.nodes()
+        assert node.cores == usable_cores()
+        started = psutil.Process().children(recursive=True)
+        assert any("raylet" in process.name() for process in started)
+    finally:
+        cluster.close()
+    assert psutil.wait_procs(started, 20)[1] == []
+    assert log.is_file()
+
+
+# Tokens
+
+
+def test_a_step_gets_the_tokens_of_its_cluster_and_nothing_else_of_ray():
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret", "RAY_AUTH_TOKEN_PATH": "/run/token"}
+    told = for_a_step({**auth, "RAY_JOB_ID": "1", "RAY_ADDRESS": "a:1", "HF_HOME": "/hf"}, "b:2")
+    assert told == {**auth, "HF_HOME": "/hf", "MIXMERGE_RAY_ADDRESS": "b:2"}
+
+
+def test_a_step_that_cannot_join_its_cluster_names_the_cluster(tmp_path):
+    with pytest.raises(StepError, match=r"its process cannot join the Ray cluster at nowhere"), joined("nowhere"):
+        pass
+
+
+def test_a_training_by_two_processes_joins_a_cluster_of_its_own_by_its_token(study, tmp_path):
+    study.edit("how: {", "how: {device: cpu, processes: 2, ")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in AUTH} | {"HOME": str(home)}
+    command = study.command("run", "--backend", "ray", "--only", "train/mix")
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert len(study.records()) == 3
+    assert list(home.rglob("auth_token")) == [], "every cluster that is started later would ask for it"
+
+
+def test_a_cluster_of_ones_own_is_closed_to_those_without_its_token_and_leaves_no_settings(
+    study, tmp_path, monkeypatch
+):
+    for name in AUTH:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = dict(os.environ)
+    cluster = Cluster(None, tmp_path / "ray.log")
+    try:
+        assert os.environ["RAY_AUTH_TOKEN"]
+        environment = {name: value for name, value in os.environ.items() if name not in AUTH}
+        command = study.command("run", "--backend", "ray", "--address", cluster.address)
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    finally:
+        address = cluster.address
+        cluster.close()
+    assert (ran.returncode, ran.stdout) == (2, "")
+    what = f"error: --address: the cluster at {address} wants another token, or one at all"
+    assert ran.stderr == f"{what}; {GIVE_TOKEN}\n"
+    assert {name: value for name, value in os.environ.items() if name in AUTH} == {}
+    assert before.items() <= os.environ.items()
+    assert list(tmp_path.rglob("auth_token")) == []
+
+
+@pytest.mark.parametrize("given", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN_PATH": "/run/token"}])
+def test_a_token_or_its_absence_that_a_user_set_is_left_as_it_is(given, monkeypatch):
+    for name in AUTH:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with own_token():
+        assert {name: value for name, value in os.environ.items() if name in AUTH} == given
