@@ -92,7 +92,10 @@ def train_together(
             with running(starting(spec, queue)):
                 return _hear(replace(given, nodes=1, processes=given.size), queue, progress, _Watch(Devices(), spec))
         with running(ranks(spec, 0, queue) if given.nodes == 1 else _launched(launcher, spec, queue)):
-            return _hear(given, queue, progress, _Watch(given, spec))
+            try:
+                return _hear(given, queue, progress, _Watch(given, spec))
+            finally:
+                spec.unlink()  # by which machines see that it is over, whatever becomes of their launcher
     except _DeathError as death:
         raise _named(death.told, model, what, bool(place.get("gradient_checkpointing")), given) from None
     finally:
