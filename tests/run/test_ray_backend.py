@@ -177,7 +177,7 @@ def test_what_dies_with_a_node_is_done_again_and_what_dies_each_time_fails(clust
         finally:
             add_node(cluster)
     assert run.returncode == 1, err
-    assert "train/mix: its node died; tried again (2 of 3)" in err
+    assert f"train/mix: its node {start['address']} died; tried again (2 of 3)" in err
     again = [event["node"] for event in events(study) if event["event"] == "start" and event["step"] == start["step"]]
     assert again[0] == start["node"]
     assert start["node"] not in again[1:]

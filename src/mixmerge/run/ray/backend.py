@@ -36,7 +36,7 @@ ENDS = ("done", "failed", "skipped")
 class Running:
     """A batch at work: its steps, what it takes, the ids of those that have not ended, and how often it was started.
 
-    `short`: since when no node has what it takes.
+    `short`: since when no node has what it takes. `at`: the address of the node that it was begun on last, after a space.
     """
 
     steps: Sequence[Step]
@@ -44,6 +44,7 @@ class Running:
     left: list[str] = field(default_factory=list)
     tries: int = 1
     short: float | None = None
+    at: str = ""
 
 
 class RayBackend:
@@ -178,11 +179,11 @@ class RayBackend:
         except errors.RayTaskError as error:
             self._end(stream, 1, f"its task failed on its node: {reason(error.cause)}", str(error))
         except errors.OutOfMemoryError as error:
-            self._lose(stream, "Ray ended its process, as its node ran out of memory", str(error))
+            self._lose(stream, f"Ray ended its process, as its node{run.at} ran out of memory", str(error))
         except errors.NodeDiedError as error:
-            self._lose(stream, "its node died", str(error))
+            self._lose(stream, f"its node{run.at} died", str(error))
         except errors.RayError as error:
-            self._lose(stream, "its process died", str(error))
+            self._lose(stream, f"its process died{' on node' + run.at if run.at else ''}", str(error))
         else:
             if event["event"] == "exit" and event["code"] < 0 and run.left:
                 self._lose(stream, f"its process was ended by signal {-event['code']}", code=event["code"])
@@ -193,6 +194,7 @@ class RayBackend:
                 why = unlike(Seen(*event["seen"]), self._seen, self._plan_file.parent)
                 self._end(stream, 1, f"node {event['node']} {why}; {ALIKE}")
             else:
+                run.at = f" {event['address']}" if "address" in event else run.at
                 if event["event"] in ENDS:
                     run.left = [step_id for step_id in run.left if step_id != event["step"]]
                 self._told.append(event)
@@ -204,7 +206,7 @@ class RayBackend:
             self._end(stream, code, why + (f", {run.tries} times" if run.tries > 1 else ""), words)
             return
         del self._working[stream]
-        run.tries += 1
+        run.tries, run.at = run.tries + 1, ""
         self._log(run, f"{why}\n{words}")
         self._told.append(
             {"event": "note", "step": run.left[0], "text": f"{why}; tried again ({run.tries} of {TRIES})"}

@@ -79,11 +79,12 @@ def carry_out(batch: Batch) -> Iterator[Event]:
     """
     import ray
 
+    address = ray.util.get_node_ip_address()
     theirs = look(batch.plan_file, SIGHT_S, wanted=batch.seen.digest)
     if theirs != batch.seen:
-        yield {"event": "unlike", "seen": tuple(theirs), "node": ray.util.get_node_ip_address()}
+        yield {"event": "unlike", "seen": tuple(theirs), "node": address}
         return
-    node = ray.get_runtime_context().get_node_id()
+    node = {"node": ray.get_runtime_context().get_node_id(), "address": address}
     plan = read_plan(batch.plan_file)
     environment = for_a_step(worker_environment(batch.threads), batch.address)
     if batch.hide_gpus:
@@ -106,7 +107,7 @@ def carry_out(batch: Batch) -> Iterator[Event]:
             if event["event"] == "exit":
                 yield {"event": "exit", "code": event["code"]}
                 return
-            yield {**event, "node": node} if event["event"] == "start" else event
+            yield {**event, **node} if event["event"] == "start" else event
     finally:
         worker.signal(signal.SIGTERM)
         if not worker.wait(STOP_S):
