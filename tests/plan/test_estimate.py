@@ -343,6 +343,18 @@ def test_seconds_of_a_part_of_the_work_tell_nothing(planned, made, told, part):
     assert told(plan)["generate/mix.general"].seconds.source == "1 earlier generation here"
 
 
+def test_a_training_that_was_killed_and_carried_on_tells_what_all_of_it_took(planned, made, told):
+    plan = planned()
+    made(plan, "base/base", 1.0)
+    made(plan, "mixture/general", 2.0)
+    measured = {"rows": 8, "tokens": 400, "seconds": 100.0, "steps_resumed": 3, "seconds_resumed": 75.0}
+    made(plan, "train/general", 35.0, measured=measured)  # 10 to start again, and the last step
+    found = told(plan)["train/mix"].seconds
+    assert (found.value, found.source) == (pytest.approx(110), "1 earlier training here")
+    twice = told(planned("budget.rows=16", "training.max_repeats=4"))["train/general"].seconds
+    assert twice.value == pytest.approx(10 + 2 * 100)
+
+
 def test_steps_of_equal_work_have_equal_estimates_and_others_their_own(planned, made, told):
     plan = planned()
     made(plan, "base/base", 1.0)

@@ -66,7 +66,7 @@ def off_by(factor: float, seed: int, length: Callable[[Step], float]) -> Callabl
     """Lengths as an estimate tells them: each wrong by up to a factor either way."""
 
     def told(step: Step) -> float:
-        return length(step) * factor ** random.Random(f"{seed} {step.id}").uniform(-1, 1)
+        return length(step) * factor ** random.Random(f"{seed} {step.title}").uniform(-1, 1)
 
     return told
 
@@ -127,6 +127,7 @@ def _write(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 def tiny_model(folder: Path) -> Path:
     """A random Llama of one layer over bytes."""
+    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -139,6 +140,7 @@ def tiny_model(folder: Path) -> Path:
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

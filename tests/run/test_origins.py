@@ -315,6 +315,10 @@ def test_what_is_no_study_is_refused(mixmerge, tmp_path):
     assert err == (
         f"error: {tmp_path}: no plan.json in it; name a study's folder, <out>/runs/<study>, or its plan.json\n"
     )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: x\n")
+    status, _, err = mixmerge("diff", recipe, recipe)
+    assert (status, err.partition(";")[0]) == (2, f"error: {recipe}: a recipe is no study")
 
 
 @pytest.mark.parametrize(
@@ -351,6 +355,15 @@ def test_one_change_in_many_steps_is_told_once_with_all_of_them():
         {"kind": "train", "field": "beta", "a": ABSENT, "b": 0.1, "steps": ["c"]},
         {"kind": "train", "field": "lr", "a": 1e-5, "b": 2e-5, "steps": ["a", "b", "c"]},
     ]
+
+
+def test_a_study_may_have_the_name_of_one_of_its_candidates():
+    one, other = (
+        Plan(name, (Step("train", "a", {}), Step("train", "b", {}), Step("score", name, {"study": name})), {})
+        for name in ("a", "b")
+    )
+    found = compare(one, other)
+    assert (found["settings"], found["only"]) == ([], {"a": [], "b": []})
 
 
 def test_settings_that_change_no_identity_are_marked():

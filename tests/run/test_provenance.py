@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mixmerge.cli.printing import print_provenance
 from mixmerge.plan.graph import Plan
 from mixmerge.run.progress import Progress
 from mixmerge.run.provenance import Meter, git_state, gpu_names, invocation, machine, own_git, seeds
@@ -172,16 +174,19 @@ def test_a_recipe_that_git_does_not_know_is_dirty(repository):
     assert git_state(repository / "recipe.yaml")["dirty"] is False
 
 
-def test_outside_of_a_repository_without_commits_and_without_git_there_is_no_commit(tmp_path, monkeypatch):
+def test_outside_of_a_repository_without_commits_and_without_git_there_is_no_commit(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "plain"
     folder.mkdir()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert git_state(folder / "recipe.yaml") is None
     git(folder, "init", "-q")
-    assert git_state(folder / "recipe.yaml") is None
+    told = git_state(folder / "recipe.yaml")
+    assert told == {"commit": None, "why": "fatal: Needed a single revision"}
+    assert git_state(tmp_path / "nowhere" / "recipe.yaml")["commit"] is None
     monkeypatch.setenv("PATH", str(folder))
-    assert git_state(folder / "recipe.yaml") is None
-    assert git_state(tmp_path / "nowhere" / "recipe.yaml") is None
+    assert git_state(folder / "recipe.yaml") == {"commit": None, "why": "git is not installed"}
+    print_provenance({"git": told})
+    assert capsys.readouterr().out == "provenance:\n  git: not known: fatal: Needed a single revision\n"
 
 
 def test_asking_git_changes_no_file_and_runs_no_program_of_the_repository(repository):
@@ -224,12 +229,14 @@ def test_bytes_are_counted_from_when_the_meter_was_made_also_those_of_processes(
     meter = Meter()
     (tmp_path / "now").write_bytes(bytes(300_000))
     (tmp_path / "now").read_bytes()
-    child = f"open({str(tmp_path / 'child')!r}, 'wb').write(bytes(500_000))"
+    held = (resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10) + 10_000_000  # more than any before
+    child = f"open({str(tmp_path / 'child')!r}, 'wb').write(bytes(500_000)); b'x'.ljust({held}, b'y')"
     subprocess.run([sys.executable, "-c", child], check=True)
     took = meter.read()
     assert 800_000 <= took["bytes_written"] < 1 << 20
     assert took["bytes_read"] >= 300_000
-    assert took["peak_rss_of_a_child_mb"] > 1
+    assert took["peak_rss_of_a_child_mb"] > held / 2**20
+    assert "peak_rss_of_a_child_mb" not in Meter().read(), "it was that of an earlier step"
 
 
 def test_seeds_are_found_wherever_they_stand_and_nothing_else_is():

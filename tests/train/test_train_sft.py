@@ -94,7 +94,7 @@ def test_metrics_count_steps_tokens_and_rows_that_did_not_fit(llama, tmp_path):
     assert metrics["diverging_rows"] == 0
     assert metrics["tokens"] == 2 * sum(len(ids) for ids in made.ids)
     assert metrics["completion_tokens"] == 2 * sum(int((labels != IGNORED).sum()) for labels in made.labels)
-    assert metrics["steps"] == 4
+    assert (metrics["steps"], metrics["steps_resumed"], metrics["seconds_resumed"]) == (4, 0, 0)
     assert metrics["tokens_per_second"] == pytest.approx(metrics["tokens"] / metrics["seconds"])
     assert metrics["peak_rss_mb"] > 50
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
@@ -209,7 +209,8 @@ def test_a_killed_training_called_again_ends_with_the_weights_of_an_unbroken_one
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     logs = [(tmp_path / name / "out" / "metrics.jsonl").read_text() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
-    assert metrics["steps"] == 18
+    assert (metrics["steps"], metrics["steps_resumed"]) == (18, 8)
+    assert 0 < metrics["seconds_resumed"] < metrics["seconds"]
 
 
 def test_a_training_killed_before_its_first_checkpoint_starts_anew(llama, facts, tmp_path):

@@ -52,7 +52,9 @@ def print_provenance(told: Mapping[str, Any]) -> None:
     if "argv" in fields:
         fields["argv"] = shlex.join(fields["argv"])
     for key in ("git", "mixmerge_git"):
-        if git := fields.get(key):
+        if (git := fields.get(key)) and git["commit"] is None:
+            fields[key] = f"not known: {git['why']}"
+        elif git:
             fields[key] = git["commit"] + " with changes that are not committed" * git["dirty"]
         elif key in fields:
             fields[key] = "in no repository"

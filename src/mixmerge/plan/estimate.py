@@ -149,7 +149,7 @@ class _Estimator:
         key = ("seconds", step.kind, work, gpus_of(step.how, work, self.machine))
         if key not in self._known:
             source, alike, wider = self._alike(step, work)
-            points = [(float(other.amount or 0), float(record["provenance"]["seconds"])) for other, record in alike]
+            points = [(float(other.amount or 0), _took(record)) for other, record in alike]
             found = None
             if points:
                 start, most = self._start(step.kind, [record for _, record in alike])
@@ -163,7 +163,7 @@ class _Estimator:
     def _start(self, kind: str, alike: Sequence[Record]) -> tuple[float | None, float]:
         """What such a step takes however little it does, None where that was not measured, and the most it may be."""
         measured = [
-            max(0.0, record["provenance"]["seconds"] - record["measurements"]["seconds"])
+            max(0.0, _took(record) - record["measurements"]["seconds"])
             for record in alike
             if kind == "train" and record["measurements"].get("seconds")
         ]
@@ -275,10 +275,15 @@ class _Estimator:
         return self._spent[work.like]
 
 
+def _took(record: Record) -> float:
+    """Seconds of a step: of the process that ended it, and of the steps of its training that others had taken before a kill."""
+    return float(record["provenance"]["seconds"]) + float(record["measurements"].get("seconds_resumed", 0.0))
+
+
 def _timed(record: Record) -> bool:
-    """Whether a record's seconds are those of all its work: not of a part that was left after a kill, or answered already."""
+    """Whether a record tells how long all its work took: not of a part that was left after a kill, or answered already."""
     measured = record["measurements"]
-    begun = any(measured.get(key) for key in ("resumed", "tensors_resumed", "shards_resumed"))
+    begun = any(measured.get(key) for key in ("resumed", "tensors_resumed"))
     asked = measured.get("server", {"answered": 1}).get("answered")
     return bool(record.get("provenance", {}).get("seconds")) and not begun and bool(asked)
 

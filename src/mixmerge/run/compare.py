@@ -43,7 +43,7 @@ def compare(one: Plan, other: Plan) -> dict[str, Any]:
 
 def _title(step: Step, plan: Plan) -> str:
     """What steps are matched by: scores and report are called after the study, and each has one."""
-    return f"{step.kind}/" if step.name == plan.study else step.title
+    return f"{step.kind}/" if step.kind in NAMED_AFTER and step.name == plan.study else step.title
 
 
 def _fields(one: Step, other: Step) -> Iterator[tuple[str, Any, Any]]:

@@ -23,8 +23,8 @@ def plan_file(path: Path) -> Path:
         UserError: there is none.
     """
     file = path / PLAN if path.is_dir() else path
-    if not file.is_file():
-        what = f"no {PLAN} in it" if path.is_dir() else "no such file"
+    if not file.is_file() or not is_plan(path):
+        what = f"no {PLAN} in it" if path.is_dir() else "a recipe is no study" if file.is_file() else "no such file"
         raise UserError(what, where=str(path), do="name a study's folder, <out>/runs/<study>, or its plan.json")
     return file
 

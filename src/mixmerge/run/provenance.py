@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mixmerge.errors import reason
 from mixmerge.machine import gpu_models, processor_model, usable_cores
 
 VERSIONS = (
@@ -34,6 +35,8 @@ IO = {
     "write_bytes": "disk_bytes_written",
 }
 MB = 1 << 20
+PEAK_UNIT = MB if sys.platform == "darwin" else 1024  # of getrusage(2), in a MB
+NO_REPOSITORY = "not a git repository"
 GIT_S = 20  # a repository on a slow disk
 
 
@@ -48,19 +51,20 @@ def invocation(recipe: str) -> dict[str, Any]:
 def git_state(recipe: Path) -> dict[str, Any] | None:
     """The commit of the repository that the recipe is in, and whether anything there differs from it; None outside of one.
 
-    Files that git does not know make no difference (outputs lie about), but for the recipe itself.
+    Files that git does not know make no difference (outputs lie about), but for the recipe itself. Where git does not tell
+    the commit, it is None, and `why` is what git says.
     """
-    commit = _git(recipe.parent, "rev-parse", "HEAD")
+    commit, why = _git(recipe.parent, "rev-parse", "--verify", "HEAD")
     if commit is None:
-        return None
-    changed = _git(recipe.parent, "status", "--porcelain", "--untracked-files=no")
-    known = _git(recipe.parent, "ls-files", "--error-unmatch", "--", recipe.name)
+        return None if NO_REPOSITORY in why else {"commit": None, "why": why}
+    changed, _ = _git(recipe.parent, "status", "--porcelain", "--untracked-files=no")
+    known, _ = _git(recipe.parent, "ls-files", "--error-unmatch", "--", recipe.name)
     return {"commit": commit.strip(), "dirty": changed is None or bool(changed.strip()) or known is None}
 
 
 def own_git(module: Path) -> dict[str, Any] | None:
     """As `git_state`, of mixmerge itself where it runs from a checkout; None where it is installed."""
-    known = _git(module.parent, "ls-files", "--error-unmatch", "--", module.name)
+    known, _ = _git(module.parent, "ls-files", "--error-unmatch", "--", module.name)
     return None if known is None else git_state(module)
 
 
@@ -74,6 +78,7 @@ class Meter:
         if self._torch is not None:
             self._torch.reset_peak_memory_stats()
         self._io, self._began, self.started = _io(), time.perf_counter(), time.time()
+        self._largest_child = _largest_child()
 
     def read(self) -> dict[str, Any]:
         """Seconds, peak memory, and bytes read and written, also by processes that the step started and waited for.
@@ -85,8 +90,8 @@ class Meter:
             "seconds": round(time.perf_counter() - self._began, 3),
             "peak_rss_mb": _peak_mb(),
         }
-        if children := resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
-            found["peak_rss_of_a_child_mb"] = round(children / 1024, 1)
+        if (largest := _largest_child()) > self._largest_child:  # else it is that of an earlier step
+            found["peak_rss_of_a_child_mb"] = round(largest / PEAK_UNIT, 1)
         if (cuda := _cuda()) is not None:
             peaks = [cuda.max_memory_allocated(device) for device in range(cuda.device_count())]
             found["peak_gpu_mb"] = [round(peak / MB, 1) for peak in peaks]
@@ -132,8 +137,8 @@ def _seeds(value: Any, path: str) -> Iterator[tuple[str, int]]:
             yield from _seeds(inner, f"{path}.{index}")
 
 
-def _git(folder: Path, *words: str) -> str | None:
-    """What git says there; None where it says no, is not installed, or takes too long."""
+def _git(folder: Path, *words: str) -> tuple[str | None, str]:
+    """What git says there; None where it says no, is not installed, or takes too long, and why."""
     # no index is refreshed and no program of the repository's own settings is run
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *words]
     try:
@@ -145,11 +150,13 @@ def _git(folder: Path, *words: str) -> str | None:
             timeout=GIT_S,
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    except FileNotFoundError:
+        return None, "git is not installed"
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, reason(error)
+    return (done.stdout, "") if done.returncode == 0 else (None, done.stderr.partition("\n")[0])
 
 
 def _cuda() -> Any:
@@ -174,8 +181,12 @@ def _peak_mb() -> float:
         found = re.search(r"^VmHWM:\s*(\d+) kB", (PROC / "status").read_text(encoding="utf-8"), re.MULTILINE)
         if found is not None:
             return round(int(found[1]) / 1024, 1)
-    unit = MB if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / PEAK_UNIT, 1)
+
+
+def _largest_child() -> int:
+    """The most memory, in units of the system, that any process held which this one has started and waited for."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
 def _io() -> dict[str, int]:

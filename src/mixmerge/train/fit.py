@@ -91,7 +91,7 @@ def _fit(
 
     from mixmerge.train.adapter import named_targets, require_library, save_folded
     from mixmerge.train.cache import kept_tokens
-    from mixmerge.train.checkpoints import last_whole
+    from mixmerge.train.checkpoints import PREFIX, last_whole
     from mixmerge.train.schedule import training_order
     from mixmerge.train.tokens import Tokenised, TokenisedPairs, load_tokenizer
 
@@ -141,6 +141,7 @@ def _fit(
             torch.manual_seed(settings.seed + group.rank())  # or dropout would draw the same in each
         carries_on = checkpoint is not None and trainer.can_carry_on()
         trainer.train(resume_from_checkpoint=str(checkpoint) if carries_on else None)
+        resumed = int(checkpoint.name.removeprefix(PREFIX)) if checkpoint is not None and carries_on else 0
         trainer.log_held_out()
         history = trainer.state.log_history
         weights = group.whole_weights(trainer.model)
@@ -156,7 +157,7 @@ def _fit(
     _write_metrics(history, (*COUNTS, *columns), out / "metrics.jsonl")
     steps = [entry for entry in history if "loss" in entry]
     learning = _learning(history, len(held), languages_apart(rows, held, held_out))
-    return _summary(steps, tokens, len(rows)) | learning
+    return _summary(steps, tokens, len(rows), resumed) | learning
 
 
 def stored_dtype(model: Path) -> str:
@@ -287,8 +288,11 @@ def _learning(history: Sequence[Mapping[str, Any]], held: int, apart: Mapping[st
     return {"held_out": {"rows": held, **ends, **apart}}
 
 
-def _summary(history: Sequence[Mapping[str, Any]], tokens: Any, rows: int) -> Measured:
+def _summary(history: Sequence[Mapping[str, Any]], tokens: Any, rows: int, resumed: int) -> Measured:
+    """What came of the training; `resumed`: its steps that earlier processes took, which a kill ended."""
     import resource
+
+    import torch
 
     fifth = -(-len(history) // 5)
 
@@ -315,7 +319,10 @@ def _summary(history: Sequence[Mapping[str, Any]], tokens: Any, rows: int) -> Me
         **margins,
         "seconds": seconds,
         "tokens_per_second": read / seconds if seconds else 0.0,
+        "steps_resumed": resumed,
+        "seconds_resumed": sum(float(entry["seconds"]) for entry in history if entry["step"] <= resumed),
         "peak_rss_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),
+        **({"peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}),
     }
 
 
