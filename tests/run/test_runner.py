@@ -426,6 +426,34 @@ def test_a_runner_waits_for_a_step_that_another_is_at_and_takes_its_result(chain
     assert Store(root).record(step.id) == {"id": step.id, "made": "elsewhere"}
 
 
+@pytest.mark.parametrize("group", ["", "one process"])
+def test_what_another_is_at_is_put_off_until_there_is_nothing_else(base_step, tmp_path, start, helpers, group):
+    dtypes = ("float32", "float16", "bfloat16")
+    merges = [replace(helpers.merge(dtype, base_step.id, dtype=dtype), group=group) for dtype in dtypes]
+    plan = Plan("shared", (base_step, *merges), {})
+    events = Study(tmp_path / "out", "shared").events
+    with Store(tmp_path / "out").lease(merges[0]):
+        runner = start(plan)
+        helpers.wait(lambda: events.exists() and "waiting" in events.read_text(), "it waits")
+        store = Store(tmp_path / "out")
+        assert [store.find(merge.id) is not None for merge in merges] == [False, True, True]
+    out, _ = runner.communicate(timeout=120)
+    assert len(json.loads(out)["done"]) == 4
+
+
+def test_while_one_process_waits_for_another_runner_its_place_is_free(base_step, tmp_path, start, helpers):
+    first, second, third = (helpers.merge(d, base_step.id, dtype=d) for d in ("float32", "float16", "bfloat16"))
+    plan = Plan("places", (base_step, first, second, third), {})
+    events = Study(tmp_path / "out", "places").events
+    with Store(tmp_path / "out").lease(first):
+        runner = start(plan)
+        with Store(tmp_path / "out").lease(second):
+            helpers.wait(lambda: events.exists() and events.read_text().count("waiting") == 2, "it waits for both")
+            assert Store(tmp_path / "out").find(third.id) is not None
+        helpers.wait(lambda: Store(tmp_path / "out").find(second.id) is not None, "the second one")
+    assert json.loads(runner.communicate(timeout=120)[0])["failed"] == {}
+
+
 # Where things cannot be written
 
 

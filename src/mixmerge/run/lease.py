@@ -73,6 +73,10 @@ class Leases:
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
+    def names(self) -> set[str]:
+        """The names of all that are held, also by dead ones."""
+        return {path.stem for path in self.folder.glob("*.json")}
+
     def holder(self, name: str) -> dict[str, Any] | None:
         """Who holds it, at one look; None for nobody or a dead one; empty where a young lease does not say who."""
         if not (chain := self._chain(name)):
@@ -83,7 +87,7 @@ class Leases:
 
     def live(self) -> set[str]:
         """The names of all that live processes hold; one that looks dead is watched for a few beats."""
-        names = {path.stem for path in self.folder.glob("*.json")}
+        names = self.names()
         found: set[str] = set()
         while names:
             for name in list(names):

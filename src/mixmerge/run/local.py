@@ -62,6 +62,10 @@ class Worker:
             self.process.stdin.close()
         self._events.put({"event": "exit", "steps": self.steps, "code": code, "worker": self})
 
+    def has(self, step_id: str) -> bool:
+        """Whether a step is one of its own."""
+        return any(step.id == step_id for step in self.steps)
+
     def signal(self, number: int) -> None:
         """Send a signal to the process and everything it started."""
         if self._reader.is_alive():  # how a process ends is not known where the fork server is gone
@@ -85,6 +89,7 @@ class LocalBackend:
         self._pool = Pool(machine or free_here())
         self._events: Queue[Event] = Queue()
         self._working: dict[Worker, Share] = {}
+        self._waiting: set[Worker] = set()  # for steps that other runners are at
         self._server: ForkServer | None = None
 
     def start(self, batch: Sequence[Step]) -> bool:
@@ -110,12 +115,16 @@ class LocalBackend:
     def next(self) -> Event:
         event = self._events.get()
         if event["event"] == "exit":
+            self._waiting.discard(event["worker"])
             self._pool.give(self._working.pop(event["worker"]))
+        else:
+            worker = next(worker for worker in self._working if worker.has(event["step"]))
+            (self._waiting.add if event["event"] == "waiting" else self._waiting.discard)(worker)
         return event
 
     @property
     def room(self) -> int:
-        return self._jobs - len(self._working)
+        return self._jobs - len(self._working) + len(self._waiting)
 
     @property
     def busy(self) -> bool:

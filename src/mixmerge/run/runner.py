@@ -238,13 +238,13 @@ def drive(schedule: Schedule, backend: Backend, store: Store | None = None) -> I
     """Keep a backend at work until the schedule has nothing more for it; gives every event that is about a step."""
     changed = True
     while True:
-        for batch in schedule.ready(backend.room) if changed else ():
+        for batch in _free_first(schedule.ready(backend.room), store) if changed else ():
             if backend.start(batch):
                 schedule.start(batch)
         if not backend.busy:
             return
         event = backend.next()
-        changed = event["event"] in ("exit", "done", "skipped", "failed")
+        changed = event["event"] in ("exit", "done", "skipped", "failed", "waiting")
         if event["event"] == "exit":
             silent = [step for step in event["steps"] if step.id in schedule.running]
             schedule.let_go(silent)
@@ -262,6 +262,12 @@ def drive(schedule: Schedule, backend: Backend, store: Store | None = None) -> I
             step = schedule.steps[event["step"]]
             schedule.fail(step, end=bool(event.get("full")), recipe=bool(event.get("recipe")))
         yield event
+
+
+def _free_first(batches: Sequence[Sequence[Step]], store: Store | None) -> Sequence[Sequence[Step]]:
+    """The batches, at last those that other runners are at: there is something else to do meanwhile."""
+    held = store.leases.names() if store is not None and batches else set()
+    return sorted(batches, key=lambda batch: held.issuperset(step.id for step in batch))
 
 
 def _take(event: Event, step: Step, outcome: Outcome, progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 Steps of one group come to one process, one after another, so that they can share what they load. What the runner needs
 to know goes to standard output as JSON lines; everything that libraries print goes to standard error (the log).
+A step that another runner is at is put off until nothing else is left, so that two of them share the steps of a group.
 The process ends itself when its runner is gone.
 """
 
@@ -46,11 +47,22 @@ def main(argv: list[str]) -> int:
     threading.Thread(target=_follow_runner, daemon=True).start()
     plan = Plan.from_json(json.loads(Path(plan_file).read_text(encoding="utf-8")))
     store, shared, lost = Store(Path(root)), dict[Any, Any](), set[str]()
-    failed = False
+    left, held, told, failed = list(ids), 0, set[str](), False
     try:
-        for at, step_id in enumerate(ids):
-            log_to(log_file(Path(plan_file), plan.by_id[step_id]))
-            failed |= not _attempt(plan.by_id[step_id], plan, store, shared, emit, lost, after=ids[at + 1 :])
+        while left:
+            step = plan.by_id[left.pop(0)]
+            log_to(log_file(Path(plan_file), step))
+            came_to = _attempt(step, plan, store, shared, emit, lost, after=left)
+            if came_to is not None:
+                held, failed = 0, failed or not came_to
+                continue
+            left.append(step.id)
+            held += 1
+            if held >= len(left):  # all of them are held by others
+                if step.id not in told:
+                    emit("waiting", step=step.id)
+                    told.add(step.id)
+                time.sleep(WAIT_S)
     except FullDiskError:  # it was told; the steps that are left would only meet it again
         failed = True
     except _AskedToEnd:  # by now the step's lease is given back: end as one that asked nothing, and say no more
@@ -79,8 +91,8 @@ def _attempt(
     emit: Emit,
     lost: set[str],
     after: Sequence[str] = (),
-) -> bool:
-    """Carry out one step and tell how it went; FullDiskError where that was the reason.
+) -> bool | None:
+    """Carry out one step and tell how it went; FullDiskError where that was the reason. None: another runner is at it.
 
     One that asks a server which was of no use to an earlier step is left alone; `lost` has these servers. Once the step is
     taken over by another runner nothing more may be written: the process ends, and leaves the steps `after` it.
@@ -96,7 +108,7 @@ def _attempt(
         emit("skipped", step=step.id)
         return False
     try:
-        carry_out(step, plan, store, shared, emit, taken)
+        return carry_out(step, plan, store, shared, emit, taken) or None
     except Exception as error:
         known = _advised(_named(error, store.partial(step)), step, store)
         named, bug = (f"{type(error).__name__}: {error}", True) if known is None else (str(known), False)
@@ -110,7 +122,6 @@ def _attempt(
         if isinstance(known, FullDiskError):
             raise known from error
         return False
-    return True
 
 
 def _log(error: Exception, step: Step, named: str | None) -> None:
@@ -159,30 +170,23 @@ def carry_out(
     shared: dict[Any, Any],
     emit: Emit,
     taken: Callable[[], object] | None = None,
-) -> None:
-    """Do one step under its lease, unless it is done; wait where another live runner is at it.
+) -> bool:
+    """Do one step under its lease, unless it is done; False where another live runner is at it.
 
     Its `done` tells `by` whom, where that was not this process: each step is made once, and told so by its maker alone.
     """
-    waited = False
-    while True:
-        done = None
-        with store.lease(step, taken) as held:
-            if held:
-                store.refresh()
-                if store.find(step.id) is not None:
-                    done = {"seconds": 0.0, "measurements": {}, "by": "another runner"}
-                elif store.rescue(step):
-                    done = {"seconds": 0.0, "measurements": {}, "by": "an earlier run"}
-                else:
-                    done = _work(step, plan, store, shared, emit)
-        if done is not None:
-            emit("done", step=step.id, **done)
-            return
-        if not waited:
-            emit("waiting", step=step.id)
-            waited = True
-        time.sleep(WAIT_S)
+    with store.lease(step, taken) as ours:
+        if not ours:
+            return False
+        store.refresh()
+        if store.find(step.id) is not None:
+            done = {"seconds": 0.0, "measurements": {}, "by": "another runner"}
+        elif store.rescue(step):
+            done = {"seconds": 0.0, "measurements": {}, "by": "an earlier run"}
+        else:
+            done = _work(step, plan, store, shared, emit)
+    emit("done", step=step.id, **done)
+    return True
 
 
 def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> dict[str, Any]:
