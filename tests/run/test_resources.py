@@ -13,7 +13,18 @@ from mixmerge.plan.graph import Plan, Step
 from mixmerge.run import resources
 from mixmerge.run.local import LocalBackend
 from mixmerge.run.progress import Progress
-from mixmerge.run.resources import LOADED, RUNNING, Demand, Pool, Resources, Share, demand_of, demand_of_all, free_here
+from mixmerge.run.resources import (
+    LOADED,
+    RUNNING,
+    Demand,
+    Pool,
+    Resources,
+    Share,
+    demand_of,
+    demand_of_all,
+    free_here,
+    jobs_at_once,
+)
 from mixmerge.run.runner import Study, run_plan
 from mixmerge.run.store import Store
 
@@ -202,6 +213,21 @@ def test_steps_that_run_at_once_have_gpus_of_their_own(chain, tmp_path, monkeypa
     assert backend.start([one])
     backend.kill()
     backend.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "jobs"),
+    [
+        (None, Resources(2, 0), 1),
+        (2, Resources(8, 0), 2),
+        (6, Resources(2, 0), 2),
+        (None, Resources(2, 0, ("0", "1")), 4),
+        (3, Resources(1, 0, ("0", "1")), 3),
+        (40, Resources(16, 0, ("0", "1")), 16),
+    ],
+)
+def test_no_more_steps_at_once_than_cores_but_for_two_a_gpu(asked, machine, jobs):
+    assert jobs_at_once(asked, machine) == jobs
 
 
 def test_two_steps_that_do_not_fit_beside_each_other_follow_one_another(chain, tmp_path):

@@ -347,7 +347,7 @@ class How(Section):
     threads: Count | None = Field(None, description="Threads per step; default: the cores this process may use.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models train, generate and judge.")
     jobs: Count | None = Field(
-        None, description="Steps at once at most, as GPUs and memory allow; default: two for each GPU, else one."
+        None, description="Steps at once at most, as cores, GPUs and memory allow; default: two for each GPU, else one."
     )
     generate_batch_size: Count = Field(128, description="Prompts per generation batch at most; memory may allow fewer.")
     generate_processes: Count = Field(

@@ -86,6 +86,16 @@ def usual_jobs(machine: Resources) -> int:
     return max(1, 2 * len(machine.gpus))
 
 
+def jobs_at_once(asked: int | None, machine: Resources) -> int:
+    """Steps at once: what is asked, else the usual; no more than there are cores for, but for the usual of GPUs.
+
+    >>> jobs_at_once(6, Resources(cores=2, memory=0)), jobs_at_once(None, Resources(cores=2, memory=0))
+    (2, 1)
+    """
+    usual = usual_jobs(machine)
+    return min(asked or usual, max(machine.cores, usual))
+
+
 def demand_of_all(batch: Iterable[Step], demand: Callable[[Step], Demand]) -> Demand:
     """What a process takes that carries out these steps one after another."""
     demands = [demand(step) for step in batch]

@@ -26,7 +26,7 @@ from mixmerge.run.local import LocalBackend, log_file
 from mixmerge.run.plans import PLAN
 from mixmerge.run.progress import Progress
 from mixmerge.run.provenance import invocation
-from mixmerge.run.resources import free_here, usual_jobs
+from mixmerge.run.resources import free_here, jobs_at_once, usual_jobs
 from mixmerge.run.schedule import Schedule, chosen
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
 from mixmerge.train.memory import memory_advice
@@ -159,7 +159,7 @@ def run_plan(
         asked = [step for step in plan.steps if step.id in wanted]
         todo = [step for step in asked if step.kind in kinds and store.find(step.id) is None]
         here = free_here()
-        jobs = jobs or usual_jobs(here)
+        jobs = jobs_at_once(jobs, here) if backend is None else jobs or usual_jobs(here)
         seconds = expected_seconds(plan, todo, store)
         progress.begin(plan.study, total=len(asked), todo=todo, seconds=seconds, jobs=jobs)
         for step in todo:
