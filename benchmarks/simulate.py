@@ -24,6 +24,7 @@ from mixmerge.run.expected import length_by
 from mixmerge.run.simulated import simulate
 
 PROCESSES = 4  # of a training in the recipe
+DRAWS = 20  # of wrong lengths
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
             plans[one] = paper_plan(Path(folder), None, ONE_GPU if one else ())
         told = "one GPU a training, adapters" if one else f"{PROCESSES} GPUs a training, all weights"
         print(f"{len(plans[one].models)} candidates, {len(plans[one].steps)} steps, {told}")
-    print("ratio: by true lengths, by lengths wrong by up to 3 (the worst of 5), by rough ones")
+    print(f"ratio: by true lengths, by lengths wrong by up to 3 (the worst of {DRAWS}), by rough ones")
     print("GPUs    hours    bound  ratio  wrong  rough  longest way  in use  GPU hours     cost")
     for gpus in arguments.gpus:
         plan, machine = plans[gpus < PROCESSES], machine_of(gpus)
@@ -47,7 +48,7 @@ def main() -> None:
             return seconds(step, int(step.how.get("processes", 1)))  # noqa: B023
 
         found = simulate(plan, machine, seconds, demand)
-        wrong = [simulate(plan, machine, seconds, demand, expected=off_by(3.0, seed, alone)) for seed in range(5)]
+        wrong = [simulate(plan, machine, seconds, demand, expected=off_by(3.0, seed, alone)) for seed in range(DRAWS)]
         rough = simulate(plan, machine, seconds, demand, expected=length_by({}, plan.steps))
         worst = max(one.makespan for one in wrong)
         print(

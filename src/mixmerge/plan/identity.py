@@ -144,9 +144,12 @@ def _text(value: Any) -> str:
     return ABSENT if value is ABSENT else json.dumps(value, ensure_ascii=False)
 
 
+PLAIN = (str, int, type(None))
+
+
 def _same_scalar(old: Any, new: Any) -> bool:
     """Whether two values are one text, word or whole number: a quick look, which leaves the rest to the encoder."""
-    return type(old) is type(new) and isinstance(old, str | int | None) and bool(old == new)
+    return type(old) is type(new) and isinstance(old, PLAIN) and bool(old == new)
 
 
 def _check(value: Any, path: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +17,10 @@ from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.plans import PLAN, read_plan
 from mixmerge.run.record import RECORD, seal_of, whole_record
-from mixmerge.run.store import Store, read_record
+from mixmerge.run.store import Store
 
 MOST = 200  # records of a kind that are learnt from: the newest
-MOST_NAMED = 20  # records of one kind and name that a step is compared with
+MOST_NAMED = 4  # records of one kind and name that a step is compared with: each is read for each step
 
 
 class _Made(NamedTuple):
@@ -92,10 +91,8 @@ class History:
     def _read(self, step_id: str) -> _Read | None:
         if step_id not in self._records:
             self._records[step_id] = None
-            with suppress(CheckpointError):  # gone since it was looked for
-                if (folder := self._store.find(step_id)) is not None:
-                    said = read_record(folder)
-                    self._records[step_id] = _Read(said, whole_record(said, folder.parent.name))
+            if (said := self._store.whole(step_id)) is not None and (folder := self._store.find(step_id)) is not None:
+                self._records[step_id] = _Read(said, whole_record(said, folder.parent.name))
         return self._records[step_id]
 
     @cached_property

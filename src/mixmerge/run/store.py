@@ -78,6 +78,19 @@ class Store:
             self._damage[step_id] = _damage(folder, step_id)
         return self._damage[step_id]
 
+    def whole(self, step_id: str) -> dict[str, Any] | None:
+        """The record of a finished step whose files are as it says, or None; read once for both."""
+        folder = self._finished.get(step_id)
+        if folder is None or self._damage.get(step_id) is not None:
+            return None
+        try:
+            record = read_record(folder)
+        except CheckpointError:  # gone since it was looked for
+            return None
+        if step_id not in self._damage:
+            self._damage[step_id] = _fault(folder, step_id, record)
+        return record if self._damage[step_id] is None else None
+
     def path(self, step_id: str) -> Path:
         """The folder of a step that must be finished.
 
@@ -284,14 +297,18 @@ def remove(folder: Path) -> str:
 
 
 def _damage(folder: Path, step_id: str) -> str | None:
-    """How the files of a finished step differ from its record; a look at names and sizes only.
+    """How the files of a finished step differ from its record."""
+    try:
+        return _fault(folder, step_id, read_record(folder))
+    except CheckpointError:
+        return f"{RECORD} cannot be read"
+
+
+def _fault(folder: Path, step_id: str, record: Mapping[str, Any]) -> str | None:
+    """As `_damage`, by what the record says; a look at names and sizes only.
 
     One that had other names (hard links) is read where its mtime has changed: somebody may have written to it under these.
     """
-    try:
-        record = read_record(folder)
-    except CheckpointError:
-        return f"{RECORD} cannot be read"
     if (fault := fault_of(record, step_id)) is not None:
         return fault
     files, linked, hashes = (record.get(key, {}) for key in ("files", "linked", "sha256"))
