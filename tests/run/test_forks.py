@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
+import threading
 from pathlib import Path
 
 import psutil
@@ -99,6 +102,17 @@ def test_a_killed_server_leaves_its_processes_at_work_and_is_told_to_be_gone(wai
     assert psutil.Process(process.pid).is_running()
     assert server.fork(Request([], [], "", 1)) is None
     os.kill(process.pid, signal.SIGKILL)
+
+
+def test_a_server_that_is_killed_with_a_request_unread_is_told_to_be_gone_too(server, helpers):
+    os.kill(server._process.pid, signal.SIGSTOP)  # before it has read anything
+    told = []
+    asking = threading.Thread(target=lambda: told.append(server.fork(Request([], [], "", 1))), daemon=True)
+    asking.start()
+    helpers.wait(lambda: any(fcntl.ioctl(server._socket, termios.TIOCOUTQ, bytes(4))), "the request on its way")
+    server._process.kill()
+    asking.join(30)
+    assert told == [None]
 
 
 def test_steps_are_carried_out_by_plain_processes_once_the_server_is_gone(chain, tmp_path, monkeypatch):

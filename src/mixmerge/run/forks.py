@@ -112,7 +112,8 @@ class ForkServer:
         self._socket.close()
 
     def _read(self) -> None:
-        with self._socket.makefile("r", encoding="utf-8") as news:
+        # a server that is killed before it has read a request resets the connection
+        with self._socket.makefile("r", encoding="utf-8") as news, suppress(ConnectionResetError):
             for line in news:
                 told = json.loads(line)
                 if "code" in told:
