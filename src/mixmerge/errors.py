@@ -15,6 +15,7 @@ from mixmerge.terminal import visible
 
 MOST_NAMES = 24  # a longer list is cut: an error is one line
 LONGEST_REASON = 200  # characters of another library's message
+FREE_SOME = "free some (`mixmerge gc RECIPE` lists what no recipe needs) and run the same command again"
 
 
 class MixmergeError(Exception):

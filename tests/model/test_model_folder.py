@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixmerge.errors import CheckpointError, ModelError, UserError
+from mixmerge.errors import CheckpointError, FullDiskError, ModelError, UserError
 from mixmerge.model.folder import (
     context_of,
     copy_files,
@@ -75,6 +76,15 @@ def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="Not a directory"), whole_folder(tmp_path / "file" / "model"):
         pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_that_of_the_new_folder_whatever_file_the_copy_names(code: int, tmp_path: Path) -> None:
+    error = OSError(code, os.strerror(code), "/base/model.safetensors")
+    whole = f"{tmp_path / 'model'}: no space left on the disk; free some"
+    with pytest.raises(FullDiskError, match=whole), whole_folder(tmp_path / "model"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_copying_links_weights_and_leaves_code_pickles_and_other_formats_behind(tmp_path: Path) -> None:

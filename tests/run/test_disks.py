@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from mixmerge.errors import CheckpointError, FullDiskError
+from mixmerge.merge.checkpoint import Tensor
+from mixmerge.merge.writer import CheckpointWriter
 from mixmerge.plan.graph import Step
 from mixmerge.run.store import Store
 
@@ -65,7 +67,7 @@ def test_a_full_disk_is_named_and_the_study_goes_on_once_there_is_room(study, sm
     assert full.returncode == 1, full.stderr
     assert "Traceback" not in full.stderr
     assert "error: merge/same: " in full.stderr
-    assert "are free; free space" in full.stderr
+    assert re.search(r": the merge needs \d+ kB and \d+ kB are free; free space", full.stderr)
     assert list((disk / "out" / "store" / "base").glob("*/record.json"))
     assert not list((disk / "out" / "store").glob("merge/*/*"))
     subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
@@ -84,6 +86,29 @@ def test_a_disk_that_fills_while_training_is_named_too(study, small_disk):
     assert "no space left on the disk" in first
     assert last.startswith("error: 1 step(s) failed, "), "one line, not one for every step that is left"
     assert "Traceback" not in full.stderr
+
+
+def test_a_disk_that_fills_while_the_base_is_copied_is_named_and_the_model_is_not_blamed(study, small_disk, tiny_base):
+    out = small_disk("120k") / "out"
+    full = subprocess.run([*study.command("run")[:-1], str(out)], capture_output=True, text=True, check=False)
+    assert full.returncode == 1, full.stderr
+    first, last = (line for line in full.stderr.splitlines() if line.startswith("error: "))
+    assert first.startswith(f"error: base/base: {out / 'store'}: no space left on the disk; free some (`mixmerge gc ")
+    assert last.startswith("error: 1 step(s) failed, ")
+    assert full.stderr.count("as the disk is full") == 1
+    assert str(tiny_base) not in full.stderr
+
+
+def test_a_disk_that_fills_under_a_merge_is_full_for_every_step(small_disk):
+    disk = small_disk("256k")
+    what = {"tensors": {"w": Tensor("U8", (1 << 17,))}, "job": "j", "shard_bytes": 1 << 20}
+    writer = CheckpointWriter(disk / "out", **what)
+    fill(disk)
+    with pytest.raises(FullDiskError, match="cannot write: No space left on device; free space"), writer:
+        pass
+    (disk / "filler").unlink()
+    with CheckpointWriter(disk / "out", **what) as again:
+        assert again.finished == {}, "the same process may try again"
 
 
 def test_a_disk_that_is_full_from_the_start_is_named(study, small_disk):

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import CheckpointError, ModelError
+from mixmerge.amounts import in_bytes
+from mixmerge.errors import CheckpointError, FullDiskError, ModelError
 from mixmerge.merge.checkpoint import INDEX, ITEM_BYTES, SINGLE, Tensor
 from mixmerge.merge.sources import Raw
 
@@ -74,9 +75,13 @@ class CheckpointWriter:
         self._flusher = threading.Thread(target=self._flush, daemon=True, name="flush")
 
     def __enter__(self) -> CheckpointWriter:
-        for shard in self.shards:
-            with _naming(shard.file):
-                self._files[shard.file] = self._size(shard)
+        try:
+            for shard in self.shards:
+                with _naming(shard.file):
+                    self._size(shard)
+        except BaseException as error:  # this process may try again, once there is room
+            self.__exit__(type(error))
+            raise
         self._flusher.start()
         return self
 
@@ -151,7 +156,7 @@ class CheckpointWriter:
             free = shutil.disk_usage(self.partial).free
         needed = sum(shard.bytes for shard in self.shards if not shard.file.exists())
         if needed > free:
-            what = f"the merge needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free"
+            what = f"the merge needs {in_bytes(needed)} and {in_bytes(free)} are free"
             os.close(lock)
             raise CheckpointError(what, where=str(self.out), do="free space, or write somewhere else")
         return lock
@@ -166,9 +171,9 @@ class CheckpointWriter:
             self._write_small(self._journal, whole)
         return dict(json.loads(line) for line in whole.splitlines())
 
-    def _size(self, shard: Shard) -> int:
-        """Open a shard at its full size, its header written; the descriptor."""
-        descriptor = os.open(shard.file, os.O_RDWR | os.O_CREAT, 0o666)
+    def _size(self, shard: Shard) -> None:
+        """Open a shard at its full size, its header written."""
+        descriptor = self._files[shard.file] = os.open(shard.file, os.O_RDWR | os.O_CREAT, 0o666)
         if os.fstat(descriptor).st_size != shard.bytes:
             os.ftruncate(descriptor, 0)
             if hasattr(os, "posix_fallocate"):
@@ -179,7 +184,6 @@ class CheckpointWriter:
                         raise
             os.ftruncate(descriptor, shard.bytes)
         os.pwrite(descriptor, shard.header, 0)
-        return descriptor
 
     def publish(self, files: Mapping[str, bytes | Path]) -> None:
         """Once all is flushed, add the index and the given files (bytes, or a file to copy), and let the folder appear."""
@@ -246,8 +250,10 @@ def _naming(path: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except OSError as error:
-        do = "free space and run it again: it carries on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-        raise CheckpointError(f"cannot write: {error.strerror or error}", where=str(path), do=do) from error
+        what = f"cannot write: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FullDiskError(what, where=str(path), do="free space and run it again: it carries on") from error
+        raise CheckpointError(what, where=str(path)) from error
 
 
 def _layout(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> tuple[Shard, ...]:

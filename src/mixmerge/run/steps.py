@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mixmerge.errors import DataError, MixmergeError, ModelError, StepError, UserError
+from mixmerge.errors import DataError, FullDiskError, MixmergeError, ModelError, StepError, UserError
 from mixmerge.evaluate.limits import BudgetError
 from mixmerge.plan.graph import Step
 from mixmerge.plan.identity import fingerprint
@@ -185,6 +185,8 @@ def _named_as_given(context: StepContext) -> Iterator[None]:
 
     try:
         yield
+    except FullDiskError as error:  # the store's disk is full, whatever was being copied
+        raise error.again(where=str(context.store.folder)) from error
     except MixmergeError as error:
         raise error.again(what=given(error.what), where=given(error.where)) from error
 

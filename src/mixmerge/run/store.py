@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from mixmerge.errors import CheckpointError, FullDiskError, StepError, reason
+from mixmerge.errors import FREE_SOME, CheckpointError, FullDiskError, StepError, reason
 from mixmerge.hashes import FileHashes, cache_folder
 from mixmerge.plan.graph import Step
 from mixmerge.run.lease import Lease, Leases
@@ -33,7 +33,6 @@ from mixmerge.whole import write_whole
 
 SCRATCH = re.compile(r"\..+\.[0-9a-f]+")  # the name of a file that gets its own once it is whole
 GC = "gc"  # the lease of the one that removes what no recipe reaches
-FREE_SOME = "free some (`mixmerge gc RECIPE` lists what no recipe needs) and run the same command again"
 GONE = "gone-"  # what the folder of a removed step is called while its files go
 
 
