@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,35 @@ def test_a_file_that_was_being_written_when_a_kill_came_is_no_part_of_the_step(s
     (store.begin(STEP).out / "rows.jsonl").write_text("kept")
     final = Store(store.root).commit(STEP, files_of(store.begin(STEP).out))
     assert files(final) == {RECORD, "rows.jsonl"}
+
+
+COPY = """
+import sys, time
+from pathlib import Path
+from mixmerge.model import prepare
+prepare.copy_model = lambda *_: (print("half", flush=True), time.sleep(3600))
+prepare.prepare_base(Path(sys.argv[1]), None, Path(sys.argv[2]), trim=None, chat_template=None)
+"""
+MERGE = """
+import sys, time
+from pathlib import Path
+from mixmerge.merge.checkpoint import Tensor
+from mixmerge.merge.writer import CheckpointWriter
+with CheckpointWriter(Path(sys.argv[2]), {"w": Tensor("U8", (8,))}, job="j", shard_bytes=8):
+    print("half", flush=True)
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize(("code", "kept"), [(COPY, set()), (MERGE, {".out.partial"})], ids=["copy", "merge"])
+def test_half_a_copy_that_a_kill_left_is_removed_and_half_a_merge_is_kept(store, tiny_base, code, kept):
+    out = store.begin(STEP).out
+    with subprocess.Popen([sys.executable, "-c", code, tiny_base, out], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"half\n"
+        process.kill()
+    assert list(out.parent.glob(".out.*"))
+    store.begin(STEP)
+    assert {path.name for path in out.parent.iterdir()} == {"out", "work"} | kept
 
 
 def test_a_kill_between_the_record_and_the_place_is_made_good(store):

@@ -140,12 +140,15 @@ class Store:
         return self.partial(step).is_dir()
 
     def begin(self, step: Step) -> StepFolders:
-        """Partial folders of a step, with what an interrupted run left in them, less files that were being written."""
+        """Partial folders of a step, with what an interrupted run left in them, less what was being written."""
         folders = StepFolders(self.partial(step) / "out", self.partial(step) / "work")
         folders.out.mkdir(parents=True, exist_ok=True)
         for scratch in folders.out.glob(".*"):
             if scratch.is_file():
                 scratch.unlink()
+        for half in self.partial(step).glob(".out.*"):
+            if half.name != ".out.partial":  # what a merge carries on from; a model that was being copied is copied anew
+                shutil.rmtree(half)
         folders.work.mkdir(parents=True, exist_ok=True)
         return folders
 
