@@ -278,6 +278,33 @@ def test_a_runner_that_has_no_step_in_its_hands_keeps_its_study_all_the_same(sto
     assert titles(unreached(store, [PLAN])) == ["merge/old"]
 
 
+def test_the_lease_of_a_dead_run_on_another_machine_is_removed_by_the_first_that_has_watched_it(
+    store, monkeypatch, mixmerge, study
+):
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
+    elsewhere = {"host": "elsewhere", "boot": "x", "namespace": "y", "pid": 1, "born": 2}
+    dead, young = (store.leases.path(f"run-0123456789ab-{name}") for name in ("dead", "young"))
+    dead.parent.mkdir(exist_ok=True)
+    for path in (dead, young):
+        path.write_text(json.dumps({**elsewhere, "token": path.stem}))
+    os.utime(dead, (1e9, 1e9))
+    store.leases.sweep()
+    assert dead.exists(), "nobody has watched it"
+    assert mixmerge("gc", study.recipe, "--out", store.root)[0] == 0
+    assert list(store.leases.folder.iterdir()) == [young]
+
+
+def test_a_runner_that_was_thought_dead_says_anew_that_it_is_there(store, monkeypatch, helpers):
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
+    with store.at_work("old"):
+        for _ in range(2):
+            (first,) = store.leases.folder.glob("run-*.json")
+            first.unlink()
+            helpers.wait(lambda: list(store.leases.folder.glob("run-*.json")), "its lease")
+        assert not first.exists()
+    assert list(store.leases.folder.iterdir()) == []
+
+
 def test_a_runner_waits_for_a_removal_and_two_removals_do_not_meet(store, holding):
     process = holding("gc")
     garbage = unreached(store, [PLAN])

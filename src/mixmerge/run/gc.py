@@ -49,6 +49,7 @@ def unreached(store: Store, plans: Collection[Plan]) -> Garbage:
     """What of the store none of the plans reaches, with what it would give back."""
     garbage = Garbage()
     live = store.leases.live()
+    store.leases.sweep()  # those that were watched just now, and are dead, need not be watched again
     wanted = {step.id for plan in plans for step in plan.steps}
     for plan in _running_studies(store, live - wanted):
         garbage.kept.append(f"the study {plan.study} is running now: all its steps are kept")

@@ -128,7 +128,10 @@ class Leases:
             _release(lease)
 
     def sweep(self) -> None:
-        """Remove what killed processes left: their leases, claims, and files that were to become such."""
+        """Remove what killed processes left: their leases, claims, and files that were to become such.
+
+        Of another machine or container it is what `live` has watched and found dead.
+        """
         for file in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
             with suppress(OSError):  # of a file that NFS keeps, since a process has it open
                 self._sweep(file)
@@ -137,12 +140,12 @@ class Leases:
         seen = _look(file)
         if seen is None:
             return
-        gone = alive(seen.owner) is False
+        gone, name = alive(seen.owner) is False, file.name.partition(".")[0]
         if file.name.startswith("."):
             if gone or (not seen.owner and self._old(seen)):
                 file.unlink(missing_ok=True)
-        elif gone:
-            with self.hold(file.name.partition(".")[0]) as lease:
+        elif gone or ((chain := self._chain(name)) and self._dead(name, chain[-1])):
+            with self.hold(name) as lease:
                 if lease is not None:
                     _clear_claims(lease)
 

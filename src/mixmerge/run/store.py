@@ -147,7 +147,9 @@ class Store:
             if scratch.is_file():
                 scratch.unlink()
         for half in self.partial(step).glob(".out.*"):
-            if half.name != ".out.partial":  # what a merge carries on from; a model that was being copied is copied anew
+            if (
+                half.name != ".out.partial"
+            ):  # what a merge carries on from; a model that was being copied is copied anew
                 shutil.rmtree(half)
         folders.work.mkdir(parents=True, exist_ok=True)
         return folders
@@ -232,9 +234,15 @@ class Store:
     def at_work(self, study: str, waits: Callable[[str], object] = lambda who: None) -> Iterator[None]:
         """Keep all of a study's steps from `gc` while a runner is at it; waits for one that is removing now.
 
-        `waits` is told once for whom; the lease of one that is dead is removed.
+        `waits` is told once for whom; the lease of one that is dead is removed. A runner that stood still, and was thought
+        dead, says anew that it is there.
         """
-        with self.hold(f"{run_lease(study)}{uuid4().hex[:8]}"):
+        with ExitStack() as stack:
+
+            def here() -> None:
+                stack.enter_context(self.hold(f"{run_lease(study)}{uuid4().hex[:8]}", here))
+
+            here()
             told = False
             while self.leases.path(GC).exists():
                 removing = self.leases.holder(GC)
