@@ -407,6 +407,24 @@ def test_a_lease_that_cannot_be_read_is_given_a_minute(store, quick, text):
     assert left(store) == []
 
 
+@pytest.mark.parametrize("text", ["", "[[1, 2]]", '{"pid": null, "host": 3}', '{"token": "../a", "born": {}}', "\x00{"])
+def test_rubbish_in_a_lease_reads_as_a_process_that_it_does_not_name(study, mixmerge, text):
+    step = mixmerge("show", study.recipe, "train/general", "--out", study.out)[1].split()[1]
+    path = Leases(study.store / ".leases").path(step)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    status, out, _ = mixmerge("status", study.recipe, "--out", study.out)
+    assert status == 0
+    assert out.splitlines()[1] == "running: train/general by a process that its lease does not name"
+
+
+def test_status_names_the_process_that_is_at_a_step(study, mixmerge):
+    step = mixmerge("show", study.recipe, "train/general", "--out", study.out)[1].split()[1]
+    with Store(study.out).hold(step):
+        out = mixmerge("status", study.recipe, "--out", study.out)[1]
+    assert out.splitlines()[1] == f"running: train/general by process {os.getpid()} on {socket.gethostname()}"
+
+
 def test_a_claim_whose_maker_died_keeps_nobody_from_the_lease(store):
     dead = {**this_process(), "born": 1.0}
     put(store, {**dead, "token": "first"})

@@ -190,7 +190,7 @@ def status(
     """Say how far the study is, and what is running now."""
     from mixmerge.plan.explain import explain
     from mixmerge.run.history import History
-    from mixmerge.run.store import Store
+    from mixmerge.run.store import Store, holder_words
 
     _, plan = plan_of(recipe, set_, out)
     store = Store(out)
@@ -204,8 +204,7 @@ def status(
         return
     print(f"{plan.study}: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count))
     for step in running:
-        owner = store.running(step) or {}
-        print(f"running: {step.title} on {owner.get('host')} (process {owner.get('pid')})")
+        print(visible(f"running: {step.title} by {holder_words(store.running(step) or {})}"))
 
 
 @app.command()

@@ -312,7 +312,8 @@ def _look(path: Path) -> _Seen | None:
         owner = dict(json.loads(data))
     except (ValueError, TypeError):
         owner = {}
-    return _Seen(str(owner.get("token", _inode(stat))), owner, stat.st_mtime_ns)
+    token = str(owner.get("token", ""))
+    return _Seen(token if token.isalnum() else _inode(stat), owner, stat.st_mtime_ns)
 
 
 def _inode(stat: os.stat_result) -> str:

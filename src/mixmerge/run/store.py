@@ -247,7 +247,7 @@ class Store:
             while self.leases.path(GC).exists():
                 removing = self.leases.holder(GC)
                 if not told:
-                    waits(_who(removing or {}))
+                    waits(holder_words(removing or {}))
                     told = True
                 if removing is None:  # watched for a few beats where it is not of this machine, then taken and let go
                     with self.hold(GC):
@@ -256,9 +256,9 @@ class Store:
             yield
 
 
-def _who(owner: Mapping[str, Any]) -> str:
+def holder_words(owner: Mapping[str, Any]) -> str:
     """A process by what its lease says of it."""
-    known = "pid" in owner and "host" in owner
+    known = isinstance(owner.get("pid"), int) and isinstance(owner.get("host"), str)
     return f"process {owner['pid']} on {owner['host']}" if known else "a process that its lease does not name"
 
 
