@@ -25,6 +25,7 @@ from mixmerge.cli import keeping
 # isort: split
 from mixmerge.cli import models
 from mixmerge.cli.options import app
+from mixmerge.cli.printing import ready_streams
 from mixmerge.cli.study import RECIPES, recipe_file
 from mixmerge.errors import MixmergeError
 
@@ -33,6 +34,7 @@ __all__ = ["RECIPES", "app", "judging", "keeping", "main", "models", "origins", 
 
 def main() -> None:
     """Run the command line; every error becomes its line and its exit code."""
+    ready_streams()
     try:
         app(prog_name="mixmerge")
     except MixmergeError as error:

@@ -11,7 +11,7 @@ import typer
 from mixmerge.amounts import in_bytes
 from mixmerge.cli.opened import StudyArg, opened, point_to_earlier
 from mixmerge.cli.options import JsonOption, OutOption, SetOption, app
-from mixmerge.cli.printing import print_json, print_table, shown
+from mixmerge.cli.printing import print_json, print_table, print_tree, shown
 from mixmerge.run import DEFAULT_OUT
 from mixmerge.terminal import visible
 
@@ -36,8 +36,7 @@ def lineage(
     if as_json:
         print_json(tree)
         return
-    for line in _lines(tree, "", ""):
-        print(visible(line))
+    print_tree(_lines(tree, "", ""))
 
 
 @app.command()

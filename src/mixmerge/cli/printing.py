@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 from mixmerge.amounts import in_bytes
 from mixmerge.terminal import visible
+
+BRANCHES = {"├": "|", "└": "`", "│": "|", "─": "-"}  # of a tree, and what they are in ASCII
+
+
+def ready_streams() -> None:
+    """Let closed streams (`>&-`) go nowhere, and what the encoding of standard output lacks be written as its escape.
+
+    A closed one takes its number back: the next file that is opened would have it, and get what a library writes there.
+    """
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers: the lowest free one is taken
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nowhere, True)
+            setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w"))
+    codecs.register_error("escaped", _escaped)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="escaped")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks as JSON escapes it, so that JSON stays what it is."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def print_tree(lines: Iterable[str]) -> None:
+    """Lines with branches in front, which are ASCII where the encoding lacks them."""
+    try:
+        "".join(BRANCHES).encode(sys.stdout.encoding or "utf-8")
+        plain = {}
+    except UnicodeEncodeError:
+        plain = str.maketrans(BRANCHES)
+    for line in lines:
+        print(visible(line).translate(plain))
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, between: int = 0) -> None:
