@@ -14,6 +14,7 @@ import pytest
 
 from mixmerge.errors import StepError, UserError
 from mixmerge.machine import usable_cores
+from mixmerge.plan.graph import Plan
 from mixmerge.run.backends import backend_for, checked
 from mixmerge.run.ray import cluster as ray_cluster
 from mixmerge.run.ray.address import AUTH, GIVE_TOKEN, for_a_step, joined, own_token
@@ -87,7 +88,7 @@ def test_where_ray_is_not_installed_the_command_that_installs_it_is_told(study, 
 
 
 def test_the_local_backend_is_left_to_the_run(tmp_path):
-    with backend_for("local", "study", tmp_path, address=None, jobs=None, threads=None) as backend:
+    with backend_for("local", Plan("study", (), {}), tmp_path, address=None, jobs=None, threads=None) as backend:
         assert backend is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ from mixmerge.run.backends import backend_for
 from mixmerge.run.progress import Progress
 from mixmerge.run.runner import run_plan
 plan, out = Plan.from_json(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
-with backend_for("ray", plan.study, out, address=sys.argv[3], jobs=None, threads=None) as backend:
+with backend_for("ray", plan, out, address=sys.argv[3], jobs=None, threads=None) as backend:
     outcome = run_plan(plan, out, jobs=None, threads=None, progress=Progress(), backend=backend)
 print(json.dumps({"done": outcome.done, "failed": outcome.failed, "blocked": outcome.blocked, "bug": outcome.bug}))
 """
@@ -44,9 +45,11 @@ print(json.dumps({"done": outcome.done, "failed": outcome.failed, "blocked": out
 def cluster():
     """A head without cores, and two nodes with a core each, and a GPU by name."""
     before = set(psutil.Process().children(recursive=True))
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell has it for what it starts in the background
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "num_gpus": 0, "memory": 500 * MB})
     for _ in range(2):
         add_node(cluster)
+    signal.signal(signal.SIGINT, handler)
     yield cluster
     cluster.shutdown()
     left = set(psutil.Process().children(recursive=True)) - before
@@ -273,14 +276,17 @@ def test_nodes_without_cores_run_no_steps_and_those_that_see_another_study_are_n
 # Work that several nodes share
 
 
-def test_a_generation_that_nodes_share_has_the_bytes_of_one_process(cluster, finished, tmp_path):
+def test_a_generation_that_nodes_share_and_lose_a_process_of_has_the_bytes_of_one(cluster, finished, tmp_path, helpers):
     study = finished.copy(tmp_path / "copy")
     shutil.rmtree(next(study.store.glob("generate/ties.general--*")))
     study.edit("how: {", "how: {generate_processes: 2, generate_batch_size: 2, ")
     command = on_ray(study, cluster, "--only", "generate/ties.general")
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    assert "1 to run" in ran.stderr
+    with running(command, stderr=subprocess.PIPE, text=True) as run:
+        helpers.wait(lambda: members("mixmerge.run.share"), "a share", 120)[0].kill()
+        _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert "1 to run" in err
+    assert re.search(r"generate/ties.general: process [12] of 2 died; tried again \(2 of 3\)", err)
     answers = [
         next(out.glob("generate/ties.general--*/responses.jsonl")) for out in (study.store, finished.study.store)
     ]
@@ -297,9 +303,9 @@ def test_a_training_over_two_nodes_that_loses_a_process_gives_the_weights_of_one
     only = ("--only", "train/mix")
     with running(on_ray(there, cluster, *only), stderr=subprocess.PIPE, text=True) as run:
         helpers.wait(lambda: list(there.store.glob(".partial/train-*/work/checkpoint-*/whole.json")), "a start", 240)
-        members = trainers()
-        assert len(members) == 2
-        members[1].kill()
+        trainers = members("RayTrainWorker")
+        assert len(trainers) == 2
+        trainers[1].kill()
         _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     log = (there.out / "runs/tiny/logs/train-mix.log").read_text(encoding="utf-8")
@@ -315,11 +321,11 @@ def test_a_training_over_two_nodes_that_loses_a_process_gives_the_weights_of_one
     assert not list(there.store.rglob("meeting-*"))
 
 
-def trainers() -> list[psutil.Process]:
-    """The processes of Ray Train on the nodes of this test."""
+def members(word: str) -> list[psutil.Process]:
+    """The processes on the nodes of this test that have the word in their command."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if word in " ".join(process.cmdline()):
                 found.append(process)
     return found

@@ -454,6 +454,20 @@ def test_while_one_process_waits_for_another_runner_its_place_is_free(base_step,
     assert json.loads(runner.communicate(timeout=120)[0])["failed"] == {}
 
 
+def test_a_run_with_other_settings_takes_nothing_from_under_one_that_is_at_work(
+    chain, base_step, tmp_path, start, helpers
+):
+    root, events = tmp_path / "out", Study(tmp_path / "out", "chain").events
+    other = Plan("chain", (base_step, helpers.merge("other", base_step.id, dtype="float16")), {})
+    with Store(root).lease(chain.steps[1]):
+        runner = start(chain)
+        helpers.wait(lambda: events.exists() and "waiting" in events.read_text(), "it waits")
+        assert carry_out(other, root).failed == {}
+    out, _ = runner.communicate(timeout=120)
+    assert (json.loads(out)["failed"], json.loads(out)["blocked"]) == ({}, [])
+    assert not list(Study(root, "chain").folder.glob(".plan-*")), "the last to end tidies up"
+
+
 # Where things cannot be written
 
 

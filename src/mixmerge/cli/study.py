@@ -140,7 +140,7 @@ def run(
     jobs, threads = jobs or loaded.recipe.how.jobs, loaded.recipe.how.threads
     with (
         shown_progress() as progress,
-        backend_for(backend, plan.study, out, address=address, jobs=jobs, threads=threads) as place,
+        backend_for(backend, plan, out, address=address, jobs=jobs, threads=threads) as place,
     ):
         outcome = run_plan(
             plan,

@@ -37,7 +37,7 @@ def run(
     loaded = load_recipe(recipe, overrides)
     plan, how = build_plan(loaded, cache=cache_folder()), loaded.recipe.how
     progress = Progress()
-    with backend_for(backend, plan.study, Path(out), address=address, jobs=how.jobs, threads=how.threads) as place:
+    with backend_for(backend, plan, Path(out), address=address, jobs=how.jobs, threads=how.threads) as place:
         try:
             run_plan(plan, Path(out), jobs=how.jobs, threads=how.threads, progress=progress, backend=place).check()
         finally:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mixmerge.errors import UserError, did_you_mean
+from mixmerge.plan.graph import Plan
 from mixmerge.run.backend import Backend
 
 BACKENDS = ("local", "ray")
@@ -20,15 +21,17 @@ def checked(name: str, address: str | None) -> None:
     """
     if name not in BACKENDS:
         raise UserError(f"no backend '{name}'", where="--backend", do=did_you_mean(name, BACKENDS))
+    if address is not None and not address.strip():
+        raise UserError("the address is empty", where="--address", do="give host:port, or leave it out")
     if address is not None and name != "ray":
         raise UserError("the local backend joins no cluster", where="--address", do="add --backend ray")
 
 
 @contextmanager
 def backend_for(
-    name: str, study: str, out: Path, *, address: str | None, jobs: int | None, threads: int | None
+    name: str, plan: Plan, out: Path, *, address: str | None, jobs: int | None, threads: int | None
 ) -> Iterator[Backend | None]:
-    """The backend of a run of a study; None for the local one, which the run makes itself.
+    """The backend of a run of a plan; None for the local one, which the run makes itself.
 
     Raises:
         UserError: there is none of that name, or it cannot be had.
@@ -41,7 +44,7 @@ def backend_for(
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
 
-    backend = RayBackend(Store(out), Study(out, study).plan_file, address=address, jobs=jobs, threads=threads)
+    backend = RayBackend(Store(out), Study(out, plan.study).file_of(plan), address=address, jobs=jobs, threads=threads)
     try:
         yield backend
     finally:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 from mixmerge.errors import CheckpointError, UserError, reason
 from mixmerge.plan.graph import KINDS, Plan
 
 PLAN = "plan.json"
+
+
+def name_of(plan: Plan) -> str:
+    """What the file is called that processes read a plan from: it tells the plans of a study apart, however it is run."""
+    said = json.dumps(plan.to_json() | {"called": None}, sort_keys=True)
+    return f".plan-{sha256(said.encode()).hexdigest()[:12]}.json"
 
 
 def is_plan(path: Path) -> bool:

@@ -23,7 +23,7 @@ from mixmerge.run.backend import Backend, Event
 from mixmerge.run.expected import expected_seconds, length_by
 from mixmerge.run.journal import Journal, add_line
 from mixmerge.run.local import LocalBackend, log_file
-from mixmerge.run.plans import PLAN
+from mixmerge.run.plans import PLAN, name_of
 from mixmerge.run.progress import Progress
 from mixmerge.run.provenance import invocation
 from mixmerge.run.resources import free_here, jobs_at_once, usual_jobs
@@ -67,10 +67,15 @@ class Study:
     """The study's folder `<root>/runs/<name>`: its plan, logs, events, and links to results by name."""
 
     def __init__(self, root: Path, name: str) -> None:
+        self.name = name
         self.folder = root / "runs" / name
         self.plan_file = self.folder / PLAN
         self.events = self.folder / "events.jsonl"
         self.report = self.folder / "report.html"
+
+    def file_of(self, plan: Plan) -> Path:
+        """The file that processes read the plan from: a run with other settings beside this one has another."""
+        return self.folder / name_of(plan)
 
     def open(self, plan: Plan) -> Plan:
         """Make the folder and write the plan there; gives the plan with how this process was called."""
@@ -79,8 +84,16 @@ class Study:
         except OSError as error:
             raise named_os_error(error, self.folder) from error
         plan = replace(plan, called=invocation(plan.called.get("recipe", "")))
-        write_json(self.plan_file, plan.to_json())
+        for file in (self.plan_file, self.file_of(plan)):
+            write_json(file, plan.to_json())
         return plan
+
+    def tidy(self, store: Store) -> None:
+        """Remove the files that processes read plans from, where no other run of this study has some; ours is held."""
+        old = list(self.folder.glob(".plan-*.json"))
+        if len(store.runs(self.name)) == 1:
+            for file in old:
+                file.unlink(missing_ok=True)
 
     def log(self, step: Step) -> Path:
         return log_file(self.plan_file, step)
@@ -153,8 +166,8 @@ def run_plan(
     """
     wanted = chosen(plan, only) if only else plan.by_id.keys()
     study, store = Study(root, plan.study), Store(root)
-    plan = study.open(plan)
     with store.at_work(plan.study, progress.removal):
+        plan = study.open(plan)
         outcome = Outcome()
         asked = [step for step in plan.steps if step.id in wanted]
         todo = [step for step in asked if step.kind in kinds and store.find(step.id) is None]
@@ -167,7 +180,7 @@ def run_plan(
                 progress.damaged(step, damage)
         families, length = jobs == 1 and backend is None, length_by(seconds, todo)
         schedule = Schedule(plan, todo, families=families, keep_going=keep_going, length=length)
-        backend = backend or LocalBackend(store, study.plan_file, jobs=jobs, threads=threads, machine=here)
+        backend = backend or LocalBackend(store, study.file_of(plan), jobs=jobs, threads=threads, machine=here)
         _carry_out(plan, schedule, backend, study, store, outcome, progress)
         outcome.blocked, outcome.ended = schedule.blocked, schedule.ended
         store.refresh()
@@ -177,6 +190,7 @@ def run_plan(
         if not outcome.failed:
             shutil.rmtree(store.tokens, ignore_errors=True)
         study.link(plan, store)
+        study.tidy(store)
     progress.end(outcome)
     return outcome
 
@@ -193,14 +207,16 @@ def run_step(plan: Plan, step: Step, root: Path, *, threads: int | None, progres
             needed = plan.by_id[wanted].title
             what = f"it needs {needed}, which is {'damaged' if store.damage(wanted) else 'not done'}"
             raise UserError(what, where=step.title, do=f"carry out {needed} first")
-    plan = study.open(plan)
-    outcome = Outcome()
-    todo = [step] if store.find(step.id) is None else []
-    progress.begin(plan.study, total=1, todo=todo, seconds=expected_seconds(plan, todo, store))
-    backend = LocalBackend(store, study.plan_file, jobs=1, threads=threads)
-    _carry_out(plan, Schedule(plan, todo), backend, study, store, outcome, progress)
-    store.refresh()
-    study.link(plan, store)
+    with store.at_work(plan.study, progress.removal):
+        plan = study.open(plan)
+        outcome = Outcome()
+        todo = [step] if store.find(step.id) is None else []
+        progress.begin(plan.study, total=1, todo=todo, seconds=expected_seconds(plan, todo, store))
+        backend = LocalBackend(store, study.file_of(plan), jobs=1, threads=threads)
+        _carry_out(plan, Schedule(plan, todo), backend, study, store, outcome, progress)
+        store.refresh()
+        study.link(plan, store)
+        study.tidy(store)
     progress.end(outcome)
     return outcome
 

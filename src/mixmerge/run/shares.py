@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from mixmerge import errors
 from mixmerge.errors import StepError, UserError
-from mixmerge.run.plans import PLAN
 from mixmerge.run.ray.address import ray_address
 from mixmerge.train.command import how_it_ended
 from mixmerge.train.team import Event, Process, running
@@ -52,8 +51,8 @@ def generate_shared(context: StepContext, processes: int, prompts: int) -> Measu
 
 def command_of(context: StepContext, number: int, of: int) -> list[str]:
     """The command of a process that answers a part."""
-    plan_file = context.log.parent.parent / PLAN
-    place = [str(context.store.root.absolute()), str(plan_file.absolute()), context.step.id]
+    assert context.plan_file is not None
+    place = [str(context.store.root.absolute()), str(context.plan_file.absolute()), context.step.id]
     return [sys.executable, "-m", "mixmerge.run.share", *place, str(number), str(of)]
 
 

@@ -40,6 +40,7 @@ Measurements = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """What a step gets: its spec, where to write, its inputs, and what its process holds already; `log`: its own log.
+    `plan_file`: the plan that it is of, for processes that share it.
 
     `progress(done, all)` and `tell(words)` go to the person who waits. What a step puts into `checks` is called with the
     sha256 of the files that it made, by name, before these become its folder.
@@ -54,6 +55,7 @@ class StepContext:
     tell: Callable[[str], None]
     log: Path
     checks: list[Callable[[Mapping[str, str]], None]] = field(default_factory=list)
+    plan_file: Path | None = None
 
     @property
     def what(self) -> Mapping[str, Any]:

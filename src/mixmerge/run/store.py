@@ -230,6 +230,10 @@ class Store:
                 stack.callback(self._held.pop, step_id, None)
             yield lease is not None
 
+    def runs(self, study: str) -> set[str]:
+        """The leases of a study's runners, also of dead ones."""
+        return {name for name in self.leases.names() if name.startswith(run_lease(study))}
+
     @contextmanager
     def at_work(self, study: str, waits: Callable[[str], object] = lambda who: None) -> Iterator[None]:
         """Keep all of a study's steps from `gc` while a runner is at it; waits for one that is removing now.

@@ -205,8 +205,9 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
     def tell(text: str) -> None:
         emit("note", step=step.id, text=text)
 
-    log = Study(store.root, plan.study).log(step)
-    context = StepContext(step, folders.out, folders.work, store, shared, progress, tell, log)
+    study = Study(store.root, plan.study)
+    place = folders.out, folders.work, store, shared
+    context = StepContext(step, *place, progress, tell, study.log(step), plan_file=study.file_of(plan))
     try:
         measurements = CARRY_OUT[step.kind](context)
     except MixmergeError as error:  # a server that has died is no use to the next step either

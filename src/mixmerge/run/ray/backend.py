@@ -36,12 +36,14 @@ ENDS = ("done", "failed", "skipped")
 class Running:
     """A batch at work: its steps, what it takes, the ids of those that have not ended, and how often it was started.
 
-    `short`: since when no node has what it takes. `at`: the address of the node that it was begun on last, after a space.
+    `least`: GPUs that one node has to have, of `nodes` nodes. `short`: since when there are no such. `at`: the address of the node that it was begun on last, after a space.
     """
 
     steps: Sequence[Step]
     demand: Demand
     left: list[str] = field(default_factory=list)
+    least: int = 0
+    nodes: int = 1
     tries: int = 1
     short: float | None = None
     at: str = ""
@@ -96,7 +98,7 @@ class RayBackend:
         demand = demand._replace(gpus=min(all_of_them, gpus))
         if demand.gpus > gpus - sum(run.demand.gpus for run in self._working.values()):
             return False
-        self._submit(Running(batch, demand, [step.id for step in batch]))
+        self._submit(Running(batch, demand, [step.id for step in batch], least, asked))
         return True
 
     def next(self) -> Event:
@@ -217,16 +219,15 @@ class RayBackend:
         """Say of a batch that waits for a node that is gone that it does; give it up after a while."""
         nodes, now = self.cluster.nodes(), time.monotonic()
         for stream, run in list(self._working.items()):
-            needed = 0 if any(map(spread, run.steps)) else run.demand.gpus
-            if nodes and needed <= _most_gpus(nodes):
+            missing = _missing(run, nodes)
+            if missing is None or not run.left:
                 run.short = None
             elif run.short is None:
                 run.short = now
-                text = f"no node of the cluster has {_in_words(run.demand)} any more; waiting for one"
-                self._told.append({"event": "note", "step": run.left[0], "text": text})
+                self._told.append({"event": "note", "step": run.left[0], "text": f"{missing}; waiting for one"})
             elif now - run.short > NODE_S:
                 self._ray.cancel(stream, force=True)
-                self._end(stream, 1, f"no node of the cluster had {_in_words(run.demand)} for {NODE_S:.0f} s")
+                self._end(stream, 1, f"{missing}, for {NODE_S:.0f} s")
 
     def _end(self, stream: Any, code: int, why: str | None = None, words: str = "") -> None:
         run = self._working.pop(stream)
@@ -270,8 +271,15 @@ def _resources(node: Node) -> Resources:
     return Resources(node.cores, node.memory, tuple(map(str, range(node.gpus))))
 
 
-def _in_words(demand: Demand) -> str:
-    return f"{demand.gpus} GPUs" if demand.gpus else "a core"
+def _missing(run: Running, nodes: Sequence[Node]) -> str | None:
+    """What a batch at work has no node for any more, or None."""
+    if nodes and run.least > _most_gpus(nodes):
+        return f"no node of the cluster has {run.least} GPUs any more"
+    if len(nodes) < run.nodes:
+        return (
+            f"the cluster has {len(nodes)} of the {run.nodes} nodes left that it takes" if nodes else "no node is left"
+        )
+    return None
 
 
 def _most_gpus(nodes: Sequence[Node]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from queue import Empty, Queue
 from typing import Any
 
 from mixmerge.run.local import worker_environment
 from mixmerge.run.ray.address import joined
-from mixmerge.run.ray.task import LISTEN_S
+from mixmerge.run.ray.task import LISTEN_S, heed_cancelling
 from mixmerge.train.team import Event, Process
 
 TRIES = 3
@@ -35,19 +36,20 @@ def shares(commands: Sequence[Sequence[str]], address: str, *, threads: int, gpu
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError:
-                del working[ready[0]]
-                if tries == TRIES:
-                    yield {"rank": number, "event": "exit", "status": -9}
-                    continue
+                event = {"rank": number, "event": "exit", "status": -signal.SIGKILL}
+            if event["event"] != "exit" or event["status"] >= 0 or tries == TRIES:
+                yield event
+            else:
                 again = f"process {number + 1} of {len(commands)} died; tried again ({tries + 1} of {TRIES})"
                 yield {"rank": number, "event": "note", "text": again}
                 working[task.remote(commands[number], number, threads, not gpus)] = number, tries + 1
-                continue
-            yield event
+            if event["event"] == "exit":
+                del working[ready[0]]
 
 
 def run_share(command: Sequence[str], number: int, threads: int, hide_gpus: bool) -> Iterator[Event]:
     """In a process of Ray: the command, and what it says."""
+    heed_cancelling()
     environment = worker_environment(threads) | ({"CUDA_VISIBLE_DEVICES": ""} if hide_gpus else {})
     queue: Queue[Event] = Queue()
     process = Process(command, environment, number, queue)

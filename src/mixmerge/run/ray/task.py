@@ -64,6 +64,11 @@ def look(file: Path, patience: float, wanted: str | None = None) -> Seen:
         time.sleep(0.2)
 
 
+def heed_cancelling() -> None:
+    """Let Ray cancel what this process does: it interrupts Python, which is deaf where a shell began Ray in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _digest(data: bytes) -> str:
     """Of a plan, whoever wrote it: its study and its steps; two runners of one study say different things beside these."""
     with suppress(ValueError, KeyError, TypeError):
@@ -79,6 +84,7 @@ def carry_out(batch: Batch) -> Iterator[Event]:
     """
     import ray
 
+    heed_cancelling()
     address = ray.util.get_node_ip_address()
     theirs = look(batch.plan_file, SIGHT_S, wanted=batch.seen.digest)
     if theirs != batch.seen:
