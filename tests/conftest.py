@@ -280,6 +280,16 @@ def study(tmp_path: Path, new_study: Callable[[Path], StudyFiles]) -> StudyFiles
 
 
 @pytest.fixture
+def own_base(study: StudyFiles) -> Path:
+    """The tiny study's base as a folder of its own, to be changed."""
+    base = study.folder / "base"
+    original = base.resolve()
+    base.unlink()
+    shutil.copytree(original, base)
+    return base
+
+
+@pytest.fixture
 def mixmerge(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:

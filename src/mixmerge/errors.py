@@ -8,12 +8,14 @@ while working (a corrupt file, a full disk): printed likewise, exit 1. Everythin
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Self
+import errno
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 from mixmerge.terminal import visible
 
 MOST_NAMES = 24  # a longer list is cut: an error is one line
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left for this user
 LONGEST_REASON = 200  # characters of another library's message
 FREE_SOME = "free some (`mixmerge gc RECIPE` lists what no recipe needs) and run the same command again"
 
@@ -77,6 +79,22 @@ def reason(error: BaseException) -> str:
     text = lines[0].rstrip(":;,.") if lines else "no reason given"
     short = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
     return f"{type(error).__name__}: {short}"
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """An error in words that can be sent to another process, which says it again (`retold`); of a bug no `kind`."""
+    if not isinstance(error, MixmergeError):
+        return {"kind": None, "what": reason(error)}
+    return {"kind": type(error).__name__, "what": error.what, "where": error.where, "do": error.do}
+
+
+def retold(said: Mapping[str, Any], who: str) -> MixmergeError:
+    """The error that a process told; where no person can mend it, or a step failed, it names the process, `who`."""
+    if said["kind"] is None:
+        return StepError(said["what"], where=who, do="see the log")
+    kind: type[MixmergeError] = globals()[said["kind"]]
+    error = kind(said["what"], where=said["where"], do=said["do"])
+    return error.within(who) if isinstance(error, StepError) else error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -34,7 +34,9 @@ def main(argv: list[str]) -> int:
     if LINUX:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        program = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_me())
+        program = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=ends_with_us(signal.SIGKILL)
+        )
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror}\n")
         return NOT_FOUND
@@ -112,12 +114,18 @@ def _family() -> list[int]:
     return found
 
 
-def _die_with_me() -> Callable[[], object] | None:
-    """What the program does first, on Linux: ask the kernel to be killed where its keeper is killed."""
+def ends_with_us(number: signal.Signals) -> Callable[[], None] | None:
+    """What a child does first, on Linux: ask the kernel for this signal when we are gone, and end where we are already."""
     if not LINUX:
         return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl, we = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, number)
+        if os.getppid() != we:
+            os._exit(1)
+
+    return ask
 
 
 if __name__ == "__main__":

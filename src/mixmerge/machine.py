@@ -21,6 +21,7 @@ from typing import Any
 
 DRIVER = Path("/proc/driver/nvidia/gpus")
 CPUINFO = Path("/proc/cpuinfo")
+SHOWN = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine that this process runs on, with the cores and GPUs that it may use."""
-    return Machine(processor_model(), usable_cores(), visible(gpu_models(), os.environ.get("CUDA_VISIBLE_DEVICES")))
+    return Machine(processor_model(), usable_cores(), visible(gpu_models(), os.environ.get(SHOWN)))
 
 
 @cache
@@ -82,11 +83,22 @@ def visible(gpus: tuple[str, ...], said: str | None) -> tuple[str, ...]:
     """
     if said is None:
         return gpus
-    words = [word.strip() for word in said.split(",") if word.strip()]
+    words = _named(said)
     if any(not re.fullmatch(r"-?\d+", word) for word in words):
         return gpus[: len(words)]  # by UUID
     shown = takewhile(lambda number: 0 <= number < len(gpus), map(int, words))
     return tuple(gpus[number] for number in shown)
+
+
+def named_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, as it names them; None where it is not set."""
+    said = os.environ.get(SHOWN)
+    return None if said is None else _named(said)
+
+
+def _named(said: str) -> list[str]:
+    """As CUDA reads it: what is empty or -1 ends the list."""
+    return list(takewhile(lambda name: name not in ("", "-1"), (part.strip() for part in said.split(","))))
 
 
 @cache

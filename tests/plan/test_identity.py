@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import mixmerge.plan.identity
 from mixmerge.plan.graph import KINDS, REVISIONS, Step
-from mixmerge.plan.identity import ABSENT, ID_LENGTH, brief, canonical, changes, differences, fingerprint, step_id
+from mixmerge.plan.identity import ABSENT, ID_LENGTH, brief, canonical, changes, fingerprint, step_id
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -25,6 +25,10 @@ VALUE = st.recursive(
 FIELDS = st.dictionaries(TEXT, VALUE, max_size=4)
 INPUTS = st.dictionaries(TEXT, st.text("0123456789abcdef", min_size=12, max_size=12), max_size=3)
 STEP = st.builds(Step, st.sampled_from(KINDS), TEXT, FIELDS, INPUTS, FIELDS, TEXT)
+
+
+def differences(old, new) -> list[str]:
+    return [str(change) for change in changes(old, new)]
 
 
 def shuffled(value, order):
@@ -47,7 +51,7 @@ def test_the_canonical_text_says_everything(value):
 
 @given(one=VALUE, two=VALUE)
 def test_values_that_differ_have_texts_that_differ(one, two):
-    assert (fingerprint(one) == fingerprint(two)) == (not list(differences(one, two)))
+    assert (fingerprint(one) == fingerprint(two)) == (not differences(one, two))
 
 
 @pytest.mark.parametrize(("one", "two"), [(1, 1.0), (1, True), (0, False), (0.0, -0.0), (None, ""), ("1", 1), ([], {})])
@@ -126,7 +130,7 @@ def test_a_number_that_is_none_is_refused(number):
 
 @given(value=VALUE, data=st.data())
 def test_what_is_equal_has_no_differences(value, data):
-    assert list(differences(value, shuffled(copy.deepcopy(value), data))) == []
+    assert differences(value, shuffled(copy.deepcopy(value), data)) == []
 
 
 LEAVES = st.dictionaries(st.text("abcd", min_size=1, max_size=3), st.integers(0, 9), min_size=1, max_size=5)
@@ -139,14 +143,14 @@ def test_the_differences_are_exactly_the_changed_fields(old, data):
     new = copy.deepcopy(old)
     for outer, inner in changed:
         new[outer][inner] += 1
-    assert list(differences(old, new)) == [
+    assert differences(old, new) == [
         f"{outer}.{inner}: {old[outer][inner]} -> {old[outer][inner] + 1}" for outer, inner in sorted(changed)
     ]
 
 
 @given(old=FIELDS, new=FIELDS)
 def test_there_is_a_difference_exactly_where_the_ids_differ(old, new):
-    assert bool(list(differences(old, new))) == (canonical(old) != canonical(new))
+    assert bool(differences(old, new)) == (canonical(old) != canonical(new))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +169,7 @@ def test_there_is_a_difference_exactly_where_the_ids_differ(old, new):
     ],
 )
 def test_a_difference_reads_as_field_old_and_new(old, new, told):
-    assert list(differences(old, new)) == told
+    assert differences(old, new) == told
 
 
 RUBRIC = "Refuse what is harmful to anyone, and say in one sentence why; else answer the question, " * 3
@@ -206,7 +210,7 @@ def test_a_value_that_only_one_has_is_told_without_the_other():
     ],
 )
 def test_lists_are_told_element_by_element(old, new, told):
-    assert list(differences({"l": old}, {"l": new})) == told
+    assert differences({"l": old}, {"l": new}) == told
 
 
 def test_very_long_lists_are_compared_place_by_place():

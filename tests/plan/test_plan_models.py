@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from mixmerge.errors import ModelError, UserError
 from mixmerge.model.check import check_model
-
-
-@pytest.fixture
-def base(study) -> Path:
-    """The study's base as a folder of its own, to be broken."""
-    folder = study.folder / "base"
-    files = folder.resolve()
-    folder.unlink()
-    shutil.copytree(files, folder)
-    return folder
 
 
 def cut(path: Path) -> None:
@@ -73,9 +62,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("harm", BROKEN)
-def test_check_names_what_is_broken_in_a_base(mixmerge, study, base, harm):
+def test_check_names_what_is_broken_in_a_base(mixmerge, study, own_base, harm):
     make, line = BROKEN[harm]
-    make(base)
+    make(own_base)
     status, out, err = mixmerge("check", study.recipe, "--out", study.out)
     assert (status, out) == (2, ""), err
     assert re.fullmatch(rf"error: {study.recipe}:2: base: {study.folder}/{line}\n", err), err
@@ -97,21 +86,21 @@ def test_a_broken_template_of_the_user_is_named_as_the_recipe_names_it(mixmerge,
     assert re.fullmatch(rf"error: {study.recipe}:2: base\.chat_template: \./{line}\n", err), err
 
 
-def test_a_template_that_marks_its_answers_for_training_is_accepted(base):
+def test_a_template_that_marks_its_answers_for_training_is_accepted(own_base):
     marked = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>{% endfor %}"
-    (base / "chat_template.jinja").write_text(marked)
-    check_model(base)
+    (own_base / "chat_template.jinja").write_text(marked)
+    check_model(own_base)
 
 
-def test_a_template_inside_the_tokenizer_settings_is_checked_too(base):
-    (base / "chat_template.jinja").unlink()
-    retype(base / "tokenizer_config.json", chat_template="{% endfor %}")
+def test_a_template_inside_the_tokenizer_settings_is_checked_too(own_base):
+    (own_base / "chat_template.jinja").unlink()
+    retype(own_base / "tokenizer_config.json", chat_template="{% endfor %}")
     with pytest.raises(UserError, match=r"tokenizer_config\.json:1: the chat template does not render"):
-        check_model(base)
+        check_model(own_base)
 
 
-def test_a_whole_base_passes_and_a_folder_of_pickles_does_not(base):
-    check_model(base)
-    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+def test_a_whole_base_passes_and_a_folder_of_pickles_does_not(own_base):
+    check_model(own_base)
+    (own_base / "model.safetensors").rename(own_base / "pytorch_model.bin")
     with pytest.raises(ModelError, match="pickles"):
-        check_model(base)
+        check_model(own_base)

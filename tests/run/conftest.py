@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,24 @@ def workers_of(pid: int, *steps: Step) -> list[psutil.Process]:
             if {step.id for step in steps} & set(child.cmdline()):
                 found.append(child)
     return found
+
+
+@pytest.fixture
+def held_by() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command that says True once it holds a lease, and holds it until its standard input closes."""
+    started: list[subprocess.Popen[str]] = []
+
+    def held_by(*command: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        return process
+
+    yield held_by
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -40,16 +40,6 @@ def change(file: Path) -> None:
 
 
 @pytest.fixture
-def own_base(study) -> Path:
-    """The study's base, as a folder of its own that may be changed."""
-    base = study.folder / "base"
-    original = base.resolve()
-    base.unlink()
-    shutil.copytree(original, base)
-    return base
-
-
-@pytest.fixture
 def planned(study) -> Callable[..., Plan]:
     def planned(*overrides: str) -> Plan:
         return build_plan(load_recipe(study.recipe, overrides))

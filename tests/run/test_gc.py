@@ -44,21 +44,9 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def holding(store):
+def holding(store, held_by):
     """Let another process hold the lease of a step."""
-    processes = []
-
-    def hold(step_id: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", HOLD, str(store.root), step_id]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-        assert process.stdout.readline() == "True\n"
-        return process
-
-    yield hold
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return lambda step_id: held_by(sys.executable, "-c", HOLD, str(store.root), step_id)
 
 
 def titles(garbage) -> list[str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from mixmerge.errors import CheckpointError, FullDiskError
+from mixmerge.machine import named_gpus
 from mixmerge.plan.graph import Plan
 from mixmerge.run.journal import Journal, add_line
-from mixmerge.run.worker import given_gpus
 
 
 def lines(path: Path) -> list[dict]:
@@ -115,7 +115,7 @@ def test_every_event_of_a_step_has_its_name_and_every_start_its_process(finished
         if event["event"] == "start":
             assert event["pid"] != os.getpid()
             assert event["host"] == os.uname().nodename
-            assert event["gpus"] == given_gpus()
+            assert event["gpus"] == (named_gpus() or [])
     done = {event["title"]: event["measurements"] for event in own if event["event"] == "done"}
     assert done["train/mix"]["steps"] > 0
 
@@ -172,6 +172,6 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
 def test_the_gpus_of_a_step_are_those_that_it_was_given(monkeypatch):
     for said, gpus in (("0,1", ["0", "1"]), ("", []), ("-1", []), (" GPU-ab , 3", ["GPU-ab", "3"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
-        assert given_gpus() == gpus
+        assert named_gpus() == gpus
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert given_gpus() == []
+    assert named_gpus() is None

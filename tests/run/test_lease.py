@@ -72,21 +72,13 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def hold(tmp_path: Path):
+def hold(tmp_path: Path, held_by):
     """Another process that holds the lease until its standard input closes; `first`: words before its command."""
-    started = []
 
     def hold(*arguments: float, first: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        command = [*first, sys.executable, "-c", HOLD, str(tmp_path), *map(str, arguments)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout.readline() == "True\n"
-        return process
+        return held_by(*first, sys.executable, "-c", HOLD, str(tmp_path), *map(str, arguments))
 
-    yield hold
-    for process in started:
-        process.kill()
-        process.communicate()
+    return hold
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from mixmerge.hashes import file_sha256
 from mixmerge.plan.build import build_plan
 from mixmerge.plan.graph import Plan, Step
-from mixmerge.plan.identity import ABSENT, changes, differences
+from mixmerge.plan.identity import ABSENT, changes
 from mixmerge.recipe.load import load_recipe
 from mixmerge.run.compare import compare, compare_scores
 from mixmerge.run.runner import Study
@@ -416,5 +416,5 @@ def test_scores_of_the_harness_and_the_balance_are_compared_too():
 def test_changes_and_their_words_agree_field_by_field():
     old, new = {"a": [1, {"b": 2}], "c": 3, "gone": 4}, {"a": [1, {"b": 5}], "c": 3, "new": 6}
     assert list(changes(old, new)) == [("a.1.b", 2, 5), ("gone", 4, ABSENT), ("new", ABSENT, 6)]
-    assert list(differences(old, new)) == ["a.1.b: 2 -> 5", "gone: removed 4", "new: added 6"]
-    assert list(differences({"x": 1}, {"y": 2})) == ["x: removed 1", "y: added 2"]
+    assert [str(change) for change in changes(old, new)] == ["a.1.b: 2 -> 5", "gone: removed 4", "new: added 6"]
+    assert [str(change) for change in changes({"x": 1}, {"y": 2})] == ["x: removed 1", "y: added 2"]

@@ -18,8 +18,10 @@ from mixmerge.plan.graph import Plan
 from mixmerge.run.backends import backend_for, checked
 from mixmerge.run.ray import cluster as ray_cluster
 from mixmerge.run.ray.address import AUTH, GIVE_TOKEN, for_a_step, joined, own_token
-from mixmerge.run.ray.cluster import Cluster, unlike
+from mixmerge.run.ray.backend import Running, missing
+from mixmerge.run.ray.cluster import Cluster, Node, unlike
 from mixmerge.run.ray.task import Seen, look
+from mixmerge.run.resources import Demand
 
 DO = "give host:port as `ray start` prints it, with the run on a machine of the cluster"
 
@@ -36,6 +38,24 @@ def test_an_address_that_no_backend_would_read_is_refused(study, mixmerge):
     assert (status, err) == (2, "error: --address: the local backend joins no cluster; add --backend ray\n")
     checked("local", None)
     checked("ray", "auto")
+
+
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_an_address_that_a_variable_left_empty_is_refused_and_starts_no_cluster(study, mixmerge, backend):
+    status, _, err = mixmerge("run", study.recipe, "--out", study.out, "--backend", backend, "--address", " ")
+    assert (status, err) == (2, "error: --address: the address is empty; give host:port, or leave it out\n")
+    assert not study.out.exists()
+
+
+def test_what_a_batch_lost_nodes_for_is_told_by_what_it_takes(base_step):
+    nodes = [Node(str(number), f"10.0.0.{number}", 4, 2, 1 << 30) for number in range(3)]
+    on_two = Running([base_step], Demand(gpus=4), least=2, nodes=2)
+    assert [missing(on_two, left) for left in (nodes, nodes[:2])] == [None, None]
+    assert missing(on_two, nodes[:1]) == "the cluster has 1 of the 2 nodes left that it takes"
+    assert missing(on_two, []) == "no node is left"
+    less = [node._replace(gpus=1) for node in nodes]
+    assert missing(on_two, less) == "no node of the cluster has 2 GPUs any more"
+    assert missing(Running([base_step], Demand()), less[:1]) is None
 
 
 @pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "head:70000", "ray://head:10001"])

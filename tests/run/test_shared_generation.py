@@ -7,13 +7,12 @@ import shutil
 
 import pytest
 
-from mixmerge.errors import CheckpointError, StepError
+from mixmerge.errors import CheckpointError, StepError, retold
 from mixmerge.evaluate.engine import GenerationSettings
 from mixmerge.evaluate.generate import generate
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.shared import BATCHES, generate_share, join_shares
 from mixmerge.evaluate.transformers_engine import TransformersEngine
-from mixmerge.run.shares import _named
 
 SETTINGS = GenerationSettings(max_new_tokens=6)
 SAMPLED = GenerationSettings(max_new_tokens=6, temperature=1.0, seed=3)
@@ -87,9 +86,9 @@ def test_engines_beside_each_other_share_the_memory(tiny_base):
 
 
 def test_an_error_of_a_process_keeps_its_kind_and_a_bug_names_the_process():
-    known = _named({"kind": "CheckpointError", "what": "torn", "where": "file", "do": "mend it"}, "process 1 of 2")
+    known = retold({"kind": "CheckpointError", "what": "torn", "where": "file", "do": "mend it"}, "process 1 of 2")
     assert (type(known), str(known)) == (CheckpointError, "file: torn; mend it")
-    bug = _named({"kind": None, "what": "KeyError: 'x'"}, "process 1 of 2")
+    bug = retold({"kind": None, "what": "KeyError: 'x'"}, "process 1 of 2")
     assert (type(bug), str(bug)) == (StepError, "process 1 of 2: KeyError: 'x'; see the log")
 
 

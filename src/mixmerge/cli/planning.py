@@ -133,8 +133,7 @@ def _mark(amount: Amount) -> str:
 
 def _known(found: Total, name: str, words: Any, *, ranged: bool = True) -> str:
     """A sum in words: what is not known is no part of it and not nothing."""
-    amount, missing = getattr(found, name), found.missing.get(name, 0)
-    value = amount.value if isinstance(amount, Amount) else amount
+    amount, (value, missing) = getattr(found, name), _sum_of(found, name)
     if missing and not value:
         return f"not known of {missing} step{'s' * (missing > 1)}"
     told = _range(amount, words) if ranged else words(value)
@@ -143,9 +142,14 @@ def _known(found: Total, name: str, words: Any, *, ranged: bool = True) -> str:
 
 def _left_out(found: Total, name: str) -> str:
     """After a sum of which parts are not known: how many."""
-    amount, missing = getattr(found, name), found.missing.get(name, 0)
-    known = amount.value if isinstance(amount, Amount) else amount
-    return f", {missing} step{'s' * (missing > 1)} unknown" if missing and known else ""
+    value, missing = _sum_of(found, name)
+    return f", {missing} step{'s' * (missing > 1)} unknown" if missing and value else ""
+
+
+def _sum_of(found: Total, name: str) -> tuple[float | None, int]:
+    """The number of a sum, and how many steps it has not in it."""
+    amount = getattr(found, name)
+    return amount.value if isinstance(amount, Amount) else amount, found.missing.get(name, 0)
 
 
 def _range(amount: Amount, words: Any) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from mixmerge.errors import MixmergeError, StepError, UserError, did_you_mean
+from mixmerge.machine import named_gpus
 
 HOST = "127.0.0.1"
 FIELDS = ("model", "port", "host", "threads")
@@ -150,9 +151,8 @@ def serving(
 
 def visible_devices() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    if (named := named_gpus()) is not None:
+        return named
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]

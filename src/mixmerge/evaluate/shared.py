@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.engine import Engine, GenerationSettings
@@ -39,7 +41,7 @@ def generate_share(
     """
     ordered, lengths = ordered_by_length(engine, prompts)
     sizes = _agreed(folder, cut(engine, ordered, lengths, settings, batch_size), len(ordered))
-    own = [(at, end) for at, end in enumerate(_ends(sizes)) if at % of == number]
+    own = [(at, end) for at, end in enumerate(accumulate(sizes)) if at % of == number]
     done, total = 0, sum(sizes[at] for at, _ in own)
     for at, end in own:
         file = _file(folder, at)
@@ -74,7 +76,7 @@ def join_shares(folder: Path, out: Path) -> dict[str, Any]:
 
 def _agreed(folder: Path, mine: Sequence[int], prompts: int) -> list[int]:
     """The batches that the first process wrote down: this one's, if it is the first."""
-    place, own = folder / BATCHES, folder / f".{BATCHES}.{os.getpid()}.{os.urandom(4).hex()}"
+    place, own = folder / BATCHES, folder / f".{BATCHES}.{uuid4().hex[:8]}"
     write_whole(own, json.dumps(list(mine)))
     try:
         os.link(own, place)  # fails where it is there, and shows it whole where it is not
@@ -87,14 +89,6 @@ def _agreed(folder: Path, mine: Sequence[int], prompts: int) -> list[int]:
         what = f"not the batches of {prompts} prompts"
         raise CheckpointError(what, where=str(place), do=f"remove {folder} to generate afresh")
     return list(sizes)
-
-
-def _ends(sizes: Sequence[int]) -> list[int]:
-    ends, end = [], 0
-    for size in sizes:
-        end += size
-        ends.append(end)
-    return ends
 
 
 def _file(folder: Path, at: int) -> Path:

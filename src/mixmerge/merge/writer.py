@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.amounts import in_bytes
-from mixmerge.errors import CheckpointError, FullDiskError, ModelError
+from mixmerge.errors import FULL, CheckpointError, FullDiskError, ModelError
 from mixmerge.merge.checkpoint import INDEX, ITEM_BYTES, SINGLE, Tensor
 from mixmerge.merge.sources import Raw
 
@@ -251,7 +251,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         what = f"cannot write: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise FullDiskError(what, where=str(path), do="free space and run it again: it carries on") from error
         raise CheckpointError(what, where=str(path)) from error
 

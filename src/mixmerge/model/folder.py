@@ -7,7 +7,6 @@ written in place; small files are copied. Code and pickles in a model folder are
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -17,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixmerge.errors import FREE_SOME, CheckpointError, FullDiskError, MixmergeError, ModelError, UserError
+from mixmerge.errors import FREE_SOME, FULL, CheckpointError, FullDiskError, MixmergeError, ModelError, UserError
 from mixmerge.linking import link_or_copy
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, MixmergeError):
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a copy that fails names the file that it reads
+        if error.errno in FULL:  # a copy that fails names the file that it reads
             raise FullDiskError("no space left on the disk", where=str(out), do=FREE_SOME) from error
         what = f"cannot write the folder: {error}" if error.strerror is None else f"{error.strerror}: {error.filename}"
         raise CheckpointError(what, where=str(out)) from error

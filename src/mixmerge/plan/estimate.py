@@ -154,9 +154,9 @@ class _Estimator:
             if points:
                 start, most = self._start(step.kind, [record for _, record in alike])
                 found = from_records(points, amount, source, start=start, most=most, wider=wider)
-            rough = rough_seconds(step.kind, step.what, step.how, work, self.size, self.machine)
-            if found is not None and rough is not None and len(points) < FEW:
-                found = reaching(found, from_rough(rough, "", SPREAD), LOADING)
+            if found is not None and len(points) < FEW:
+                rough = rough_seconds(step.kind, step.what, step.how, work, self.size, self.machine)
+                found = found if rough is None else reaching(found, from_rough(rough, "", SPREAD), LOADING)
             self._known[key] = found
         return self._known[key]
 

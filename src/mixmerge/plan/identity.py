@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 ID_LENGTH = 12
 ABSENT = "(absent)"  # in the place of the value of a field that one of two has not
 LONGEST, BEFORE = 60, 20  # characters of a value in a line, and those before where it begins to differ
+PLAIN = (str, int, type(None))  # types whose values are told apart without the encoder
 ALIGNED = 1000  # elements of a list that are compared with those of another, wherever they stand
 
 
@@ -71,22 +72,13 @@ class Change(NamedTuple):
         return f"{self.field}: removed {old}" if self.new is ABSENT else f"{self.field}: {old} -> {new}"
 
 
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Each field that differs, as `path: old -> new`, in path order.
-
-    >>> list(differences({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8}))
-    ['lr: 1e-05 -> 2e-05']
-    """
-    yield from map(str, changes(old, new, path))
-
-
 def changes(old: Any, new: Any, path: str = "") -> Iterator[Change]:
     """Each field that differs with both values, ABSENT where one has none, in path order; of lists, each element.
 
     An element that went has its number in the old list, one that came or changed that in the new one.
 
-    >>> [tuple(change) for change in changes({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8})]
-    [('lr', 1e-05, 2e-05)]
+    >>> [str(change) for change in changes({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8})]
+    ['lr: 1e-05 -> 2e-05']
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
@@ -142,9 +134,6 @@ def _cut(text: str, start: int) -> str:
 
 def _text(value: Any) -> str:
     return ABSENT if value is ABSENT else json.dumps(value, ensure_ascii=False)
-
-
-PLAIN = (str, int, type(None))
 
 
 def _same_scalar(old: Any, new: Any) -> bool:

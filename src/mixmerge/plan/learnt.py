@@ -57,8 +57,8 @@ def from_records(
     """
     begin, slope, told = _line(points, start)
     value = begin + slope * work
-    ratios = [cost / said for amount, cost in points if (said := begin + slope * amount) > 0] or [1.0]
-    low, high = min(1.0, *ratios, 1.0), max(1.0, *ratios, 1.0)
+    ratios = [cost / said for amount, cost in points if (said := begin + slope * amount) > 0]
+    low, high = min([1.0, *ratios]), max([1.0, *ratios])
     if len(points) == 1:
         low, high = 1 / ALONE, ALONE
     ends = _beyond(points, work, most)
@@ -108,5 +108,5 @@ def _line(points: Sequence[tuple[float, float]], told: float | None) -> tuple[fl
         if slope <= 0:
             return middle, 0.0, True
         told = 0.0
-    start = min(told or 0.0, *(cost for _, cost in points), told or 0.0)
+    start = min([told or 0.0, *(cost for _, cost in points)])
     return start, median((cost - start) / amount for amount, cost in points), told is not None

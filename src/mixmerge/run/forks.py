@@ -5,7 +5,6 @@ Importing torch, transformers and TRL takes longer than many a step, and so does
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -22,8 +20,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from mixmerge.keeper import ends_with_us
+
 SIZE = struct.Struct("<Q")
-PR_SET_PDEATHSIG = 1  # prctl(2)
 # A driver of an accelerator does not survive a fork, and libraries ask it as they are imported
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/accel")
 
@@ -77,7 +76,7 @@ class ForkServer:
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=ends_with_us(signal.SIGKILL),
             )
         self._born: SimpleQueue[Forked | None] = SimpleQueue()
         self._alive: dict[int, Forked] = {}
@@ -124,18 +123,6 @@ class ForkServer:
         for process in self._alive.values():  # the server was killed, and nobody else can say how these end
             process.code.set_result(-signal.SIGKILL)
         self._born.put(None)
-
-
-def _die_with(runner: int) -> Callable[[], None]:
-    """What the server does first: ask the kernel to be killed with its runner, and end where that is gone already."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != runner:
-            os._exit(1)
-
-    return ask
 
 
 def usable() -> bool:

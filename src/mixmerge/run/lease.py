@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from mixmerge.errors import FULL
 from mixmerge.run.processes import alive, this_process
 
 HEARTBEAT_S = 5.0
 EXPIRES_S = 60.0
 BEATS = 3  # to watch a lease for that is old
-FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)  # a file system without hard links
 
 

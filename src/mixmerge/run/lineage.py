@@ -81,18 +81,14 @@ def _data(step: Step, name: str, drawn: Mapping[str, Any] | None) -> Node:
             now |= _now(source, covered[0] if lang is None else lang, folder)
         except (DataError, OSError) as error:
             told["problem"] = str(error)
+    if before := {entry["file"]: entry for entry in (drawn or {}).get("files", ())}:
+        told["files"] = [_since(entry, now.get(file), folder) for file, entry in before.items()]
+        return told | {"changed": any(file["state"] != KEPT for file in told["files"])}
+    told["files"] = [entry | ({} if drawn is None else {"state": UNKNOWN}) for entry in now.values()]
     try:
         told["changed"] = fingerprint(source, languages, folder) != known["fingerprint"]
     except (DataError, OSError) as error:
         told["problem"] = str(error)
-    before = {entry["file"]: entry for entry in (drawn or {}).get("files", ())}
-    if drawn is None:
-        told["files"] = list(now.values())
-    elif not before:
-        told["files"] = [entry | {"state": UNKNOWN} for entry in now.values()]
-    else:
-        told["files"] = [_since(entry, now.get(file), folder) for file, entry in before.items()]
-        told["changed"] = any(file["state"] != KEPT for file in told["files"])
     return told
 
 

@@ -95,15 +95,14 @@ class Board:
 
         No less than the longest chain of what is left, and than all of it shared out to as many processes as may run.
         """
-        now, known = self.clock(), {}
-        for step in list(self.todo.values()):
+        now, steps, known = self.clock(), list(self.todo.values()), {}
+        for step in steps:
             row, expected = self.rows.get(step.id), self.seconds.get(step.id)
             left = expected if row is None else row.left(now, expected)
             if left is not None:
                 known[step.id] = left
         if not known:
             return None
-        steps = list(self.todo.values())
         chain = max(longest_chains(steps, lambda step: known.get(step.id, 0.0)).values(), default=0.0)
         return max(chain, sum(known.values()) / self.jobs), len(known) == len(steps)
 

@@ -6,17 +6,15 @@ alone: it may be less greedy than it looks, and a step that never starts helps n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 from mixmerge.errors import MixmergeError
-from mixmerge.machine import gpu_models, usable_cores
+from mixmerge.machine import gpu_models, named_gpus, usable_cores
 from mixmerge.plan.graph import Step
 from mixmerge.plan.work import ON_MODELS
 from mixmerge.run.store import Store
@@ -55,7 +53,7 @@ class Pool:
 
     def __init__(self, machine: Resources) -> None:
         self.machine = machine
-        self._gpus, self._memory, self._given = list(machine.gpus), machine.memory, 0
+        self._gpus, self._memory = list(machine.gpus), machine.memory
 
     def take(self, demand: Demand) -> Share | None:
         """What is wanted, or None while it is not free."""
@@ -75,10 +73,9 @@ class Pool:
 
 def free_here() -> Resources:
     """What this machine has free, as far as this process may use it."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = map(str, range(len(gpu_models()))) if said is None else (part.strip() for part in said.split(","))
-    gpus = tuple(takewhile(lambda name: name and name != "-1", names))
-    return Resources(usable_cores(), psutil.virtual_memory().available, gpus)
+    named = named_gpus()
+    gpus = map(str, range(len(gpu_models()))) if named is None else named
+    return Resources(usable_cores(), psutil.virtual_memory().available, tuple(gpus))
 
 
 def usual_jobs(machine: Resources) -> int:

@@ -7,7 +7,6 @@ that fails stops only what depends on it. Nothing is remembered outside the stor
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import signal
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mixmerge.errors import StepError, UserError
 from mixmerge.plan.graph import KINDS, Plan, Step
@@ -31,6 +31,8 @@ from mixmerge.run.schedule import Schedule, chosen
 from mixmerge.run.store import Store, named_os_error, read_json, write_json
 from mixmerge.train.memory import memory_advice
 from mixmerge.train.settings import Devices, settings_from
+
+SCRATCH = ".scratch"
 
 
 @dataclass(slots=True)
@@ -89,8 +91,12 @@ class Study:
         return plan
 
     def tidy(self, store: Store) -> None:
-        """Remove the files that processes read plans from, where no other run of this study has some; ours is held."""
-        old = list(self.folder.glob(".plan-*.json"))
+        """Remove the files that processes read plans from, and half links, where no other run of this study has some; ours is held."""
+        old = [
+            file
+            for pattern in (".plan-*.json", f".*{SCRATCH}", f"models/.*{SCRATCH}")
+            for file in self.folder.glob(pattern)
+        ]
         if len(store.runs(self.name)) == 1:
             for file in old:
                 file.unlink(missing_ok=True)
@@ -128,19 +134,23 @@ class Study:
         links.mkdir(parents=True, exist_ok=True)
         found = {name: target for name, step_id in plan.models.items() if (target := store.find(step_id)) is not None}
         for old in links.iterdir():
-            if old.is_symlink() and old.name not in found:
+            if old.is_symlink() and old.name not in found and old.suffix != SCRATCH:  # which another runner may need
                 old.unlink(missing_ok=True)
         for name, target in found.items():
-            scratch = links / f".{name}.{os.getpid()}"
-            scratch.unlink(missing_ok=True)
+            scratch = links / _scratch(name)
             scratch.symlink_to(target.resolve(), target_is_directory=True)
             scratch.replace(links / name)
         step = next((step for step in plan.steps if step.kind == "report"), None)
         if step is not None and (report := store.find(step.id)) is not None:
             for name in ("scores.csv", self.report.name):
-                scratch = self.folder / f".{name}.{os.getpid()}"
+                scratch = self.folder / _scratch(name)
                 shutil.copyfile(report / name, scratch)
                 scratch.replace(self.folder / name)
+
+
+def _scratch(name: str) -> str:
+    """What a file is called that becomes `name` when it is whole; two runners have two."""
+    return f".{name}.{uuid4().hex[:8]}{SCRATCH}"
 
 
 def run_plan(

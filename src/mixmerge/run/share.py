@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from mixmerge.errors import MixmergeError, reason
+from mixmerge.errors import told
 from mixmerge.events import take_stdout
 from mixmerge.leaving import leave
 from mixmerge.run.local import log_file
@@ -38,9 +38,7 @@ def main(argv: list[str]) -> int:
         generate_part(context, int(number), int(of))
     except Exception as error:
         traceback.print_exc()
-        known = isinstance(error, MixmergeError)
-        told = {part: getattr(error, part) for part in ("what", "where", "do")} if known else {"what": reason(error)}
-        emit("failed", kind=type(error).__name__ if known else None, **told)
+        emit("failed", **told(error))
         return 1
     emit("done")
     return 0

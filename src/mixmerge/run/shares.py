@@ -5,15 +5,15 @@ It holds no model itself. What they answer is on disk batch by batch, so that wh
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from queue import Queue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mixmerge import errors
-from mixmerge.errors import StepError, UserError
+from mixmerge.errors import StepError, UserError, retold
+from mixmerge.machine import named_gpus
 from mixmerge.run.ray.address import ray_address
+from mixmerge.run.runner import Study
 from mixmerge.train.command import how_it_ended
 from mixmerge.train.team import Event, Process, running
 
@@ -42,7 +42,7 @@ def generate_shared(context: StepContext, processes: int, prompts: int) -> Measu
         elif event["event"] == "done":
             ended.add(rank)
         elif event["event"] == "failed":
-            raise _named(event, f"process {rank + 1} of {processes}")
+            raise retold(event, f"process {rank + 1} of {processes}")
         elif rank not in ended:
             what = f"it {how_it_ended(event['status'])} without a word"
             raise StepError(what, where=f"process {rank + 1} of {processes}", do="see the log")
@@ -51,13 +51,14 @@ def generate_shared(context: StepContext, processes: int, prompts: int) -> Measu
 
 def command_of(context: StepContext, number: int, of: int) -> list[str]:
     """The command of a process that answers a part."""
-    assert context.plan_file is not None
-    place = [str(context.store.root.absolute()), str(context.plan_file.absolute()), context.step.id]
+    assert context.plan is not None
+    root = context.store.root.absolute()
+    place = [str(root), str(Study(root, context.plan.study).file_of(context.plan)), context.step.id]
     return [sys.executable, "-m", "mixmerge.run.share", *place, str(number), str(of)]
 
 
 def _here(context: StepContext, processes: int) -> Iterator[Event]:
-    devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    devices = named_gpus() or []
     if 0 < len(devices) < processes and context.how["device"] != "cpu":
         what = f"{processes} processes, and {len(devices)} CUDA device(s) here"
         raise UserError(what, where="how.generate_processes", do="a process needs a device of its own")
@@ -84,11 +85,3 @@ def _on_ray(context: StepContext, processes: int, address: str) -> Iterator[Even
 
     commands = [command_of(context, number, processes) for number in range(processes)]
     return shares(commands, address, threads=context.threads, gpu=context.how["device"] != "cpu")
-
-
-def _named(told: dict[str, Any], who: str) -> errors.MixmergeError:
-    """The error that a process told; one that is a bug names the process."""
-    if told["kind"] is None:
-        return StepError(told["what"], where=who, do="see the log")
-    kind: type[errors.MixmergeError] = getattr(errors, told["kind"], StepError)
-    return kind(told["what"], where=told.get("where"), do=told.get("do"))

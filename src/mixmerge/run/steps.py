@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mixmerge.errors import DataError, FullDiskError, MixmergeError, ModelError, StepError, UserError
 from mixmerge.evaluate.limits import BudgetError
-from mixmerge.plan.graph import Step
+from mixmerge.plan.graph import Plan, Step
 from mixmerge.plan.identity import fingerprint
 from mixmerge.run.judges import checked_calibrations, judge_of, spent
 from mixmerge.run.local import usable_threads
@@ -40,7 +40,7 @@ Measurements = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """What a step gets: its spec, where to write, its inputs, and what its process holds already; `log`: its own log.
-    `plan_file`: the plan that it is of, for processes that share it.
+    `plan`: what it is of, for processes that share it.
 
     `progress(done, all)` and `tell(words)` go to the person who waits. What a step puts into `checks` is called with the
     sha256 of the files that it made, by name, before these become its folder.
@@ -55,7 +55,7 @@ class StepContext:
     tell: Callable[[str], None]
     log: Path
     checks: list[Callable[[Mapping[str, str]], None]] = field(default_factory=list)
-    plan_file: Path | None = None
+    plan: Plan | None = None
 
     @property
     def what(self) -> Mapping[str, Any]:

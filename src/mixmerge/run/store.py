@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from mixmerge.errors import FREE_SOME, CheckpointError, FullDiskError, StepError, reason
+from mixmerge.errors import FREE_SOME, FULL, CheckpointError, FullDiskError, StepError, reason
 from mixmerge.hashes import FileHashes, cache_folder
 from mixmerge.plan.graph import Step
 from mixmerge.run.lease import Lease, Leases
@@ -147,9 +147,7 @@ class Store:
             if scratch.is_file():
                 scratch.unlink()
         for half in self.partial(step).glob(".out.*"):
-            if (
-                half.name != ".out.partial"
-            ):  # what a merge carries on from; a model that was being copied is copied anew
+            if half.name != ".out.partial":  # a merge carries on from it; a model that was being copied is copied anew
                 shutil.rmtree(half)
         folders.work.mkdir(parents=True, exist_ok=True)
         return folders
@@ -365,7 +363,7 @@ def named_os_error(error: OSError, path: Path | str) -> CheckpointError:
     """An operating-system error as one line that names the file and what to do."""
     found = Path(error.filename or path)
     place = str(found.parent if SCRATCH.fullmatch(found.name) else found)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return FullDiskError("no space left on the disk", where=place, do=FREE_SOME)
     if error.errno == errno.EROFS:
         do = "mount it writable to go on; `show`, `report` and `verify` read what is there"

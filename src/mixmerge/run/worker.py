@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from mixmerge.errors import CheckpointError, FullDiskError, MixmergeError, UserError
 from mixmerge.events import Emit, take_stdout
 from mixmerge.leaving import leave
+from mixmerge.machine import named_gpus
 from mixmerge.plan.graph import REVISIONS, Plan, Step
 from mixmerge.run.local import log_file
 from mixmerge.run.provenance import Meter, machine, seeds
@@ -190,7 +191,7 @@ def carry_out(
 
 
 def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Emit) -> dict[str, Any]:
-    emit("start", step=step.id, host=platform.node(), pid=os.getpid(), gpus=given_gpus())
+    emit("start", step=step.id, host=platform.node(), pid=os.getpid(), gpus=named_gpus() or [])
     folders = store.begin(step)
     meter = Meter()
     last = 0.0
@@ -205,9 +206,8 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
     def tell(text: str) -> None:
         emit("note", step=step.id, text=text)
 
-    study = Study(store.root, plan.study)
     place = folders.out, folders.work, store, shared
-    context = StepContext(step, *place, progress, tell, study.log(step), plan_file=study.file_of(plan))
+    context = StepContext(step, *place, progress, tell, Study(store.root, plan.study).log(step), plan=plan)
     try:
         measurements = CARRY_OUT[step.kind](context)
     except MixmergeError as error:  # a server that has died is no use to the next step either
@@ -232,12 +232,6 @@ def _work(step: Step, plan: Plan, store: Store, shared: dict[Any, Any], emit: Em
     }
     store.commit(step, sealed(record))
     return {"seconds": round(took["seconds"], 2), "measurements": measurements}
-
-
-def given_gpus() -> list[str]:
-    """The GPUs that this process was given, as CUDA_VISIBLE_DEVICES names them."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [name for name in (part.strip() for part in said.split(",")) if name and name != "-1"]
 
 
 def log_to(path: Path) -> None:

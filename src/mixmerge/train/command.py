@@ -169,14 +169,6 @@ def how_it_ended(status: int) -> str:
     return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-def end_with_parent() -> None:
-    """Have Linux send SIGTERM when the process that started this one is gone."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 def _complete(made: Path, start: Path) -> None:
     """Give a whole model without a tokenizer that of its start: many trainers leave it out."""
     if (made / "config.json").is_file() and not (made / "tokenizer.json").is_file():

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mixmerge.errors import MixmergeError, UserError, reason
+from mixmerge.errors import MixmergeError, UserError, told
 from mixmerge.events import Emit, take_stdout
 from mixmerge.leaving import leave
 from mixmerge.train import group
@@ -42,10 +42,8 @@ def main(argv: list[str]) -> int:
 
 def failure(error: Exception) -> dict[str, Any]:
     """What is told of an error; `lost`: it only says that another process is gone."""
-    known = isinstance(error, MixmergeError)
-    told = {part: getattr(error, part) for part in ("what", "where", "do")} if known else {"what": reason(error)}
-    lost = not known and any(word in str(error).lower() for word in LOST)
-    return {"kind": type(error).__name__ if known else None, "lost": lost, **told}
+    lost = not isinstance(error, MixmergeError) and any(word in str(error).lower() for word in LOST)
+    return told(error) | {"lost": lost}
 
 
 def train(spec: dict[str, Any], rank: int, emit: Emit, *, joined: bool = False) -> dict[str, Any]:

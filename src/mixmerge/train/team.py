@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from threading import Thread
 from typing import Any, Protocol
 
 from mixmerge.events import read_events
-from mixmerge.train.command import end_with_parent
+from mixmerge.keeper import ends_with_us
 
 GRACE_S = 5.0  # to end in good order
 Event = dict[str, Any]
@@ -35,7 +36,7 @@ class Process:
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            preexec_fn=end_with_parent,
+            preexec_fn=ends_with_us(signal.SIGTERM),
             text=True,
             encoding="utf-8",
             errors="replace",

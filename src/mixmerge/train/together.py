@@ -21,8 +21,7 @@ from queue import Empty, Queue
 from typing import Any
 from uuid import uuid4
 
-from mixmerge import errors
-from mixmerge.errors import MixmergeError, StepError, UserError
+from mixmerge.errors import MixmergeError, StepError, UserError, retold
 from mixmerge.train.command import how_it_ended
 from mixmerge.train.memory import memory_advice
 from mixmerge.train.settings import Devices, settings_from
@@ -185,11 +184,7 @@ def _named(told: Event, model: Path, what: Mapping[str, Any], checkpointing: boo
     """The error to tell: that of the process, where a person can mend it, else one that names the process."""
     who = "the launcher" if told["rank"] is None else f"training process {told['rank']} of {devices.size}"
     if told["event"] == "failed":
-        if told["kind"] is None:
-            return StepError(told["what"], where=who, do="see the log")
-        kind: type[MixmergeError] = getattr(errors, told["kind"])
-        error = kind(told["what"], where=told.get("where"), do=told.get("do"))
-        return error.within(who) if isinstance(error, StepError) else error
+        return retold(told, who)
     status = told["status"]
     if status == -signal.SIGKILL and told["rank"] is not None:
         advice = memory_advice(model, settings_from(what), checkpointing=checkpointing, devices=devices)

@@ -21,12 +21,11 @@ from mixmerge.plan.graph import Step
 from mixmerge.run.backend import Event
 from mixmerge.run.local import STOP_S, log_file
 from mixmerge.run.ray.cluster import ALIKE, Cluster, Node, unlike
-from mixmerge.run.ray.task import Batch, Seen, carry_out, look
+from mixmerge.run.ray.task import TRIES, Batch, Seen, carry_out, look
 from mixmerge.run.resources import RUNNING, Demand, Resources, demand_of, demand_of_all, usual_jobs
 from mixmerge.run.store import Store
 from mixmerge.train.settings import Devices
 
-TRIES = 3
 LOOK_S = 5.0  # how often to look whether there is still a node for what waits for one
 NODE_S = 600.0  # for a node to come that can take a batch, once there is none
 ENDS = ("done", "failed", "skipped")
@@ -36,7 +35,8 @@ ENDS = ("done", "failed", "skipped")
 class Running:
     """A batch at work: its steps, what it takes, the ids of those that have not ended, and how often it was started.
 
-    `least`: GPUs that one node has to have, of `nodes` nodes. `short`: since when there are no such. `at`: the address of the node that it was begun on last, after a space.
+    `least`: GPUs that one node has to have, of `nodes` nodes. `short`: since when there are no such. `address`: of the node
+    that it was begun on last.
     """
 
     steps: Sequence[Step]
@@ -46,7 +46,12 @@ class Running:
     nodes: int = 1
     tries: int = 1
     short: float | None = None
-    at: str = ""
+    address: str | None = None
+
+    @property
+    def node(self) -> str:
+        """Where it was, in words."""
+        return "its node" if self.address is None else f"its node {self.address}"
 
 
 class RayBackend:
@@ -121,23 +126,11 @@ class RayBackend:
         return bool(self._working or self._told)
 
     def stop(self) -> None:
-        self._stopping = True
-        if self.cluster.lost:  # Ray would wait for the head
-            self._working.clear()
-            return
-        for stream in self._working:
-            self._ray.cancel(stream)
-        if not self._drain(2 * STOP_S + 2):
+        if not self._cancel(2 * STOP_S + 2):
             self.kill()
 
     def kill(self) -> None:
-        self._stopping = True
-        if self.cluster.lost:  # Ray would wait for the head
-            self._working.clear()
-            return
-        for stream in self._working:
-            self._ray.cancel(stream, force=True)
-        self._drain(STOP_S)
+        self._cancel(STOP_S, force=True)
 
     def close(self) -> None:
         self.cluster.close()
@@ -181,11 +174,11 @@ class RayBackend:
         except errors.RayTaskError as error:
             self._end(stream, 1, f"its task failed on its node: {reason(error.cause)}", str(error))
         except errors.OutOfMemoryError as error:
-            self._lose(stream, f"Ray ended its process, as its node{run.at} ran out of memory", str(error))
+            self._lose(stream, f"Ray ended its process, as {run.node} ran out of memory", str(error))
         except errors.NodeDiedError as error:
-            self._lose(stream, f"its node{run.at} died", str(error))
+            self._lose(stream, f"{run.node} died", str(error))
         except errors.RayError as error:
-            self._lose(stream, f"its process died{' on node' + run.at if run.at else ''}", str(error))
+            self._lose(stream, "its process died" + (f" on {run.node}" if run.address else ""), str(error))
         else:
             if event["event"] == "exit" and event["code"] < 0 and run.left:
                 self._lose(stream, f"its process was ended by signal {-event['code']}", code=event["code"])
@@ -196,7 +189,7 @@ class RayBackend:
                 why = unlike(Seen(*event["seen"]), self._seen, self._plan_file.parent)
                 self._end(stream, 1, f"node {event['node']} {why}; {ALIKE}")
             else:
-                run.at = f" {event['address']}" if "address" in event else run.at
+                run.address = event.get("address", run.address)
                 if event["event"] in ENDS:
                     run.left = [step_id for step_id in run.left if step_id != event["step"]]
                 self._told.append(event)
@@ -208,7 +201,7 @@ class RayBackend:
             self._end(stream, code, why + (f", {run.tries} times" if run.tries > 1 else ""), words)
             return
         del self._working[stream]
-        run.tries, run.at = run.tries + 1, ""
+        run.tries, run.address = run.tries + 1, None
         self._log(run, f"{why}\n{words}")
         self._told.append(
             {"event": "note", "step": run.left[0], "text": f"{why}; tried again ({run.tries} of {TRIES})"}
@@ -219,15 +212,15 @@ class RayBackend:
         """Say of a batch that waits for a node that is gone that it does; give it up after a while."""
         nodes, now = self.cluster.nodes(), time.monotonic()
         for stream, run in list(self._working.items()):
-            missing = _missing(run, nodes)
-            if missing is None or not run.left:
+            lost = missing(run, nodes)
+            if lost is None or not run.left:
                 run.short = None
             elif run.short is None:
                 run.short = now
-                self._told.append({"event": "note", "step": run.left[0], "text": f"{missing}; waiting for one"})
+                self._told.append({"event": "note", "step": run.left[0], "text": f"{lost}; waiting for one"})
             elif now - run.short > NODE_S:
                 self._ray.cancel(stream, force=True)
-                self._end(stream, 1, f"{missing}, for {NODE_S:.0f} s")
+                self._end(stream, 1, f"{lost}, for {NODE_S:.0f} s")
 
     def _end(self, stream: Any, code: int, why: str | None = None, words: str = "") -> None:
         run = self._working.pop(stream)
@@ -244,8 +237,13 @@ class RayBackend:
             with log.open("a", encoding="utf-8") as file:
                 file.write(text.rstrip() + "\n")
 
-    def _drain(self, seconds: float) -> bool:
-        """Whether all tasks ended within so long, with what they said taken in."""
+    def _cancel(self, seconds: float, *, force: bool = False) -> bool:
+        """Have Ray end all tasks; whether they ended within so long, with what they said taken in."""
+        self._stopping = True
+        if self.cluster.lost:  # Ray would wait for the head
+            self._working.clear()
+        for stream in self._working:
+            self._ray.cancel(stream, force=force)
         end = time.monotonic() + seconds
         while self._working and (left := end - time.monotonic()) > 0:
             ready, _ = self._ray.wait(list(self._working), num_returns=1, timeout=left)
@@ -271,7 +269,7 @@ def _resources(node: Node) -> Resources:
     return Resources(node.cores, node.memory, tuple(map(str, range(node.gpus))))
 
 
-def _missing(run: Running, nodes: Sequence[Node]) -> str | None:
+def missing(run: Running, nodes: Sequence[Node]) -> str | None:
     """What a batch at work has no node for any more, or None."""
     if nodes and run.least > _most_gpus(nodes):
         return f"no node of the cluster has {run.least} GPUs any more"

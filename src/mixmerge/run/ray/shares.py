@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from queue import Empty, Queue
+from queue import Queue
 from typing import Any
 
 from mixmerge.run.local import worker_environment
 from mixmerge.run.ray.address import joined
-from mixmerge.run.ray.task import LISTEN_S, heed_cancelling
+from mixmerge.run.ray.task import TRIES, heard, heed_cancelling
 from mixmerge.train.team import Event, Process
-
-TRIES = 3
 
 
 def shares(commands: Sequence[Sequence[str]], address: str, *, threads: int, gpu: bool) -> Iterator[Event]:
@@ -54,13 +52,6 @@ def run_share(command: Sequence[str], number: int, threads: int, hide_gpus: bool
     queue: Queue[Event] = Queue()
     process = Process(command, environment, number, queue)
     try:
-        while True:
-            try:
-                event = queue.get(timeout=LISTEN_S)
-            except Empty:
-                continue
-            yield event
-            if event["event"] == "exit":
-                return
+        yield from heard(queue)
     finally:
         process.stop()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from queue import Empty, Queue
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mixmerge.run.backend import Event
 from mixmerge.run.forks import ForkServer, usable
@@ -21,8 +21,10 @@ from mixmerge.run.local import STOP_S, Worker, worker_environment
 from mixmerge.run.plans import read_plan
 from mixmerge.run.ray.address import for_a_step
 
+Said = TypeVar("Said", bound=Event)
 _servers: dict[str, ForkServer] = {}  # at most one: Ray's processes carry out one task after another
 
+TRIES = 3  # of what dies with its process or its node
 LISTEN_S = 0.2  # between chances to be cancelled
 SIGHT_S = 10.0  # a network's file system may show a new file some seconds late
 
@@ -69,6 +71,15 @@ def heed_cancelling() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def heard(events: Queue[Said]) -> Iterator[Said]:
+    """What comes by a queue, `exit` at last; Ray can cancel only between two looks."""
+    event: Said | None = None
+    while event is None or event["event"] != "exit":
+        with suppress(Empty):
+            event = events.get(timeout=LISTEN_S)
+            yield event
+
+
 def _digest(data: bytes) -> str:
     """Of a plan, whoever wrote it: its study and its steps; two runners of one study say different things beside these."""
     with suppress(ValueError, KeyError, TypeError):
@@ -105,15 +116,11 @@ def carry_out(batch: Batch) -> Iterator[Event]:
         server=_fork_server(environment, batch.plan_file),
     )
     try:
-        while True:
-            try:
-                event = events.get(timeout=LISTEN_S)
-            except Empty:
-                continue
+        for event in heard(events):
             if event["event"] == "exit":
                 yield {"event": "exit", "code": event["code"]}
-                return
-            yield {**event, **node} if event["event"] == "start" else event
+            else:
+                yield {**event, **node} if event["event"] == "start" else event
     finally:
         worker.signal(signal.SIGTERM)
         if not worker.wait(STOP_S):
