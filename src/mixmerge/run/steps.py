@@ -335,7 +335,7 @@ def generate(context: StepContext) -> Measurements:
     settings = _generation_settings(what)
     prompts = _prompts(how, what["prompts"])
     if how.get("processes", 1) > 1:
-        from mixmerge.run.shares import generate_shared
+        from mixmerge.run.shared_generation import generate_shared
 
         return generate_shared(context, how["processes"], len(prompts))
     # a server batches by itself: it gets everything at once, and its client keeps every answer
