@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from contextlib import closing
@@ -18,7 +19,7 @@ from mixmerge.plan.graph import Plan
 from mixmerge.run.backends import backend_for, checked
 from mixmerge.run.ray import cluster as ray_cluster
 from mixmerge.run.ray.address import AUTH, GIVE_TOKEN, for_a_step, joined, own_token
-from mixmerge.run.ray.backend import Running, missing
+from mixmerge.run.ray.backend import Asked, Running, ask, missing
 from mixmerge.run.ray.cluster import Cluster, Node, unlike
 from mixmerge.run.ray.task import Seen, look
 from mixmerge.run.resources import Demand
@@ -56,6 +57,18 @@ def test_what_a_batch_lost_nodes_for_is_told_by_what_it_takes(base_step):
     less = [node._replace(gpus=1) for node in nodes]
     assert missing(on_two, less) == "no node of the cluster has 2 GPUs any more"
     assert missing(Running([base_step], Demand()), less[:1]) is None
+
+
+def test_what_is_asked_for_is_what_some_node_has_all_of(base_step):
+    many = Node("a", "10.0.0.1", 16, 0, 8 << 30)
+    large, gpu = many._replace(cores=4, memory=64 << 30), many._replace(cores=8, gpus=1)
+    run = Running([base_step], Demand(memory=32 << 30))
+    assert ask(run, [many, large], 16) == Asked(16, 0, 8 << 30)
+    assert ask(run, [many, large], 4) == Asked(4, 0, 32 << 30)
+    assert ask(replace(run, least=1), [many, large, gpu], 16) == Asked(8, 1, 8 << 30)
+    assert ask(replace(run, least=1), [large], 16) == Asked(4, 1, 32 << 30), "until a node with a GPU is there again"
+    asked = ask(run, [large], 16)
+    assert [asked.fits(node) for node in (many, large, gpu)] == [False, True, False]
 
 
 @pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "head:70000", "ray://head:10001"])
@@ -131,16 +144,21 @@ def test_another_runner_of_the_study_makes_it_no_other_one(chain, tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_without_an_address_a_cluster_of_this_machine_lives_as_long_as_the_run(tmp_path):
+def test_without_an_address_a_cluster_of_this_machine_lives_as_long_as_the_run(tmp_path, helpers):
     log = tmp_path / "ray.log"
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
     cluster = Cluster(None, log)
     try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        helpers.wait(lambda: heard, "what a user's handler hears, which Ray leaves in its place")
         (node,) = cluster.nodes()
         assert node.cores == usable_cores()
         started = psutil.Process().children(recursive=True)
         assert any("raylet" in process.name() for process in started)
     finally:
         cluster.close()
+        signal.signal(signal.SIGTERM, before)
     assert psutil.wait_procs(started, 20)[1] == []
     assert log.is_file()
 

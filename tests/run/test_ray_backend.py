@@ -57,8 +57,8 @@ def cluster():
     assert alive == []
 
 
-def add_node(cluster: Cluster):
-    return cluster.add_node(num_cpus=1, memory=4000 * MB, **NODE)
+def add_node(cluster: Cluster, cores: int = 1):
+    return cluster.add_node(num_cpus=cores, memory=4000 * MB, **NODE)
 
 
 def on_ray(study, cluster: Cluster, *arguments: str) -> list[str]:
@@ -197,6 +197,24 @@ def test_what_dies_with_a_node_is_done_again_and_what_dies_each_time_fails(clust
     assert f"(log: {log})" in err
 
 
+def test_what_waits_for_a_node_that_dies_is_started_with_what_the_others_have(cluster, study, helpers):
+    study.edit("how: {", "how: {threads: 2, ")
+    flag = study.folder / "flag"
+    for name in ("general", "mix"):
+        commanded(study, name, f"echo tried >> {{work}}/tries; test -e {flag} || sleep 600")
+    big = add_node(cluster, cores=2)
+    with running(on_ray(study, cluster, "--only", "train/*", "--jobs", "2"), stderr=subprocess.PIPE, text=True) as run:
+        helpers.wait(lambda: list(study.store.glob(".partial/*/work/kept/tries")), "a training", 180)
+        assert len(list(study.store.glob(".partial/*/work/kept/tries"))) == 1, "the other one waits for two cores"
+        flag.touch()
+        cluster.remove_node(big, allow_graceful=False)
+        _, err = run.communicate(timeout=200)
+    assert run.returncode == 0, err
+    assert len(study.records()) == 5
+    assert "died; tried again (2 of 3)" in err
+    assert re.search(r"no node has the 2 cores and .* any more that it was to have; started with 1 core and", err)
+
+
 def test_a_run_that_is_interrupted_or_killed_leaves_no_process_on_any_node(cluster, study, helpers):
     commanded(study, "mix", "echo tried >> {work}/tries; test $(wc -l < {work}/tries) -gt 2 || sleep 600")
     command = on_ray(study, cluster, "--only", "train/mix")
@@ -309,7 +327,9 @@ def test_a_training_over_two_nodes_that_loses_a_process_gives_the_weights_of_one
         _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     log = (there.out / "runs/tiny/logs/train-mix.log").read_text(encoding="utf-8")
-    assert "its processes died; Ray Train started them again (2 of 3)" in log
+    again = "its processes died; Ray Train started them again (2 of 3)"
+    assert f"train/mix: {again}" in err
+    assert again in log
     assert here.call("run", *only).returncode == 0
     folders = [max(study.store.glob("train/mix--*"), key=lambda path: path.stat().st_ctime) for study in (here, there)]
     assert folders[0].name == folders[1].name
@@ -319,6 +339,19 @@ def test_a_training_over_two_nodes_that_loses_a_process_gives_the_weights_of_one
     same = ("steps", "rows", "tokens", "first_loss", "last_loss")
     assert [records[0][key] for key in same] == [records[1][key] for key in same]
     assert not list(there.store.rglob("meeting-*"))
+
+
+def test_a_training_that_fails_on_other_nodes_leaves_what_its_processes_said_in_its_log(cluster, study):
+    study.edit("how: {", "how: {device: cpu, nodes: 2, launcher: ray, ")
+    study.edit("learning_rate: 1.0e-3", "learning_rate: 1.0e+30")
+    ran = subprocess.run(
+        on_ray(study, cluster, "--only", "train/mix"), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.returncode == 1, ran.stderr
+    log = (study.out / "runs/tiny/logs/train-mix.log").read_text(encoding="utf-8")
+    error = re.search(r"error: train/mix: (.*) \(log: ", ran.stderr)[1]
+    assert "Traceback (most recent call last)" in log
+    assert error.partition(";")[0] in log.partition("Traceback")[2]
 
 
 def members(word: str) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -54,6 +55,18 @@ def _token() -> str:
 
 
 @contextmanager
+def own_handlers() -> Iterator[None]:
+    """Signal handlers that were there before the block are there after it: Ray puts its own in their place as it is joined."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def joined(address: str) -> Iterator[Any]:
     """Ray, with this process a part of the cluster; what it started there ends with the block.
 
@@ -64,7 +77,8 @@ def joined(address: str) -> Iterator[Any]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with own_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
         raise StepError(f"its process cannot join the Ray cluster at {address}: {reason(error)}") from error
     try:

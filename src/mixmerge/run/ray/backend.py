@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rich.text import Text
+
+from mixmerge.amounts import in_bytes
 from mixmerge.errors import UserError, reason
 from mixmerge.plan.graph import Step
 from mixmerge.run.backend import Event
@@ -31,12 +34,27 @@ NODE_S = 600.0  # for a node to come that can take a batch, once there is none
 ENDS = ("done", "failed", "skipped")
 
 
+class Asked(NamedTuple):
+    """What one node has to have for a batch: cores, GPUs, and memory in bytes."""
+
+    cores: int
+    gpus: int
+    memory: int
+
+    def fits(self, node: Node) -> bool:
+        """Whether a node has it, when nothing else is at work there."""
+        return node.cores >= self.cores and node.gpus >= self.gpus and node.memory >= self.memory
+
+
+NOTHING = Asked(0, 0, 0)
+
+
 @dataclass(slots=True)
 class Running:
     """A batch at work: its steps, what it takes, the ids of those that have not ended, and how often it was started.
 
-    `least`: GPUs that one node has to have, of `nodes` nodes. `short`: since when there are no such. `address`: of the node
-    that it was begun on last.
+    `least`: GPUs that one node has to have, of `nodes` nodes. `short`: since when there are no such. `asked`: what Ray was
+    asked for last. `address`: of the node that it was begun on last.
     """
 
     steps: Sequence[Step]
@@ -46,12 +64,18 @@ class Running:
     nodes: int = 1
     tries: int = 1
     short: float | None = None
+    asked: Asked = NOTHING
     address: str | None = None
 
     @property
     def node(self) -> str:
         """Where it was, in words."""
         return "its node" if self.address is None else f"its node {self.address}"
+
+    @property
+    def spread(self) -> bool:
+        """Whether it only starts other processes on the cluster, and takes nothing itself."""
+        return any(map(spread, self.steps))
 
 
 class RayBackend:
@@ -77,6 +101,7 @@ class RayBackend:
         self._told: deque[Event] = deque()
         self._seen: Seen | None = None
         self._stopping = False
+        self._looked = time.monotonic()
         self._known = self.cluster.nodes()
         if not self._known:
             self.close()
@@ -98,7 +123,8 @@ class RayBackend:
             if least <= _most_gpus(nodes):
                 what = f"it takes {asked} nodes with {least} GPUs, and the cluster has {len(nodes)} with {gpus} in all"
             error = f"{what}; lower how.{'processes' if asked == 1 else 'nodes or how.processes'}, or add a node"
-            self._told += [{"event": "failed", "step": step.id, "error": error, "bug": False} for step in batch]
+            refused = {"event": "failed", "error": error, "bug": False, "silent": True}
+            self._told += [refused | {"step": step.id} for step in batch]
             return True
         demand = demand._replace(gpus=min(all_of_them, gpus))
         if demand.gpus > gpus - sum(run.demand.gpus for run in self._working.values()):
@@ -111,8 +137,9 @@ class RayBackend:
             ready, _ = self._ray.wait(list(self._working), num_returns=1, timeout=LOOK_S)
             for stream in ready:
                 self._hear(stream)
-            if not ready:
+            if time.monotonic() - self._looked > LOOK_S:
                 self._miss_nodes()
+                self._looked = time.monotonic()
         return self._told.popleft()
 
     @property
@@ -147,16 +174,15 @@ class RayBackend:
 
     def _submit(self, run: Running) -> None:
         nodes = self._nodes()
-        threads = self._threads(nodes)
+        run.asked = ask(run, nodes, self._threads(nodes))
         assert self._seen is not None
         hide = not run.demand.gpus and any(node.gpus for node in nodes)
         place = self._store.root.absolute(), self._plan_file, self._seen
-        batch = Batch(*place, run.left, threads, hide, self.cluster.address)
-        alone = not any(map(spread, run.steps))
+        batch = Batch(*place, run.left, run.asked.cores, hide, self.cluster.address)
         stream = self._task.options(
-            num_cpus=threads if alone else 0,
-            num_gpus=run.demand.gpus if alone else 0,
-            memory=min(run.demand.memory if alone else RUNNING, max(node.memory for node in nodes)),
+            num_cpus=0 if run.spread else run.asked.cores,
+            num_gpus=0 if run.spread else run.demand.gpus,
+            memory=run.asked.memory,
             scheduling_strategy="SPREAD",
             name=", ".join(step.title for step in run.steps[:3]),
         ).remote(batch)
@@ -209,18 +235,32 @@ class RayBackend:
         self._submit(run)
 
     def _miss_nodes(self) -> None:
-        """Say of a batch that waits for a node that is gone that it does; give it up after a while."""
+        """Say of a batch that waits for a node that is gone that it does; give it up after a while.
+
+        One that would do with less is asked for anew.
+        """
         nodes, now = self.cluster.nodes(), time.monotonic()
         for stream, run in list(self._working.items()):
             lost = missing(run, nodes)
             if lost is None or not run.left:
                 run.short = None
+                if run.left and (run.address is None or run.spread) and not any(map(run.asked.fits, nodes)):
+                    self._ask_for_less(stream)
             elif run.short is None:
                 run.short = now
                 self._told.append({"event": "note", "step": run.left[0], "text": f"{lost}; waiting for one"})
             elif now - run.short > NODE_S:
                 self._ray.cancel(stream, force=True)
                 self._end(stream, 1, f"{lost}, for {NODE_S:.0f} s")
+
+    def _ask_for_less(self, stream: Any) -> None:
+        run = self._working.pop(stream)
+        self._ray.cancel(stream, force=True)
+        before, run.address = run.asked, None
+        self._submit(run)
+        lost = f"no node has the {before.cores} core{'s' * (before.cores != 1)} and {in_bytes(before.memory)} any more that it was to have"
+        asked = f"{run.asked.cores} core{'s' * (run.asked.cores != 1)} and {in_bytes(run.asked.memory)}"
+        self._told.append({"event": "note", "step": run.left[0], "text": f"{lost}; started with {asked}"})
 
     def _end(self, stream: Any, code: int, why: str | None = None, words: str = "") -> None:
         run = self._working.pop(stream)
@@ -229,13 +269,13 @@ class RayBackend:
         self._told.append({"event": "exit", "steps": tuple(run.steps), "code": code, "why": why})
 
     def _log(self, run: Running, text: str) -> None:
-        """What Ray says of a process, in the log of the step that it was at."""
+        """What Ray says of a process, in the log of the step that it was at, without colours."""
         step = next(step for step in run.steps if step.id == run.left[0])
         with suppress(OSError):
             log = log_file(self._plan_file, step)
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file:
-                file.write(text.rstrip() + "\n")
+                file.write(Text.from_ansi(text).plain.rstrip() + "\n")
 
     def _cancel(self, seconds: float, *, force: bool = False) -> bool:
         """Have Ray end all tasks; whether they ended within so long, with what they said taken in."""
@@ -263,6 +303,14 @@ def _of_all(step: Step, demand: Demand) -> tuple[int, int]:
     if step.kind == "generate" and spread(step):
         return min(demand.gpus, 1), demand.gpus
     return demand.gpus, demand.gpus * Devices.of(step.how).nodes
+
+
+def ask(run: Running, nodes: Sequence[Node], threads: int) -> Asked:
+    """What to ask Ray for, so that some node has all of it: no more than those have that have the GPUs."""
+    fit = [node for node in nodes if node.gpus >= run.least] or nodes
+    cores = min(threads, max(node.cores for node in fit))
+    most = max(node.memory for node in fit if node.cores >= cores)
+    return Asked(cores, run.least, min(RUNNING if run.spread else run.demand.memory, most))
 
 
 def _resources(node: Node) -> Resources:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mixmerge.errors import StepError, UserError, reason
 from mixmerge.machine import usable_cores
-from mixmerge.run.ray.address import GIVE_TOKEN, QUIET, own_token
+from mixmerge.run.ray.address import GIVE_TOKEN, QUIET, own_handlers, own_token
 from mixmerge.run.ray.task import SIGHT_S, Seen, look
 
 ANSWER_S = 5.0  # of a port
@@ -63,11 +63,9 @@ class Cluster:
         self.lost = False
         self._stack.callback(self._leave)
         try:
-            if address is None:
-                own = {"num_cpus": usable_cores(), "object_store_memory": STORE, "include_dashboard": False}
-                ray.init(address="local", **own, **quiet)
-            else:
-                ray.init(address=address, **quiet)
+            own = {"num_cpus": usable_cores(), "object_store_memory": STORE, "include_dashboard": False}
+            with own_handlers():
+                ray.init(address=address or "local", **({} if address else own), **quiet)
         except Exception as error:
             self.close()
             do = "give host:port of its head, or leave it out for a cluster of this machine"

@@ -1,15 +1,18 @@
 """A training in several processes on a Ray cluster, by Ray Train: on one node or several, by the training of one process.
 
 Ray Train places the processes, brings them together and, when one or its node dies, starts them all again a few times: the
-training carries on from its last whole checkpoint then. What they say comes by a queue on this node.
+training carries on from its last whole checkpoint then. What they tell comes by a queue on this node; what they print goes
+to files in the training's folder, which all nodes see, and from there to the step's log.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -22,11 +25,20 @@ from mixmerge.train.team import GRACE_S, Event
 from mixmerge.train.together import train_together
 
 FAILURES = 2
+PRINTED = "printed-"
 LISTEN_S = 0.5
 
 
-def train_on_ray(address: str, devices: Devices, *arguments: Any, threads: int, device: str, **place: Any) -> Any:
-    """Train as `train_together` does, in processes that Ray Train starts on the cluster.
+def train_on_ray(
+    address: str,
+    devices: Devices,
+    tell: Callable[[str], None],
+    *arguments: Any,
+    threads: int,
+    device: str,
+    **place: Any,
+) -> Any:
+    """Train as `train_together` does, in processes that Ray Train starts on the cluster; `tell` hears that it did so again.
 
     Raises:
         UserError, ModelError, DataError, StepError: as `train_together` does.
@@ -37,7 +49,7 @@ def train_on_ray(address: str, devices: Devices, *arguments: Any, threads: int, 
         each = {"CPU": max(1, threads // devices.processes) if threads >= devices.processes else 0.1}
 
         def starting(spec: Path, queue: Queue[Event]) -> Iterator[RayTraining]:
-            yield RayTraining(ray, spec, devices, queue, each, gpu=gpu)
+            yield RayTraining(ray, spec, devices, queue, each, tell, gpu=gpu)
 
         return train_together(
             devices, *arguments, threads=threads, device=device if gpu else "cpu", starting=starting, **place
@@ -48,13 +60,22 @@ class RayTraining:
     """A training that Ray Train carries out: what its processes say goes to `queue`, and at last that each has ended."""
 
     def __init__(
-        self, ray: Any, spec: Path, devices: Devices, queue: Queue[Event], each: dict[str, float], *, gpu: bool
+        self,
+        ray: Any,
+        spec: Path,
+        devices: Devices,
+        queue: Queue[Event],
+        each: dict[str, float],
+        tell: Callable[[str], None],
+        *,
+        gpu: bool,
     ) -> None:
         from ray.util.queue import Queue as RayQueue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
         here = On(ray.get_runtime_context().get_node_id(), soft=False)
-        self._ray, self._devices, self._queue = ray, devices, queue
+        self._ray, self._devices, self._queue, self._tell = ray, devices, queue, tell
+        self._folder, self._read = spec.parent, dict[Path, int]()
         self._said = RayQueue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._lost: Event | None = None
         self._trainer = Thread(target=self._train, args=(spec, each, gpu), daemon=True)
@@ -100,6 +121,7 @@ class RayTraining:
 
         began = 0
         while True:
+            self._bring_printed()
             try:
                 told = self._said.get(timeout=LISTEN_S)
             except Empty:
@@ -111,13 +133,24 @@ class RayTraining:
             if told["event"] == "began":
                 began += 1
                 if began > 1:
-                    sys.stderr.write(f"its processes died; Ray Train started them again ({began} of {FAILURES + 1})\n")
+                    again = f"its processes died; Ray Train started them again ({began} of {FAILURES + 1})"
+                    sys.stderr.write(again + "\n")
+                    self._tell(again)
             else:
                 self._queue.put(told)
+        self._bring_printed()
         if self._lost is not None:
             self._queue.put(self._lost)
         for rank in range(self._devices.size):
             self._queue.put({"rank": rank, "event": "exit", "status": 0})
+
+    def _bring_printed(self) -> None:
+        """Put what the processes have printed since the last time into the log."""
+        for file in sorted(self._folder.glob(f"{PRINTED}*")):
+            with suppress(OSError), file.open("rb") as stream:
+                stream.seek(self._read.get(file, 0))
+                sys.stderr.write(stream.read().decode(errors="replace"))
+                self._read[file] = stream.tell()
 
 
 def in_process_of_ray(config: dict[str, Any]) -> None:
@@ -126,7 +159,10 @@ def in_process_of_ray(config: dict[str, Any]) -> None:
 
     from mixmerge.train.rank import failure, train
 
-    rank, said = get_context().get_world_rank(), config["said"]
+    rank, said, spec = get_context().get_world_rank(), config["said"], Path(config["spec"])
+    with (spec.parent / f"{PRINTED}{rank}").open("ab") as printed:
+        for stream in (1, 2):  # until the process ends
+            os.dup2(printed.fileno(), stream)
 
     def emit(event: str, **data: Any) -> None:
         said.put({"rank": rank, "event": event, **data})
@@ -134,7 +170,7 @@ def in_process_of_ray(config: dict[str, Any]) -> None:
     if rank == 0:
         emit("began")
     try:
-        measured = train(json.loads(Path(config["spec"]).read_text(encoding="utf-8")), rank, emit, joined=True)
+        measured = train(json.loads(spec.read_text(encoding="utf-8")), rank, emit, joined=True)
     except Exception as error:
         traceback.print_exc()
         told = failure(error)
