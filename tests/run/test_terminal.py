@@ -117,7 +117,7 @@ def test_a_terminal_that_can_do_nothing_gets_plain_lines(study, on_terminal):
     assert terminal.exit_status() == 0
     assert "\x1b" not in terminal.raw.decode()
     lines = terminal.text.splitlines()
-    assert lines[0] == "tiny: 1 steps, 0 already there, 1 to run"
+    assert lines[0] == "tiny: 1 step, 0 already there, 1 to run"
     assert lines[1] == "[0/1] base/base ..."
     assert lines[2].startswith("[1/1] base/base  ")
 
@@ -149,6 +149,18 @@ def test_a_run_that_is_asked_to_end_or_loses_its_terminal_ends_as_by_ctrl_c(stud
     told = last_event(study)
     assert (told["event"], told["outcome"]) == ("end", "interrupted")
     assert told["error"] == f"Ended: {'SIGTERM' if how == 'asked to end' else 'SIGHUP'}"
+
+
+def test_two_requests_to_end_that_come_together_are_one(study, helpers):
+    with Store(study.out).lease(first_step(study)):
+        run = subprocess.Popen(study.command("run"), stderr=subprocess.PIPE, text=True)
+        assert any("base/base: another runner is at it, waiting" in line for line in run.stderr)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            run.send_signal(number)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode in (128 + signal.SIGHUP, 128 + signal.SIGTERM)
+    stopping = "stopping; what is finished is kept (once more: at once)"
+    assert err == f"{stopping}\ninterrupted; run the same command again to carry on\n"
 
 
 def test_a_run_that_ignores_hang_ups_goes_on_without_its_terminal(study, on_terminal, helpers):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mixmerge.run.progress import Progress
     from mixmerge.run.runner import Outcome, Study
 
+TOGETHER_S = 0.05  # signals within so long are one request
 NAMED = 10  # failures that are told in full, and steps that a line names, before they are counted
 
 
@@ -47,20 +49,30 @@ def shown_progress() -> Iterator[Progress]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGHUP end it as Ctrl-C does; one that is ignored (`nohup`) stays so."""
+    """While the block runs, SIGTERM and SIGHUP end it as Ctrl-C does; one that is ignored (`nohup`) stays so.
 
-    def end(number: int, frame: object) -> NoReturn:
-        raise Ended(number)
+    Those that come together are one: a service manager sends two, and an exception that is raised while another one leaves a
+    lock breaks the lock. What has ended the block is ignored from then on: a terminal that closes says so more than once.
+    """
+    last = -TOGETHER_S
+    heard = set[int]()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    mine = [number for number, handler in before.items() if handler == signal.SIG_DFL]
+    def end(number: int, frame: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        heard.add(number)
+        if last - before >= TOGETHER_S:
+            raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    mine = [number for number, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
     try:
         for number in mine:
             signal.signal(number, end)
         yield
     finally:
         for number in mine:
-            signal.signal(number, before[number])
+            signal.signal(number, signal.SIG_IGN if number in heard and number != signal.SIGINT else before[number])
 
 
 def _tell(text: str) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 
 from mixmerge.events import read_events
 from mixmerge.machine import usable_cores
@@ -22,6 +22,7 @@ from mixmerge.run.resources import Pool, Resources, Share, demand_of, demand_of_
 from mixmerge.run.store import Store
 
 STOP_S = 5.0
+LOOK_S = 1.0
 
 
 class Worker:
@@ -113,7 +114,10 @@ class LocalBackend:
         return True
 
     def next(self) -> Event:
-        event = self._events.get()
+        event = None
+        while event is None:  # a signal that another thread took is heeded between two looks
+            with suppress(Empty):
+                event = self._events.get(timeout=LOOK_S)
         if event["event"] == "exit":
             self._waiting.discard(event["worker"])
             self._pool.give(self._working.pop(event["worker"]))

@@ -56,7 +56,7 @@ class Progress:
     ) -> None:
         """Of so many steps that are wanted, these are left to run; `seconds`: what they are expected to take, by id."""
         self.board.begin(study, total=total, todo=todo, seconds=seconds or {}, jobs=jobs)
-        self._say(f"{study}: {total} steps, {self.board.finished} already there, {len(todo)} to run")
+        self._say(f"{study}: {total} step{'s' * (total != 1)}, {self.board.finished} already there, {len(todo)} to run")
         if self.live and todo:
             self._table = Live(
                 console=self.console,
