@@ -339,6 +339,30 @@ def test_a_record_whose_parts_are_of_another_kind_is_damage(made, chain, part):
     assert made.damage(chain.models["two"]) == "record.json is no record of a step"
 
 
+ODD = {
+    "provenance": {"seconds": "long", "cores": -2, "argv": "run", "gpus": [3], "git": "main", "seeds": [0]},
+    "measurements": {
+        "rows": [8],
+        "tokens": True,
+        "seconds": float("nan"),
+        "parameters": "7B",
+        "server": {"answered": ""},
+    },
+}
+
+
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part, fields in ODD.items() for name in fields])
+def test_a_value_that_no_step_writes_is_damage_that_names_it_and_no_traceback(copy, mixmerge, part, name):
+    file = copy.only("mixture/mix--*/record.json")
+    record = json.loads(file.read_text())
+    record[part][name] = ODD[part][name]
+    file.write_text(json.dumps(record))
+    said = f"damaged: record.json has a {part}.{name} that no step writes"
+    for words in (["plan"], ["show", "mixture/mix"], ["lineage", "mix"]):
+        status, out, err = mixmerge(words[0], copy.recipe, *words[1:], "--out", copy.out)
+        assert (status, said in out, "Traceback" in err) == (0, True, False), (words, out)
+
+
 def test_the_record_of_another_step_is_damage_and_is_mended_by_a_run(made, chain, tmp_path):
     folder = weights(made, chain, "two").parent
     shutil.copyfile(weights(made, chain, "one").parent / "record.json", folder / "record.json")

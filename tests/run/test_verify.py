@@ -15,6 +15,8 @@ from mixmerge.run.store import RECORD, Store, write_json
 from mixmerge.run.verify import verify_answers, verify_steps
 
 STEP = Step("merge", "ties", {"density": 0.5})
+READER = Step("generate", "ties.general", {"seed": 0}, {"model": STEP.id})
+LAST = Step("judge", "ties.general.harm", {"seed": 0}, {"responses": READER.id})
 
 
 def rewrite(path: Path, data: bytes) -> None:
@@ -34,7 +36,8 @@ def made(store: Store, step: Step = STEP, **files: str) -> Path:
     folders = store.begin(step)
     for name, text in files.items():
         (folders.out / name).write_text(text)
-    record = {"id": step.id, **step.payload, "inputs": {}, **files_of(folders.out)}
+    inputs = {role: {"id": id_} for role, id_ in step.inputs.items()}
+    record = {"id": step.id, **step.payload, "inputs": inputs, **files_of(folders.out)}
     return store.commit(step, sealed(record))
 
 
@@ -186,6 +189,54 @@ def test_a_record_of_an_older_mixmerge_is_named_and_its_sizes_are_compared(tmp_p
     assert (step["state"], step["hashed"]) == ("whole", False)
     (folder / "weights").write_text("ab")
     assert mixmerge("verify", "--store", "--out", tmp_path)[0] == 1
+
+
+def in_silence(path: Path) -> None:
+    """Change a bit and let the file look as old as it was, as a disk does."""
+    seen = path.stat()
+    flip(path)
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
+
+def test_what_read_changed_bytes_is_named_and_removed_with_them(tmp_path, mixmerge):
+    store = Store(tmp_path)
+    folders = [made(store, step, file="some text") for step in (STEP, READER, LAST)]
+    assert mixmerge("verify", "--store", "--out", tmp_path)[:2] == (0, "3 finished steps: 3 whole, 0 damaged\n")
+    in_silence(folders[0] / "file")
+    status, out, _ = mixmerge("verify", "--store", "--out", tmp_path)
+    assert status == 1
+    assert "made from merge/ties, perhaps after that had changed" in out
+    assert "made from generate/ties.general, perhaps after that had changed" in out
+    assert out.endswith("3 finished steps: 0 whole, 1 damaged, 2 made from these\n")
+    found = json.loads(mixmerge("verify", "--store", "--out", tmp_path, "--json", "--mend")[1])
+    assert (found["ok"], found["damaged"], found["doubtful"]) == (True, 1, 2)
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_what_was_made_before_a_file_was_written_over_is_in_no_doubt(tmp_path, mixmerge):
+    store = Store(tmp_path)
+    merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    flip(merge / "file")
+    later = (last / RECORD).stat().st_mtime_ns + 10**9
+    os.utime(merge / "file", ns=(later, later))
+    status, out, _ = mixmerge("verify", "--store", "--out", tmp_path, "--mend")
+    assert status == 0
+    assert out.endswith("3 finished steps: 2 whole, 1 damaged\n")
+    assert (merge.exists(), reader.exists(), last.exists()) == (False, True, True)
+
+
+def test_bytes_that_changed_and_were_read_leave_no_wrong_scores(copy, finished, mixmerge):
+    in_silence(copy.only("merge/ties--*/model.safetensors"))
+    for pattern in ("generate/ties.general--*", "judge/ties.general*", "score/*", "report/*"):
+        for folder in copy.store.glob(pattern):
+            shutil.rmtree(folder)
+    assert copy.call("run").returncode == 0
+    status, out, _ = mixmerge("verify", copy.recipe, "--out", copy.out, "--mend")
+    assert status == 0
+    assert "generate/ties.general" in out
+    assert copy.call("run").returncode == 0
+    assert mixmerge("verify", copy.recipe, "--out", copy.out)[:2] == (0, "32 finished steps: 32 whole, 0 damaged\n")
+    assert copy.scores() == finished.study.scores()
 
 
 def test_a_changed_file_with_other_names_says_that_these_are_changed_too(tmp_path):

@@ -25,7 +25,10 @@ def verify(
     ] = None,
     whole: Annotated[bool, typer.Option("--store", help="Read every step of the store, of whatever study.")] = False,
     mending: Annotated[
-        bool, typer.Option("--mend", help="Remove damaged steps, so that the next run makes them again.")
+        bool,
+        typer.Option(
+            "--mend", help="Remove damaged steps and what was made from them, so that the next run makes them again."
+        ),
     ] = False,
     set_: SetOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -33,7 +36,7 @@ def verify(
 ) -> None:
     """Read every file of finished steps and say what is not as its record says; exit status 1 where anything is."""
     from mixmerge.run.store import Store
-    from mixmerge.run.verify import mend, verify_answers, verify_steps
+    from mixmerge.run.verify import made_from, mend, verify_answers, verify_steps
 
     if (recipe is None) != whole:
         raise UserError("give a recipe, or --store for everything that is in --out", where="mixmerge verify")
@@ -46,13 +49,19 @@ def verify(
     elif not store.folder.is_dir():
         raise UserError("no store", where=str(store.folder), do="name the folder that was given to run as --out")
     found = verify_steps(folders, bar("verify"))
+    doubtful = {step.step: step for step in made_from(found, store)}
+    # what is damaged itself is told so
+    found = [step if step.problems else doubtful.get(step.step, step) for step in found]
+    found += [step for step in doubtful.values() if step.step not in folders]
     if mending:
         mend(found, store)
     damaged, old = [step for step in found if step.problems], sum(not step.hashed for step in found)
+    in_doubt = sum(step.doubtful for step in damaged)
     answers = verify_answers(store.answers)
     wrong = answers is not None or any(not step.mended for step in damaged)
     if as_json:
-        counts = {"whole": len(found) - len(damaged), "damaged": len(damaged), "not_done": left, "without_hashes": old}
+        counts = {"whole": len(found) - len(damaged), "damaged": len(damaged) - in_doubt, "doubtful": in_doubt}
+        counts |= {"not_done": left, "without_hashes": old}
         told = {"file": str(store.answers), "problem": answers} if store.answers.exists() else None
         print_json({"ok": not wrong, **counts, "answers": told, "steps": [step.to_json() for step in found]})
     else:
@@ -65,8 +74,9 @@ def verify(
             print(
                 "  to mend it: save what can be read with `sqlite3 FILE .recover`; removed, all is asked and paid anew"
             )
-        rest = f", {left} not done" if left else ""
-        print(f"{len(found)} finished steps: {len(found) - len(damaged)} whole, {len(damaged)} damaged{rest}")
+        rest = f", {in_doubt} made from these" * bool(in_doubt) + f", {left} not done" * bool(left)
+        whole_ones = len(found) - len(damaged)
+        print(f"{len(found)} finished steps: {whole_ones} whole, {len(damaged) - in_doubt} damaged{rest}")
         if old:
             names = ", ".join([step.title for step in found if not step.hashed][:MOST_NAMES]) + ", ..." * (
                 old > MOST_NAMES

@@ -270,7 +270,9 @@ class _Estimator:
                 if other.like == work.like and record["measurements"].get("server", {}).get("answered")
             ]
             answered = sum(tally["answered"] for tally in tallies)
-            read, wrote = (sum(t[key] for t in tallies) for key in ("prompt_tokens", "completion_tokens"))
+            read, wrote = (
+                sum(tally.get(key, 0) for tally in tallies) for key in ("prompt_tokens", "completion_tokens")
+            )
             self._spent[work.like] = (read / answered, wrote / answered, len(tallies)) if answered else None
         return self._spent[work.like]
 

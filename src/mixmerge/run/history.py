@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.plans import PLAN, read_plan
-from mixmerge.run.record import RECORD, seal_of, whole_record
+from mixmerge.run.record import RECORD, as_written, whole_record
 from mixmerge.run.store import Store
 
 MOST = 200  # records of a kind that are learnt from: the newest
@@ -81,7 +81,7 @@ class History:
         if kind not in self._of_kind:
             made = sorted((m for (k, _), all_ in self._made.items() if k == kind for m in all_), reverse=True)[:MOST]
             found = (self._read(one.id) for one in made)
-            self._of_kind[kind] = [one.record for one in found if one is not None and _as_written(one.said)]
+            self._of_kind[kind] = [one.record for one in found if one is not None and as_written(one.said)]
         return self._of_kind[kind]
 
     def failure(self, step_id: str) -> str | None:
@@ -149,11 +149,6 @@ class History:
             elif what in ("start", "done"):
                 failed.pop(step, None)
         return failed
-
-
-def _as_written(record: dict[str, Any]) -> bool:
-    sealed = "seal" in record or "sha256" in record
-    return not sealed or record.get("seal") == seal_of(record)
 
 
 def _subfolders(folder: Path, *, hidden: bool = False) -> list[Path]:

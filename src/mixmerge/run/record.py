@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,36 @@ from mixmerge.linking import link_equal, stamps
 
 RECORD = "record.json"
 PARTS = ("what", "how", "inputs", "measurements", "provenance", "files", "sha256")  # mappings, where a record has them
+MOST = 1e18  # of anything that is counted
+TALLY = ("answered", "prompt_tokens", "completion_tokens")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST  # and not NaN
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _tally(value: Any) -> bool:
+    return isinstance(value, dict) and all(_number(value.get(key, 0)) for key in TALLY)
+
+
+# what readers count with or take apart
+FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "provenance": {
+        **dict.fromkeys(("seconds", "cores"), _number),
+        **dict.fromkeys(("argv", "gpus"), _texts),
+        **dict.fromkeys(("git", "mixmerge_git", "versions", "seeds"), _mapping),
+    },
+    "measurements": dict.fromkeys(("rows", "tokens", "seconds", "seconds_resumed", "parameters"), _number)
+    | {"server": _tally},
+}
 LEFT_BY_NFS = ".nfs"  # a file that was removed while a process had it open
 
 
@@ -63,9 +93,18 @@ def fault_of(record: Mapping[str, Any], step_id: str) -> str | None:
     if not all(isinstance(record.get(part, {}), dict) for part in (*PARTS, "linked")):
         return f"{RECORD} is no record of a step"
     whole = all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in inputs.values())
-    return (
-        None if whole and all(isinstance(size, int) for size in files.values()) else f"{RECORD} is no record of a step"
-    )
+    if not whole or not all(isinstance(size, int) for size in files.values()):
+        return f"{RECORD} is no record of a step"
+    for part, fields in FIELDS.items():
+        for name, value in record.get(part, {}).items():
+            if value is not None and name in fields and not fields[name](value):
+                return f"{RECORD} has a {part}.{name} that no step writes"
+    return None
+
+
+def as_written(record: Mapping[str, Any]) -> bool:
+    """Whether a record fits its seal; one of an older mixmerge has none."""
+    return ("seal" not in record and "sha256" not in record) or record.get("seal") == seal_of(record)
 
 
 def whole_record(record: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Whether finished steps are what they were when they were finished, to the byte.
 
 Every file of a step's folder is read and compared with the step's record, and the record with its seal and its id. A
-record of an older mixmerge has sizes only: what could not be compared is said, and is no damage.
+record of an older mixmerge has sizes only: what could not be compared is said, and is no damage. Bytes that change on a disk
+raise no alarm when they are read: whoever read them after they changed, or may have, is in doubt too.
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from urllib.parse import quote
 from mixmerge.errors import CheckpointError, reason
 from mixmerge.hashes import each_sha256, sha256_or_error
 from mixmerge.plan.identity import step_id
-from mixmerge.run.record import RECORD, fault_of, seal_of, step_files
+from mixmerge.run.record import RECORD, as_written, fault_of, step_files
 from mixmerge.run.store import Store, read_record
 
 Progress = Callable[[int, int], None]
@@ -24,7 +27,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Checked:
-    """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with."""
+    """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with.
+
+    `changed`: when (seconds since 1970, by the file) bytes changed that nobody would notice as they are read. `doubtful`: its
+    own files are whole, and it was made from such.
+    """
 
     step: str
     title: str
@@ -33,9 +40,12 @@ class Checked:
     hashed: bool = True
     mended: bool = False
     mend: str | None = None
+    changed: float | None = None
+    doubtful: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        state = "mended" if self.mended else "damaged" if self.problems else "whole"
+        bad = "doubtful" if self.doubtful else "damaged"
+        state = "mended" if self.mended else bad if self.problems else "whole"
         told = {"step": self.title, "id": self.step, "folder": str(self.folder), "state": state}
         return told | {"hashed": self.hashed, "problems": self.problems, "mend": self.mend}
 
@@ -53,6 +63,7 @@ def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) 
         elif got != expected:
             others = " (and so has each of its other names: hard links)" if path.stat().st_nlink > 1 else ""
             found.problems.append(f"{name} has changed{others}: sha256 {got[:12]}, its record says {expected[:12]}")
+            found.changed = min(path.stat().st_mtime, found.changed or math.inf)
         done += _size(path)
         if progress is not None:
             progress(done, total)
@@ -60,6 +71,39 @@ def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) 
         if found.problems:
             found.mend = _mend(found)
     return [found for found, _ in checked.values()]
+
+
+def made_from(found: Iterable[Checked], store: Store) -> list[Checked]:
+    """The finished steps of the store that may have read bytes which had changed, by themselves or through other steps.
+
+    One that was finished before the changed file was last written has read what was there before.
+    """
+    bad = {step.step: step.changed for step in found if step.changed is not None}
+    if not bad:
+        return []
+    titles = {step.step: step.title for step in found}
+    left, doubtful = store.folders(), list[Checked]()
+    inputs, ended = {}, {}
+    for step, folder in left.items():
+        with suppress(CheckpointError, OSError):
+            record = read_record(folder)
+            ended[step] = (folder / RECORD).stat().st_mtime
+            inputs[step] = (
+                [] if fault_of(record, step) else [entry["id"] for entry in record.get("inputs", {}).values()]
+            )
+    waiting = [step for step in inputs if step not in bad]
+    while readers := [
+        (step, own) for step in waiting if (own := [i for i in inputs[step] if i in bad and bad[i] <= ended[step]])
+    ]:
+        for step, own in readers:
+            waiting.remove(step)
+            bad[step] = -math.inf  # whatever was made from it is later
+            one = Checked(step, title_of(left[step]), left[step], doubtful=True)
+            titles[step] = one.title
+            one.problems = [f"made from {titles[i]}, perhaps after that had changed" for i in own]
+            one.mend = _mend(one)
+            doubtful.append(one)
+    return doubtful
 
 
 def mend(found: Iterable[Checked], store: Store) -> None:
@@ -106,7 +150,7 @@ def _integrity(path: Path, how: str) -> str | None:
 
 def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, str]]]:
     """What names, sizes and the record tell of a step, and the files whose bytes are still to be compared."""
-    found = Checked(step, f"{folder.parent.name}/{folder.name.rpartition('--')[0]}", folder)
+    found = Checked(step, title_of(folder), folder)
     if not (folder / RECORD).is_file():
         found.problems.append(f"{RECORD} is missing")
         return found, []
@@ -136,8 +180,13 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
     return found, to_read
 
 
+def title_of(folder: Path) -> str:
+    """`kind/name` of a step's folder."""
+    return f"{folder.parent.name}/{folder.name.rpartition('--')[0]}"
+
+
 def _record_problems(step: str, record: Mapping[str, Any]) -> list[str]:
-    if ("seal" in record or "sha256" in record) and record.get("seal") != seal_of(record):
+    if not as_written(record):
         return [f"{RECORD} has changed since it was written: its seal does not fit"]
     if "what" in record:
         inputs = {role: entry["id"] for role, entry in record["inputs"].items()}
