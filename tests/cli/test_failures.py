@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -116,3 +117,25 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
         done.stdout.close()
         assert done.stderr.read() == ""
         assert done.wait() in (0, 1)
+
+
+def test_status_and_show_say_of_a_step_that_it_failed_and_why(study, mixmerge):
+    study.edit(
+        "  mix:\n",
+        """  mix:\n    training: {engine: command, command: "sh -c 'exit 3; : {mixture} {model} {out}'"}\n""",
+    )
+    assert study.call("run", "--only", "train/mix").returncode == 1
+    status, out, _ = mixmerge("status", study.recipe, "--out", study.out)
+    assert status == 0
+    counts, failure = out.splitlines()
+    assert ", 1 failed, " in counts
+    assert failure.startswith("failed: train/mix: ")
+    found = json.loads(mixmerge("status", study.recipe, "--out", study.out, "--json")[1])
+    assert found["counts"]["failed"] == 1
+    assert found["failed"] == {"train/mix": failure.removeprefix("failed: train/mix: ")}
+    shown = mixmerge("show", study.recipe, "train/mix", "--out", study.out)[1].splitlines()[0]
+    assert "  not done, " in shown
+    assert found["failed"]["train/mix"] in shown
+    blocked = json.loads(mixmerge("show", study.recipe, "merge/ties", "--out", study.out, "--json")[1])
+    assert blocked["state"] == "blocked"
+    assert blocked["folder"] is None

@@ -336,6 +336,11 @@ def test_the_order_of_the_models_of_a_merge_matters_to_slerp(planned):
     assert "merge/ties" in changed(one, two)
 
 
+def test_a_whole_number_is_the_same_parameter_as_its_fraction(planned):
+    one = planned("merges.ties.models.general.weight=1", "merges.ties.parameters.density=1")
+    assert titles(one) == titles(planned("merges.ties.models.general.weight=1.0", "merges.ties.parameters.density=1.0"))
+
+
 def test_shares_are_the_same_in_any_scale(planned):
     assert titles(planned("baselines.mix.mixture={general: 2, safety: 2}")) == titles(planned())
 

@@ -51,6 +51,13 @@ def test_enough_gpus_or_none_at_all_need_no_note(planned, with_gpus, gpus, setti
     assert told(planned(*settings)) == []
 
 
+@pytest.mark.parametrize(("gpus", "notes"), [(0, 1), (1, 0)])
+def test_a_device_that_this_machine_has_none_of_is_told(planned, with_gpus, gpus, notes):
+    with_gpus(gpus)
+    found = [note for note in planned("how.device=cuda").notes if note.startswith("how.device: ")]
+    assert found == ["how.device: cuda, and this machine has no GPU; here trainings would end at once"] * notes
+
+
 def test_the_note_is_printed_by_check(study, with_gpus, mixmerge):
     with_gpus(2)
     status, out, err = mixmerge("check", study.recipe, "--set", FOUR, "--set", BATCH)

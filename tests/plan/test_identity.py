@@ -213,6 +213,13 @@ def test_lists_are_told_element_by_element(old, new, told):
     assert differences({"l": old}, {"l": new}) == told
 
 
+def test_elements_that_have_names_are_told_by_these():
+    old = [{"name": "a", "lr": 1}, {"name": "b", "lr": 2}]
+    new = [{"name": "b", "lr": 3}]
+    assert differences({"l": old}, {"l": new}) == ['l.a: removed {"name": "a", "lr": 1}', "l.b.lr: 2 -> 3"]
+    assert differences({"l": old}, {"l": old[::-1]}) != [], "another order is another list"
+
+
 def test_very_long_lists_are_compared_place_by_place():
     found = list(changes({"l": list(range(2000))}, {"l": list(range(2001))}))
     assert [tuple(change) for change in found] == [("l.2000", ABSENT, 2000)]

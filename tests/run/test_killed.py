@@ -11,9 +11,14 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import psutil
 import pytest
+
+from mixmerge.run.progress import Progress
+from mixmerge.run.runner import run_plan
+from mixmerge.run.store import Store
 
 KILLS = 30
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): who loses its parent becomes a child of this process
@@ -113,3 +118,18 @@ def test_a_study_that_is_killed_at_thirty_moments_ends_like_an_unbroken_one(fini
                 assert whole.read_bytes() == (study.store / name / file).read_bytes(), f"{name}/{file}"
     checked = study.call("verify")
     assert checked.stdout == "32 finished steps: 32 whole, 0 damaged\n"
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_what_an_earlier_run_began_is_carried_on_first(chain, tmp_path, name):
+    step = next(step for step in chain.steps if step.name == name)
+    store = Store(tmp_path)
+    store.begin(step)
+    assert store.begun() == {step.id}
+    base, *rest = chain.steps
+    run_plan(replace(chain, steps=(base,)), tmp_path, jobs=1, threads=1, progress=Progress())
+    run_plan(chain, tmp_path, jobs=1, threads=1, progress=Progress())
+    lines = (tmp_path / "runs/chain/events.jsonl").read_text(encoding="utf-8").splitlines()
+    made = [event["step"] for event in map(json.loads, lines) if event["event"] == "start"]
+    assert made[:2] == [base.id, step.id]
+    assert sorted(made) == sorted([base.id, *(one.id for one in rest)])

@@ -131,7 +131,20 @@ def test_data_that_changed_or_went_since_the_plan_is_said(finished, tmp_path):
     assert [entry["state"] for entry in general["files"]] == ["changed", "as it was drawn"]
     assert [entry["state"] for entry in safety["files"]] == ["as it was drawn", "gone"]
     assert safety["files"][1]["sha256"] == file_sha256(finished.study.folder / "data/safety.fr.jsonl")
-    assert "safety.fr.jsonl does not exist" in safety["problem"]
+    assert "problem" not in safety, "the file itself tells it"
+
+
+def test_a_record_that_was_written_over_is_said_to_be_so_wherever_it_is_told(copy, mixmerge):
+    file = copy.only("train/mix--*/record.json")
+    record = json.loads(file.read_text())
+    record["measurements"]["last_loss"] = 0.0
+    file.write_text(json.dumps(record))
+    first = mixmerge("show", copy.recipe, "train/mix", "--out", copy.out)[1].splitlines()[0]
+    assert first.endswith("done; its record has changed since it was written, `mixmerge verify` says more")
+    assert json.loads(mixmerge("show", copy.recipe, "train/mix", "--out", copy.out, "--json")[1])["record_changed"]
+    told = mixmerge("lineage", copy.recipe, "ties", "--out", copy.out)[1].splitlines()
+    changed = [line for line in told if line.endswith("; its record has changed since it was written")]
+    assert ["train/mix" in line for line in changed] == [True]
 
 
 @pytest.fixture
@@ -289,6 +302,7 @@ def test_a_diff_for_people_has_the_settings_and_the_scores_side_by_side(changed,
     assert status == 0
     assert "config.parameters.density: 0.5 -> 0.7  (merge/ties)\n" in out
     assert "only in" not in out
+    assert f"A: {runs / 'tiny' / 'plan.json'}\nB: {runs / 'denser'}\n" in out
     assert "B - A" in out
     assert any(line.split()[:3] == ["test", "balance", "ties"] for line in out.splitlines())
 

@@ -78,6 +78,7 @@ def diff(
         print(visible(f"no scores to compare: {', '.join(missing)}"))
         return
     table = [row for row in rows if row["language"] is None]
+    print(visible(f"A: {one}\nB: {other}", keep="\n"))
     heads = ("Split", "Metric", "Candidate", "A", "B", "B - A")
     print_table(
         heads,
@@ -102,7 +103,8 @@ def _lines(node: Mapping[str, Any], first: str, rest: str) -> Iterator[str]:
         return
     measured = ", ".join(f"{value:,} {key}" for key, value in node["measured"].items())
     undone = f"damaged: {node['damage']}" if node.get("damage") else "not done"
-    yield f"{head}  " + (measured or "done" if node["done"] else undone)
+    changed = "; its record has changed since it was written" if node.get("record_changed") else ""
+    yield f"{head}  " + (measured or "done" if node["done"] else undone) + changed
     below: list[Any] = [
         f"{name}  {in_bytes(file['bytes'])}" + (f"  sha256 {file['sha256'][:16]}" if file["sha256"] else "")
         for name, file in node["files"].items()

@@ -47,8 +47,8 @@ def plan_lines(
     for entry in explained:
         own = found.get(entry.step.id)
         cost = "" if own is None else f"{_time(own.seconds):>9}  {_disk(own.disk_bytes):>9}"
-        reasons = "; ".join(_reasons(entry, whole=whole))
-        yield f"{entry.step.id}  {entry.step.title:<{width}}  {entry.state:<11}  {cost:<20}  {reasons}".rstrip()
+        why = "; ".join(reasons(entry, whole=whole))
+        yield f"{entry.step.id}  {entry.step.title:<{width}}  {entry.state:<11}  {cost:<20}  {why}".rstrip()
     for step in plan.steps:
         if rule := step.how.get("budget_rule"):
             yield f"budget of {step.name}: {step.what['budget']:,} {step.what['unit']}, {rule}"
@@ -65,7 +65,7 @@ def total_lines(found: Total, free: int | None) -> Iterator[str]:
         begun = (
             f", {duration(found.starting.value)} more to start {found.processes} process{'es' * (found.processes > 1)}"
         )
-        chain = f", {duration(found.longest)} at least if all that can runs at once"
+        chain = f", {duration(found.longest)} if all that can runs at once"
         yield f"time left: {_known(found, 'seconds', duration)} one step after another{_left_out(found, 'seconds')}{begun}{chain}"
     elif "seconds" in found.missing:
         yield f"time left: {_known(found, 'seconds', duration)}"
@@ -106,7 +106,8 @@ def _memory(plan: Plan, explained: Sequence[Explanation], history: History) -> M
     return {step: need for step, need in plan_memory(plan, history.find).items() if step in left}
 
 
-def _reasons(entry: Explanation, *, whole: bool) -> Iterator[str]:
+def reasons(entry: Explanation, *, whole: bool) -> Iterator[str]:
+    """Why a step is to run, and what it waits for; `whole`: all of it."""
     if entry.why:
         yield "; ".join(map(visible, entry.why)) if whole else _brief(entry.why)
     if entry.blocked_by:
@@ -137,7 +138,9 @@ def _known(found: Total, name: str, words: Any, *, ranged: bool = True) -> str:
     if missing and not value:
         return f"not known of {missing} step{'s' * (missing > 1)}"
     told = _range(amount, words) if ranged else words(value)
-    return f"{'at least' if missing else 'about'} {told}"
+    return f"{'at least' if missing else 'about'} {told}".replace("about under", "under").replace(
+        "at least under", "under"
+    )
 
 
 def _left_out(found: Total, name: str) -> str:

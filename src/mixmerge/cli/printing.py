@@ -89,10 +89,10 @@ def print_provenance(told: Mapping[str, Any]) -> None:
     if "argv" in fields:
         fields["argv"] = shlex.join(fields["argv"])
     for key in ("git", "mixmerge_git"):
-        if (git := fields.get(key)) and git["commit"] is None:
-            fields[key] = f"not known: {git['why']}"
+        if (git := fields.get(key)) and git.get("commit") is None:
+            fields[key] = f"not known: {git.get('why')}"
         elif git:
-            fields[key] = git["commit"] + " with changes that are not committed" * git["dirty"]
+            fields[key] = f"{git['commit']}" + " with changes that are not committed" * bool(git.get("dirty"))
         elif key in fields:
             fields[key] = "in no repository"
     fields |= {key: in_bytes(value) for key, value in fields.items() if "bytes_" in key}

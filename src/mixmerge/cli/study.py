@@ -133,10 +133,13 @@ def run(
     """Carry out the study; the same command again carries on where it stopped."""
     from mixmerge.run.backends import backend_for, checked
     from mixmerge.run.runner import Study, run_plan
+    from mixmerge.run.schedule import chosen
     from mixmerge.run.store import Store
 
     checked(backend, address)
     loaded, plan = plan_of(recipe, set_, out)
+    if only:
+        chosen(plan, only)  # before a cluster is asked
     jobs, threads = jobs or loaded.recipe.how.jobs, loaded.recipe.how.threads
     with (
         shown_progress() as progress,
@@ -165,7 +168,10 @@ def run(
 def step(
     recipe: RecipeArg,
     name: Annotated[
-        str, typer.Argument(metavar="STEP", help="kind/name as `plan` prints it, or the beginning of the id.")
+        str,
+        typer.Argument(
+            metavar="STEP", help="kind/name as `plan` prints it, or the id, or its first four characters or more."
+        ),
     ],
     set_: SetOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -190,27 +196,37 @@ def status(
     """Say how far the study is, and what is running now."""
     from mixmerge.plan.explain import explain
     from mixmerge.run.history import History
+    from mixmerge.run.runner import Study
     from mixmerge.run.store import Store, holder_words
 
     _, plan = plan_of(recipe, set_, out)
     store = Store(out)
-    explained = explain(plan, History(store))
+    explained = explain(plan, History(store, Study(out, plan.study).events))
+    failed = {
+        entry.step.title: entry.failed for entry in explained if entry.failed is not None and entry.state != "running"
+    }
     states = ("done", "running", "interrupted")
-    counts = {state: sum(entry.state == state for entry in explained) for state in states}
+    counts = {s: sum(entry.state == s and entry.step.title not in failed for entry in explained) for s in states}
+    counts |= {"failed": len(failed)}
     counts["to run"] = len(explained) - sum(counts.values())
     running = [entry.step for entry in explained if entry.state == "running"]
     if as_json:
-        print_json({"study": plan.study, "counts": counts, "running": [step.title for step in running]})
+        told = {"study": plan.study, "counts": counts, "running": [step.title for step in running], "failed": failed}
+        print_json(told)
         return
     print(f"{plan.study}: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count))
     for step in running:
         print(visible(f"running: {step.title} by {holder_words(store.running(step) or {})}"))
+    for title, error in failed.items():
+        print(visible(f"failed: {title}: {error}"))
 
 
 @app.command()
 def show(
     recipe: StudyArg,
-    step: Annotated[str, typer.Argument(help="kind/name as `plan` prints it, or the beginning of the id.")],
+    step: Annotated[
+        str, typer.Argument(help="kind/name as `plan` prints it, or the id, or its first four characters or more.")
+    ],
     set_: SetOption = None,
     example: Annotated[
         int | None,
@@ -220,9 +236,13 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one step: what it is made of, what it measured, where its files are; of mixtures and trainings, an example."""
+    from mixmerge.cli.planning import reasons
     from mixmerge.data.account import Account
     from mixmerge.data.words import account_line
+    from mixmerge.plan.explain import explain
     from mixmerge.run.example import step_example
+    from mixmerge.run.history import History
+    from mixmerge.run.record import as_written
     from mixmerge.run.runner import Study
 
     asked = opened(recipe, set_, out, step, "show")
@@ -236,12 +256,22 @@ def show(
         what, do = f"{found.title} is no mixture and no training", "name one, as in mixture/NAME"
         raise UserError(what, where="--example", do=do)
     shown = step_example(plan, found, store, example or 1) if has_rows else None
+    told: dict[str, Any] = {"state": "done"}
+    state = "done"
+    if folder is None:
+        history = History(store, Study(store.root, plan.study).events)
+        entry = next(entry for entry in explain(plan, history) if entry.step is found)
+        state, told = (
+            f"not done, {entry.state}: {'; '.join(reasons(entry, whole=True))}".removesuffix(": "),
+            entry.to_json(),
+        )
+    elif record is not None and not as_written(record):
+        state = "done; its record has changed since it was written, `mixmerge verify` says more"
+        told["record_changed"] = True
     if as_json:
         rest = {"example": asdict(shown) if shown else None} if has_rows else {}
-        print_json(found.to_json() | {"folder": str(folder) if folder else None, "record": record} | rest)
+        print_json(found.to_json() | told | {"folder": str(folder) if folder else None, "record": record} | rest)
         return
-    damage = store.damage(found.id)
-    state = "done" if folder else "not done" if damage is None else f"damaged: {damage}; run makes it again"
     print(visible(f"{found.title}  {found.id}  {state}"))
     for title, fields in (("what", found.what), ("how", found.how)):
         print_fields(title, fields)

@@ -378,7 +378,7 @@ class _Parser:
                 f"be at least {spec.low:g}" if spec.high == math.inf else f"lie between {spec.low:g} and {spec.high:g}"
             )
             self.refuse(f"'{name}' must {limits}, got {raw!r}", *path, do=percent)
-        return raw
+        return int(raw) if spec.whole else float(raw)  # 1 and 1.0 are one merge
 
     def check(self, config: MergeConfig) -> None:
         """What only shows when the parts are together: base, number of models, required parameters, weights."""

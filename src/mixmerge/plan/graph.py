@@ -98,7 +98,7 @@ class Plan:
         return {step.id: step for step in self.steps}
 
     def find(self, name: str) -> Step:
-        """The step called `kind/name`, or by its id or the beginning of it.
+        """The step called `kind/name`, or by its id or the beginning of it, four characters at least.
 
         Raises:
             UserError: no such step.

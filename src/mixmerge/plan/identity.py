@@ -75,7 +75,7 @@ class Change(NamedTuple):
 def changes(old: Any, new: Any, path: str = "") -> Iterator[Change]:
     """Each field that differs with both values, ABSENT where one has none, in path order; of lists, each element.
 
-    An element that went has its number in the old list, one that came or changed that in the new one.
+    Elements that have names go by these. Of others one that went has its number in the old list, one that came or changed that in the new one.
 
     >>> [str(change) for change in changes({"lr": 1e-5, "rows": 8}, {"lr": 2e-5, "rows": 8})]
     ['lr: 1e-05 -> 2e-05']
@@ -88,6 +88,10 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[Change]:
             else:
                 yield Change(below, old.get(key, ABSENT), new.get(key, ABSENT))
     elif isinstance(old, list) and isinstance(new, list):
+        named = _named(old), _named(new)
+        if named[0] and named[1] and ([*named[0]] == [*named[1]] or named[0].keys() != named[1].keys()):
+            yield from changes(*named, path)
+            return
         for before, after in _aligned(old, new):
             if before is not None and after is not None:
                 yield from changes(old[before], new[after], f"{path}.{after}")
@@ -97,6 +101,14 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[Change]:
                 yield Change(f"{path}.{before}", old[before], ABSENT)
     elif not _same_scalar(old, new) and canonical(old) != canonical(new):
         yield Change(path, old, new)
+
+
+def _named(values: list[Any]) -> dict[str, Any]:
+    """The elements of a list by their names; nothing where not each is a mapping with a name of its own."""
+    found = {
+        value["name"]: value for value in values if isinstance(value, Mapping) and isinstance(value.get("name"), str)
+    }
+    return found if len(found) == len(values) else {}
 
 
 def _aligned(old: list[Any], new: list[Any]) -> Iterator[tuple[int | None, int | None]]:

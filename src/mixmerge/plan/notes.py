@@ -71,10 +71,13 @@ def missing_programs(trainings: Mapping[str, tuple[Training, Step]], how: How, w
 
 
 def too_few_gpus(how: How) -> Iterator[str]:
-    """A note where a training of several processes is to run on a machine with fewer GPUs than that, and not with none: on cores."""
-    if how.processes == 1 or how.device == "cpu":
+    """A note where trainings are to run on GPUs, one a process, and this machine has fewer; with none it takes its cores if it may."""
+    if how.device == "cpu" or (how.processes == 1 and how.device == "auto"):
         return
-    if 0 < (found := len(this_machine().gpus)) < how.processes:
+    found = len(this_machine().gpus)
+    if found == 0 and how.device == "cuda":
+        yield "how.device: cuda, and this machine has no GPU; here trainings would end at once"
+    elif 0 < found < how.processes:
         few = f"how.processes: {how.processes} processes share a training, and this machine has {found} GPU{'s' * (found > 1)}"
         yield f"{few}; here it would end at once, since each process needs one"
 

@@ -28,11 +28,9 @@ from mixmerge.run.progress import Progress
 from mixmerge.run.provenance import invocation
 from mixmerge.run.resources import free_here, jobs_at_once, usual_jobs
 from mixmerge.run.schedule import Schedule, chosen
-from mixmerge.run.store import Store, named_os_error, read_json, write_json
+from mixmerge.run.store import SCRATCH, Store, named_os_error, read_json, write_json
 from mixmerge.train.memory import memory_advice
 from mixmerge.train.settings import Devices, settings_from
-
-SCRATCH = ".scratch"
 
 
 @dataclass(slots=True)
@@ -92,11 +90,8 @@ class Study:
 
     def tidy(self, store: Store) -> None:
         """Remove the files that processes read plans from, and half links, where no other run of this study has some; ours is held."""
-        old = [
-            file
-            for pattern in (".plan-*.json", f".*{SCRATCH}", f"models/.*{SCRATCH}")
-            for file in self.folder.glob(pattern)
-        ]
+        hidden = [*self.folder.glob(".*"), *self.folder.glob("models/.*")]
+        old = [file for file in hidden if file.match(".plan-*.json") or SCRATCH.fullmatch(file.name)]
         if len(store.runs(self.name)) == 1:
             for file in old:
                 file.unlink(missing_ok=True)
@@ -134,7 +129,7 @@ class Study:
         links.mkdir(parents=True, exist_ok=True)
         found = {name: target for name, step_id in plan.models.items() if (target := store.find(step_id)) is not None}
         for old in links.iterdir():
-            if old.is_symlink() and old.name not in found and old.suffix != SCRATCH:  # which another runner may need
+            if old.is_symlink() and old.name not in found and not SCRATCH.fullmatch(old.name):  # of another runner
                 old.unlink(missing_ok=True)
         for name, target in found.items():
             scratch = links / _scratch(name)
@@ -150,7 +145,7 @@ class Study:
 
 def _scratch(name: str) -> str:
     """What a file is called that becomes `name` when it is whole; two runners have two."""
-    return f".{name}.{uuid4().hex[:8]}{SCRATCH}"
+    return f".{name}.{uuid4().hex[:8]}"
 
 
 def run_plan(
@@ -291,9 +286,13 @@ def drive(schedule: Schedule, backend: Backend, store: Store | None = None) -> I
 
 
 def _free_first(batches: Sequence[Sequence[Step]], store: Store | None) -> Sequence[Sequence[Step]]:
-    """The batches, at last those that other runners are at: there is something else to do meanwhile."""
-    held = store.leases.names() if store is not None and batches else set()
-    return sorted(batches, key=lambda batch: held.issuperset(step.id for step in batch))
+    """The batches, first those that an earlier run began, at last those that other runners are at."""
+    if store is None or not batches:
+        return batches
+    held, begun = store.leases.names(), store.begun()
+    return sorted(
+        batches, key=lambda batch: (held.issuperset(s.id for s in batch), begun.isdisjoint(s.id for s in batch))
+    )
 
 
 def _take(event: Event, step: Step, outcome: Outcome, progress: Progress) -> None:

@@ -139,6 +139,10 @@ class Store:
         """Whether an earlier run began this step and left work to carry on from."""
         return self.partial(step).is_dir()
 
+    def begun(self) -> set[str]:
+        """The ids of steps that have partial folders: those at work, and those that were interrupted."""
+        return {folder.name.rpartition("-")[2] for folder in (self.folder / ".partial").glob("*-*")}
+
     def begin(self, step: Step) -> StepFolders:
         """Partial folders of a step, with what an interrupted run left in them, less what was being written."""
         folders = StepFolders(self.partial(step) / "out", self.partial(step) / "work")
