@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
 from mixmerge.errors import StepError, UserError
 from mixmerge.machine import usable_cores
-from mixmerge.plan.graph import Plan
+from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.backends import backend_for, checked
 from mixmerge.run.ray import cluster as ray_cluster
 from mixmerge.run.ray.address import AUTH, GIVE_TOKEN, for_a_step, joined, own_token
 from mixmerge.run.ray.backend import Asked, Running, ask, missing
 from mixmerge.run.ray.cluster import Cluster, Node, unlike
 from mixmerge.run.ray.task import Seen, look
-from mixmerge.run.resources import Demand
+from mixmerge.run.resources import RUNNING, Demand
 
 DO = "give host:port as `ray start` prints it, with the run on a machine of the cluster"
 
@@ -52,10 +54,15 @@ def test_what_a_batch_lost_nodes_for_is_told_by_what_it_takes(base_step):
     nodes = [Node(str(number), f"10.0.0.{number}", 4, 2, 1 << 30) for number in range(3)]
     on_two = Running([base_step], Demand(gpus=4), least=2, nodes=2)
     assert [missing(on_two, left) for left in (nodes, nodes[:2])] == [None, None]
-    assert missing(on_two, nodes[:1]) == "the cluster has 1 of the 2 nodes left that it takes"
+    assert missing(on_two, nodes[:1]) == "the cluster has 1 of the 2 nodes with 2 GPUs left that it takes"
+    assert (
+        missing(Running([base_step], Demand(), nodes=2), nodes[:1])
+        == "the cluster has 1 of the 2 nodes left that it takes"
+    )
     assert missing(on_two, []) == "no node is left"
     less = [node._replace(gpus=1) for node in nodes]
-    assert missing(on_two, less) == "no node of the cluster has 2 GPUs any more"
+    assert missing(on_two, [*nodes[:1], *less]) == "the cluster has 1 of the 2 nodes with 2 GPUs left that it takes"
+    assert missing(Running([base_step], Demand(gpus=2), least=2), less) == "no node with 2 GPUs is left"
     assert missing(Running([base_step], Demand()), less[:1]) is None
 
 
@@ -63,12 +70,29 @@ def test_what_is_asked_for_is_what_some_node_has_all_of(base_step):
     many = Node("a", "10.0.0.1", 16, 0, 8 << 30)
     large, gpu = many._replace(cores=4, memory=64 << 30), many._replace(cores=8, gpus=1)
     run = Running([base_step], Demand(memory=32 << 30))
-    assert ask(run, [many, large], 16) == Asked(16, 0, 8 << 30)
-    assert ask(run, [many, large], 4) == Asked(4, 0, 32 << 30)
+    assert ask(run, [many, large], 16) == Asked(4, 0, 32 << 30), (
+        "a step that lacks cores takes longer, one that lacks memory dies"
+    )
+    assert ask(run, [many], 16) == Asked(16, 0, 8 << 30)
     assert ask(replace(run, least=1), [many, large, gpu], 16) == Asked(8, 1, 8 << 30)
     assert ask(replace(run, least=1), [large], 16) == Asked(4, 1, 32 << 30), "until a node with a GPU is there again"
-    asked = ask(run, [large], 16)
-    assert [asked.fits(node) for node in (many, large, gpu)] == [False, True, False]
+    run.asked = ask(run, [large], 16)
+    assert [run.fits([node]) for node in (many, large, gpu)] == [False, True, False]
+
+
+def test_a_training_over_nodes_asks_for_what_so_many_of_them_have():
+    step = Step("train", "a", {}, {}, {"nodes": 2, "processes": 1})
+    big, small, least = (Node(str(cores), f"10.0.0.{cores}", cores, 0, cores << 30) for cores in (16, 4, 1))
+    run = Running([step], Demand(memory=32 << 30), nodes=2)
+    assert run.spread
+    run.asked = ask(run, [least, big, small], 16)
+    assert run.asked == Asked(4, 0, RUNNING)
+    assert [run.fits(nodes) for nodes in ([big, small], [big, small, least], [big, least], [big])] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "head:70000", "ray://head:10001"])
@@ -152,6 +176,10 @@ def test_without_an_address_a_cluster_of_this_machine_lives_as_long_as_the_run(t
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         helpers.wait(lambda: heard, "what a user's handler hears, which Ray leaves in its place")
+        (raylet,) = [process for process in psutil.Process().children() if process.name() == "raylet"]
+        blocked = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{raylet.pid}/status").read_text())[1]
+        assert int(blocked, 16) >> (signal.SIGHUP - 1) & 1, "a terminal that closes would end it, and steps with it"
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         (node,) = cluster.nodes()
         assert node.cores == usable_cores()
         started = psutil.Process().children(recursive=True)

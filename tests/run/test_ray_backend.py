@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -216,7 +217,7 @@ def test_what_waits_for_a_node_that_dies_is_started_with_what_the_others_have(cl
 
 
 def test_a_run_that_is_interrupted_or_killed_leaves_no_process_on_any_node(cluster, study, helpers):
-    commanded(study, "mix", "echo tried >> {work}/tries; test $(wc -l < {work}/tries) -gt 2 || sleep 600")
+    commanded(study, "mix", "echo tried >> {work}/tries; test $(wc -l < {work}/tries) -gt 3 || sleep 600")
     command = on_ray(study, cluster, "--only", "train/mix")
 
     def at_work(times: int) -> None:
@@ -231,13 +232,22 @@ def test_a_run_that_is_interrupted_or_killed_leaves_no_process_on_any_node(clust
     default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     with running(command, stderr=subprocess.PIPE, text=True, preexec_fn=default) as run:
         at_work(1)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGTERM)
         _, err = run.communicate(timeout=60)
-    assert run.returncode == 130, err
-    assert err.endswith("interrupted; run the same command again to carry on\n")
+    interrupted = "interrupted; run the same command again to carry on\n"
+    assert (run.returncode, err.endswith(interrupted)) == (143, True), err
+    helpers.wait(lambda: not processes_of(study), "their end", 10)
+    with running(command, stderr=subprocess.PIPE, text=True, preexec_fn=default) as run:
+        at_work(2)
+        for _ in range(2):
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        _, err = run.communicate(timeout=60)
+    assert (run.returncode, err.endswith(interrupted)) == (130, True), err
+    assert "StackTrace" not in err
     helpers.wait(lambda: not processes_of(study), "their end", 10)
     with running(command, stderr=subprocess.DEVNULL):
-        at_work(2)
+        at_work(3)
     helpers.wait(lambda: not processes_of(study), "their end", 60)
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert ended.returncode == 0, ended.stderr

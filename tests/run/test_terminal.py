@@ -148,7 +148,7 @@ def test_a_run_that_is_asked_to_end_or_loses_its_terminal_ends_as_by_ctrl_c(stud
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     told = last_event(study)
     assert (told["event"], told["outcome"]) == ("end", "interrupted")
-    assert told["error"] == f"Ended: {'SIGTERM' if how == 'asked to end' else 'SIGHUP'}"
+    assert told["error"] == f"KeyboardInterrupt: {'SIGTERM' if how == 'asked to end' else 'SIGHUP'}"
 
 
 def test_two_requests_to_end_that_come_together_are_one(study, helpers):

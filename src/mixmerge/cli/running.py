@@ -22,47 +22,38 @@ TOGETHER_S = 0.05  # signals within so long are one request
 NAMED = 10  # failures that are told in full, and steps that a line names, before they are counted
 
 
-class Ended(KeyboardInterrupt):
-    """Another program asked for the end, or the terminal was closed: as Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
 @contextmanager
 def shown_progress() -> Iterator[Progress]:
     """Progress to give to a run; the terminal is left as it was, and an interruption is a line and exit status 130."""
     from mixmerge.run.progress import Progress
 
-    progress = Progress()
+    progress, heard = Progress(), list[int]()
     try:
-        with _ended_by_signals():
+        with _ended_by_signals(heard):
             yield progress
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         progress.stop()
         _tell("interrupted; run the same command again to carry on")
-        raise typer.Exit(128 + getattr(error, "number", signal.SIGINT)) from None
+        raise typer.Exit(128 + [*heard, signal.SIGINT][0]) from None
     finally:
         progress.stop()
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGHUP end it as Ctrl-C does; one that is ignored (`nohup`) stays so.
+def _ended_by_signals(heard: list[int]) -> Iterator[None]:
+    """While the block runs, SIGTERM and SIGHUP end it as Ctrl-C does, and are `heard`; one that is ignored (`nohup`) stays so.
 
     Those that come together are one: a service manager sends two, and an exception that is raised while another one leaves a
     lock breaks the lock. What has ended the block is ignored from then on: a terminal that closes says so more than once.
     """
     last = -TOGETHER_S
-    heard = set[int]()
 
     def end(number: int, frame: object) -> None:
         nonlocal last
         before, last = last, time.monotonic()
-        heard.add(number)
+        heard.append(number)
         if last - before >= TOGETHER_S:
-            raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
+            raise KeyboardInterrupt(signal.Signals(number).name)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     mine = [number for number, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]

@@ -45,6 +45,9 @@ class Asked(NamedTuple):
         """Whether a node has it, when nothing else is at work there."""
         return node.cores >= self.cores and node.gpus >= self.gpus and node.memory >= self.memory
 
+    def __str__(self) -> str:
+        return f"{self.cores} core{'s' * (self.cores != 1)} and {in_bytes(self.memory)}"
+
 
 NOTHING = Asked(0, 0, 0)
 
@@ -76,6 +79,13 @@ class Running:
     def spread(self) -> bool:
         """Whether it only starts other processes on the cluster, and takes nothing itself."""
         return any(map(spread, self.steps))
+
+    def fits(self, nodes: Sequence[Node]) -> bool:
+        """Whether there are nodes that have what was asked for."""
+        if not self.spread:
+            return any(map(self.asked.fits, nodes))
+        processes = self.asked._replace(memory=0)  # they ask for none, only what starts them does
+        return sum(map(processes.fits, nodes)) >= self.nodes and any(n.memory >= self.asked.memory for n in nodes)
 
 
 class RayBackend:
@@ -153,11 +163,22 @@ class RayBackend:
         return bool(self._working or self._told)
 
     def stop(self) -> None:
-        if not self._cancel(2 * STOP_S + 2):
-            self.kill()
+        """Have Ray end all tasks, and take in what they say until they have."""
+        self._stopping = True
+        if self.cluster.lost:  # Ray would wait for the head
+            self._working.clear()
+        for stream in self._working:
+            self._ray.cancel(stream)
+        end = time.monotonic() + 2 * STOP_S + 2
+        while self._working and (left := end - time.monotonic()) > 0:
+            ready, _ = self._ray.wait(list(self._working), num_returns=1, timeout=left)
+            for stream in ready:
+                self._hear(stream)
+        self._working.clear()
 
     def kill(self) -> None:
-        self._cancel(STOP_S, force=True)
+        """Leave them to Ray, which ends what a process started that leaves the cluster; it stumbles when asked twice to cancel."""
+        self._working.clear()
 
     def close(self) -> None:
         self.cluster.close()
@@ -244,7 +265,7 @@ class RayBackend:
             lost = missing(run, nodes)
             if lost is None or not run.left:
                 run.short = None
-                if run.left and (run.address is None or run.spread) and not any(map(run.asked.fits, nodes)):
+                if run.left and (run.address is None or run.spread) and not run.fits(nodes):
                     self._ask_for_less(stream)
             elif run.short is None:
                 run.short = now
@@ -258,9 +279,9 @@ class RayBackend:
         self._ray.cancel(stream, force=True)
         before, run.address = run.asked, None
         self._submit(run)
-        lost = f"no node has the {before.cores} core{'s' * (before.cores != 1)} and {in_bytes(before.memory)} any more that it was to have"
-        asked = f"{run.asked.cores} core{'s' * (run.asked.cores != 1)} and {in_bytes(run.asked.memory)}"
-        self._told.append({"event": "note", "step": run.left[0], "text": f"{lost}; started with {asked}"})
+        which = "no node has" if run.nodes == 1 else f"no {run.nodes} nodes have"
+        text = f"{which} the {before} any more that it was to have; started with {run.asked}"
+        self._told.append({"event": "note", "step": run.left[0], "text": text})
 
     def _end(self, stream: Any, code: int, why: str | None = None, words: str = "") -> None:
         run = self._working.pop(stream)
@@ -277,20 +298,6 @@ class RayBackend:
             with log.open("a", encoding="utf-8") as file:
                 file.write(Text.from_ansi(text).plain.rstrip() + "\n")
 
-    def _cancel(self, seconds: float, *, force: bool = False) -> bool:
-        """Have Ray end all tasks; whether they ended within so long, with what they said taken in."""
-        self._stopping = True
-        if self.cluster.lost:  # Ray would wait for the head
-            self._working.clear()
-        for stream in self._working:
-            self._ray.cancel(stream, force=force)
-        end = time.monotonic() + seconds
-        while self._working and (left := end - time.monotonic()) > 0:
-            ready, _ = self._ray.wait(list(self._working), num_returns=1, timeout=left)
-            for stream in ready:
-                self._hear(stream)
-        return not self._working
-
 
 def spread(step: Step) -> bool:
     """Whether a step only starts others on the cluster, and takes nothing itself."""
@@ -306,11 +313,13 @@ def _of_all(step: Step, demand: Demand) -> tuple[int, int]:
 
 
 def ask(run: Running, nodes: Sequence[Node], threads: int) -> Asked:
-    """What to ask Ray for, so that some node has all of it: no more than those have that have the GPUs."""
+    """What to ask Ray for, so that as many nodes as it takes have all of it; memory goes before cores, which only save time."""
     fit = [node for node in nodes if node.gpus >= run.least] or nodes
-    cores = min(threads, max(node.cores for node in fit))
-    most = max(node.memory for node in fit if node.cores >= cores)
-    return Asked(cores, run.least, min(RUNNING if run.spread else run.demand.memory, most))
+    if run.spread:
+        cores = sorted((node.cores for node in fit), reverse=True)[: run.nodes][-1]
+        return Asked(min(threads, cores), run.least, min(RUNNING, max(node.memory for node in nodes)))
+    memory = min(run.demand.memory, max(node.memory for node in fit))
+    return Asked(min(threads, max(node.cores for node in fit if node.memory >= memory)), run.least, memory)
 
 
 def _resources(node: Node) -> Resources:
@@ -319,13 +328,17 @@ def _resources(node: Node) -> Resources:
 
 def missing(run: Running, nodes: Sequence[Node]) -> str | None:
     """What a batch at work has no node for any more, or None."""
-    if nodes and run.least > _most_gpus(nodes):
-        return f"no node of the cluster has {run.least} GPUs any more"
-    if len(nodes) < run.nodes:
-        return (
-            f"the cluster has {len(nodes)} of the {run.nodes} nodes left that it takes" if nodes else "no node is left"
-        )
-    return None
+    if not nodes:
+        return "no node is left"
+    having = f" with {run.least} GPU{'s' * (run.least > 1)}" * bool(run.least)
+    left = sum(node.gpus >= run.least for node in nodes)
+    if left >= run.nodes:
+        return None
+    return (
+        f"the cluster has {left} of the {run.nodes} nodes{having} left that it takes"
+        if run.nodes > 1
+        else f"no node{having} is left"
+    )
 
 
 def _most_gpus(nodes: Sequence[Node]) -> int:

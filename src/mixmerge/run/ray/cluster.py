@@ -6,11 +6,13 @@ Without an address a cluster of this machine alone is started, and ends with the
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +66,7 @@ class Cluster:
         self._stack.callback(self._leave)
         try:
             own = {"num_cpus": usable_cores(), "object_store_memory": STORE, "include_dashboard": False}
-            with own_handlers():
+            with own_handlers(), _hang_ups_not_for_children():
                 ray.init(address=address or "local", **({} if address else own), **quiet)
         except Exception as error:
             self.close()
@@ -142,6 +144,16 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
         self._stack.close()
+
+
+@contextmanager
+def _hang_ups_not_for_children() -> Iterator[None]:
+    """What is started in the block never hears that the terminal was closed, as Ray has it for Ctrl-C; this process does, after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def imported() -> Any:

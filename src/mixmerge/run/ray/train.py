@@ -77,6 +77,7 @@ class RayTraining:
         self._ray, self._devices, self._queue, self._tell = ray, devices, queue, tell
         self._folder, self._read = spec.parent, dict[Path, int]()
         self._said = RayQueue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        self._began = 0
         self._lost: Event | None = None
         self._trainer = Thread(target=self._train, args=(spec, each, gpu), daemon=True)
         self._listener = Thread(target=self._listen, daemon=True)
@@ -114,12 +115,12 @@ class RayTraining:
                 ),
             ).fit()
         except Exception as error:
-            self._lost = {"rank": 0, "event": "failed", "kind": None, "lost": False, "what": reason(error)}
+            died = f"its processes died, {self._began} times: " if self._began > FAILURES else ""
+            self._lost = {"rank": 0, "event": "failed", "kind": None, "lost": False, "what": died + reason(error)}
 
     def _listen(self) -> None:
         from ray.util.queue import Empty
 
-        began = 0
         while True:
             self._bring_printed()
             try:
@@ -131,9 +132,9 @@ class RayTraining:
             except Exception:  # the cluster is left
                 break
             if told["event"] == "began":
-                began += 1
-                if began > 1:
-                    again = f"its processes died; Ray Train started them again ({began} of {FAILURES + 1})"
+                self._began += 1
+                if self._began > 1:
+                    again = f"its processes died; Ray Train started them again ({self._began} of {FAILURES + 1})"
                     sys.stderr.write(again + "\n")
                     self._tell(again)
             else:
