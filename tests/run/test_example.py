@@ -15,6 +15,7 @@ from mixmerge.errors import UserError
 from mixmerge.plan.build import build_plan
 from mixmerge.recipe.load import load_recipe
 from mixmerge.run.example import training_example
+from mixmerge.run.record import sealed
 from mixmerge.terminal import visible
 from mixmerge.train.tokens import IGNORED, load_tokenizer, tokenise
 
@@ -195,7 +196,7 @@ def test_a_mixture_of_an_older_mixmerge_has_examples_without_a_place(mixmerge, d
     (folder / "origins.jsonl").unlink()
     record = json.loads((folder / "record.json").read_text())
     del record["files"]["origins.jsonl"]
-    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "record.json").write_text(json.dumps(sealed(record)))
     out = mixmerge("show", drawn.recipe, "mixture/mix", "--out", drawn.out)[1]
     assert "where it comes from was not recorded: an older mixmerge drew it\n" in out
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +22,13 @@ from mixmerge.run.runner import run_plan
 from mixmerge.run.store import Store
 
 KILLS = 30
+HELD = """
+import os, signal, sys
+from pathlib import Path
+from mixmerge.run.store import Store
+with Store(Path(sys.argv[1])).hold(sys.argv[2]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): who loses its parent becomes a child of this process
 
 
@@ -125,6 +133,8 @@ def test_what_an_earlier_run_began_is_carried_on_first(chain, tmp_path, name):
     step = next(step for step in chain.steps if step.name == name)
     store = Store(tmp_path)
     store.begin(step)
+    left = subprocess.run([sys.executable, "-c", HELD, str(tmp_path), step.id], check=False, stdout=subprocess.DEVNULL)
+    assert (left.returncode, store.leases.names()) == (-signal.SIGKILL, {step.id}), "the lease of a dead run"
     assert store.begun() == {step.id}
     base, *rest = chain.steps
     run_plan(replace(chain, steps=(base,)), tmp_path, jobs=1, threads=1, progress=Progress())

@@ -8,8 +8,12 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from mixmerge.hashes import file_sha256
 from mixmerge.plan.graph import Step
+from mixmerge.run.doubt import made_from, mend
+from mixmerge.run.plans import read_plan
 from mixmerge.run.record import files_of, seal_of, sealed, step_files
 from mixmerge.run.store import RECORD, Store, write_json
 from mixmerge.run.verify import verify_answers, verify_steps
@@ -98,7 +102,7 @@ def test_each_kind_of_damage_is_named_with_its_step_and_mended_by_the_next_run(f
         "mixture/mix  ",
         "record.json cannot be read: it was cut short, or changed",
         "record.json has changed since it was written: its seal does not fit",
-        f"  to mend it: remove the folder {responses.parent} (--mend does) and run the same command again\n",
+        f"  to mend it: remove the folder {responses.parent} and what was made from it (--mend does) and run the same command again\n",
     ):
         assert words in out
     assert out.endswith("32 finished steps: 26 whole, 6 damaged\n")
@@ -225,6 +229,74 @@ def test_what_was_made_before_a_file_was_written_over_is_in_no_doubt(tmp_path, m
     assert (merge.exists(), reader.exists(), last.exists()) == (False, True, True)
 
 
+def test_of_partial_work_only_what_was_begun_from_changed_bytes_goes(finished, copy, mixmerge):
+    partial = copy.store / ".partial"
+    plan = read_plan(copy.out / "runs/tiny/plan.json")
+    bad, reader, other = (plan.find(title) for title in ("merge/ties", "generate/ties.general", "generate/mix.general"))
+    in_silence(Store(copy.out).path(bad.id) / "model.safetensors")
+    for step in (reader, other):
+        shutil.rmtree(Store(copy.out).path(step.id))
+        Store(copy.out).begin(step)
+    (copy.store / ".partial/generate-000000000000/out").mkdir(parents=True)
+    (copy.store / ".tokens").mkdir()
+    status, out, _ = mixmerge("verify", copy.recipe, "--out", copy.out, "--mend")
+    assert status == 0
+    assert f"partial work of generate/ties.general  {reader.id}  made from merge/ties" in out
+    assert (
+        "partial work of generate  000000000000  begun for a study that is gone, perhaps from what had changed" in out
+    )
+    assert {folder.name for folder in partial.iterdir()} == {f"generate-{other.id}"}
+    assert not (copy.store / ".tokens").exists(), "rows as a training read them"
+
+
+def test_what_a_live_run_is_made_of_is_not_removed_from_under_it(copy, mixmerge):
+    store = Store(copy.out)
+    in_silence(copy.only("merge/ties--*/model.safetensors"))
+    before = copy.finished()
+    with store.at_work("tiny"):
+        status, out, _ = mixmerge("verify", copy.recipe, "--out", copy.out, "--mend")
+    assert (status, copy.finished()) == (1, before)
+    assert "a live run has it; wait until that has ended" in out
+    assert mixmerge("verify", copy.recipe, "--out", copy.out, "--mend")[0] == 0
+    assert len(copy.finished()) < len(before)
+
+
+def test_a_removal_that_is_cut_short_forgets_nothing_of_what_is_in_doubt(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    folders = {step.id: made(store, step, file="some text") for step in (STEP, READER, LAST)}
+    in_silence(folders[STEP.id] / "file")
+    removed = []
+
+    def remove(self, folder):
+        removed.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "remove", remove)
+    for left in ([STEP.id, READER.id, LAST.id], [STEP.id, READER.id], [STEP.id]):
+        found = verify_steps(folders)
+        doubtful = made_from(found, Store(tmp_path))
+        assert [step.step for step in doubtful] == left[1:]
+        with pytest.raises(KeyboardInterrupt):
+            mend([*(step for step in found if step.problems), *doubtful], Store(tmp_path))
+        assert removed.pop() == folders[left[-1]]
+        shutil.rmtree(folders.pop(left[-1]))
+
+
+def test_a_base_that_changed_by_another_name_of_its_file_is_found_by_its_recipe(study, own_base, mixmerge):
+    assert study.call("run", "--only", "base/base").returncode == 0
+    weights = own_base / "model.safetensors"
+    if weights.stat().st_nlink == 1:
+        pytest.skip("this file system links no files")
+    with weights.open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-5, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    status, out, _ = mixmerge("verify", study.recipe, "--out", study.out)
+    assert status == 1
+    assert "model.safetensors has changed (and so has each of its other names: hard links)" in out
+
+
 def test_bytes_that_changed_and_were_read_leave_no_wrong_scores(copy, finished, mixmerge):
     in_silence(copy.only("merge/ties--*/model.safetensors"))
     for pattern in ("generate/ties.general--*", "judge/ties.general*", "score/*", "report/*"):
@@ -266,7 +338,7 @@ def test_a_damaged_step_that_a_live_runner_has_is_not_removed(tmp_path, mixmerge
     with store.lease(STEP):
         status, out, _ = mixmerge("verify", "--store", "--mend", "--out", tmp_path)
     assert status == 1
-    assert "a live runner has it; wait until that has ended" in out
+    assert "a live run has it; wait until that has ended" in out
     assert folder.is_dir()
     assert mixmerge("verify", "--store", "--mend", "--out", tmp_path)[0] == 0
     assert not folder.exists()

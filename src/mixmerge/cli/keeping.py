@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from mixmerge.amounts import in_bytes
 from mixmerge.cli.opened import plan_of
 from mixmerge.cli.options import JsonOption, OutOption, SetOption, app
 from mixmerge.cli.printing import bar, print_json, print_notes
-from mixmerge.errors import MOST_NAMES, UserError
+from mixmerge.errors import MOST_NAMES, CheckpointError, UserError
 from mixmerge.run import DEFAULT_OUT
 
 if TYPE_CHECKING:
@@ -35,37 +36,44 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every file of finished steps and say what is not as its record says; exit status 1 where anything is."""
+    from mixmerge.run.doubt import made_from, mend
+    from mixmerge.run.plans import PLAN, read_plan
+    from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
-    from mixmerge.run.verify import made_from, mend, verify_answers, verify_steps
+    from mixmerge.run.verify import verify_answers, verify_steps
 
     if (recipe is None) != whole:
         raise UserError("give a recipe, or --store for everything that is in --out", where="mixmerge verify")
     store = Store(out)
     folders, left = store.folders(), 0
     if recipe is not None:
-        wanted = [step.id for step in plan_of(recipe, set_, out)[1].steps]
-        left = sum(step not in folders for step in wanted)
+        plan = plan_of(recipe, set_, out)[1]
+        left = sum(step.id not in folders for step in plan.steps)
+        wanted = dict.fromkeys(plan.by_id)
+        with suppress(CheckpointError):  # as it was run last: what it was made of may have changed since
+            wanted |= dict.fromkeys(read_plan(Study(out, plan.study).folder / PLAN).by_id)
         folders = {step: folders[step] for step in wanted if step in folders}
     elif not store.folder.is_dir():
         raise UserError("no store", where=str(store.folder), do="name the folder that was given to run as --out")
     found = verify_steps(folders, bar("verify"))
-    doubtful = {step.step: step for step in made_from(found, store)}
-    # what is damaged itself is told so
-    found = [step if step.problems else doubtful.get(step.step, step) for step in found]
-    found += [step for step in doubtful.values() if step.step not in folders]
+    damaged = [step for step in found if step.problems]
+    own = {step.step for step in damaged}
+    doubtful = [step for step in made_from(found, store) if step.partial or step.step not in own]
+    read = {step.step for step in doubtful if not step.partial}
+    found = [step for step in found if step.step not in read] + doubtful
     if mending:
         mend(found, store)
-    damaged, old = [step for step in found if step.problems], sum(not step.hashed for step in found)
-    in_doubt = sum(step.doubtful for step in damaged)
+    finished, old = sum(not step.partial for step in found), sum(not step.hashed for step in found)
+    whole_ones = sum(not step.problems for step in found)
     answers = verify_answers(store.answers)
-    wrong = answers is not None or any(not step.mended for step in damaged)
+    wrong = answers is not None or any(step.problems and not step.mended for step in found)
     if as_json:
-        counts = {"whole": len(found) - len(damaged), "damaged": len(damaged) - in_doubt, "doubtful": in_doubt}
+        counts = {"whole": whole_ones, "damaged": len(damaged), "doubtful": len(doubtful)}
         counts |= {"not_done": left, "without_hashes": old}
         told = {"file": str(store.answers), "problem": answers} if store.answers.exists() else None
         print_json({"ok": not wrong, **counts, "answers": told, "steps": [step.to_json() for step in found]})
     else:
-        for step in damaged:
+        for step in [*damaged, *doubtful]:
             for problem in step.problems:
                 print(f"{step.title}  {step.step}  {problem}")
             print(f"  to mend it: {step.mend}" if not step.mended else f"  {step.mend}")
@@ -74,9 +82,8 @@ def verify(
             print(
                 "  to mend it: save what can be read with `sqlite3 FILE .recover`; removed, all is asked and paid anew"
             )
-        rest = f", {in_doubt} made from these" * bool(in_doubt) + f", {left} not done" * bool(left)
-        whole_ones = len(found) - len(damaged)
-        print(f"{len(found)} finished steps: {whole_ones} whole, {len(damaged) - in_doubt} damaged{rest}")
+        rest = f", {len(doubtful)} made from these" * bool(doubtful) + f", {left} not done" * bool(left)
+        print(f"{finished} finished steps: {whole_ones} whole, {len(damaged)} damaged{rest}")
         if old:
             names = ", ".join([step.title for step in found if not step.hashed][:MOST_NAMES]) + ", ..." * (
                 old > MOST_NAMES

@@ -103,8 +103,7 @@ def _lines(node: Mapping[str, Any], first: str, rest: str) -> Iterator[str]:
         return
     measured = ", ".join(f"{value:,} {key}" for key, value in node["measured"].items())
     undone = f"damaged: {node['damage']}" if node.get("damage") else "not done"
-    changed = "; its record has changed since it was written" if node.get("record_changed") else ""
-    yield f"{head}  " + (measured or "done" if node["done"] else undone) + changed
+    yield f"{head}  " + (measured or "done" if node["done"] else undone)
     below: list[Any] = [
         f"{name}  {in_bytes(file['bytes'])}" + (f"  sha256 {file['sha256'][:16]}" if file["sha256"] else "")
         for name, file in node["files"].items()

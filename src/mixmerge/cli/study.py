@@ -242,7 +242,6 @@ def show(
     from mixmerge.plan.explain import explain
     from mixmerge.run.example import step_example
     from mixmerge.run.history import History
-    from mixmerge.run.record import as_written
     from mixmerge.run.runner import Study
 
     asked = opened(recipe, set_, out, step, "show")
@@ -265,9 +264,6 @@ def show(
             f"not done, {entry.state}: {'; '.join(reasons(entry, whole=True))}".removesuffix(": "),
             entry.to_json(),
         )
-    elif record is not None and not as_written(record):
-        state = "done; its record has changed since it was written, `mixmerge verify` says more"
-        told["record_changed"] = True
     if as_json:
         rest = {"example": asdict(shown) if shown else None} if has_rows else {}
         print_json(found.to_json() | told | {"folder": str(folder) if folder else None, "record": record} | rest)

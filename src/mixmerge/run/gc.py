@@ -51,7 +51,7 @@ def unreached(store: Store, plans: Collection[Plan]) -> Garbage:
     live = store.leases.live()
     store.leases.sweep()  # those that were watched just now, and are dead, need not be watched again
     wanted = {step.id for plan in plans for step in plan.steps}
-    for plan in _running_studies(store, live - wanted):
+    for plan in running_studies(store, live - wanted):
         garbage.kept.append(f"the study {plan.study} is running now: all its steps are kept")
         wanted |= plan.by_id.keys()
     wanted |= live
@@ -85,7 +85,7 @@ def remove(garbage: Garbage, store: Store) -> None:
     """
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
-        running = {step for plan in _running_studies(store, live) for step in plan.by_id}
+        running = {step for plan in running_studies(store, live) for step in plan.by_id}
         if not alone:
             garbage.kept.append("another one removes from this store now: nothing is removed")
         else:
@@ -113,7 +113,7 @@ def _remove(garbage: Garbage, store: Store, running: Collection[str]) -> None:
             raise named_os_error(error, entry.folder) from error
 
 
-def _running_studies(store: Store, live: Collection[str]) -> Iterator[Plan]:
+def running_studies(store: Store, live: Collection[str]) -> Iterator[Plan]:
     """The plans under `runs/` that have one of these steps, or a runner that has one of these leases."""
     for file in sorted((store.root / "runs").glob("*/plan.json")) if live else ():
         try:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.plans import PLAN, read_plan
-from mixmerge.run.record import RECORD, as_written, whole_record
+from mixmerge.run.record import RECORD, whole_record
 from mixmerge.run.store import Store
 
 MOST = 200  # records of a kind that are learnt from: the newest
@@ -29,13 +29,6 @@ class _Made(NamedTuple):
     folder: Path
 
 
-class _Read(NamedTuple):
-    """A record as its file says it, and with every part that readers look for."""
-
-    said: dict[str, Any]
-    record: dict[str, Any]
-
-
 class History:
     """A store as it was when this was made; `events`: the event log of the study, which tells of failures.
 
@@ -44,7 +37,7 @@ class History:
 
     def __init__(self, store: Store, events: Path | None = None) -> None:
         self._store, self._events = store, events
-        self._records: dict[str, _Read | None] = {}
+        self._records: dict[str, dict[str, Any] | None] = {}
         self._of_kind: dict[str, list[dict[str, Any]]] = {}
 
     def find(self, step_id: str) -> Path | None:
@@ -73,27 +66,23 @@ class History:
 
     def record(self, step_id: str) -> dict[str, Any] | None:
         """The record of a finished step whose files are whole; None where there is none."""
-        found = self._read(step_id)
-        return None if found is None else found.record
+        if step_id not in self._records:
+            self._records[step_id] = None
+            if (said := self._store.whole(step_id)) is not None and (folder := self._store.find(step_id)) is not None:
+                self._records[step_id] = whole_record(said, folder.parent.name)
+        return self._records[step_id]
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """The records of the newest finished steps of a kind, the newest first; what changed since it was written tells nothing."""
+        """The records of the newest finished steps of a kind, the newest first."""
         if kind not in self._of_kind:
             made = sorted((m for (k, _), all_ in self._made.items() if k == kind for m in all_), reverse=True)[:MOST]
-            found = (self._read(one.id) for one in made)
-            self._of_kind[kind] = [one.record for one in found if one is not None and as_written(one.said)]
+            found = (self.record(one.id) for one in made)
+            self._of_kind[kind] = [record for record in found if record is not None]
         return self._of_kind[kind]
 
     def failure(self, step_id: str) -> str | None:
         """What a step failed of when the study's last run tried it; None where it did not fail, or was begun again."""
         return self._failures.get(step_id)
-
-    def _read(self, step_id: str) -> _Read | None:
-        if step_id not in self._records:
-            self._records[step_id] = None
-            if (said := self._store.whole(step_id)) is not None and (folder := self._store.find(step_id)) is not None:
-                self._records[step_id] = _Read(said, whole_record(said, folder.parent.name))
-        return self._records[step_id]
 
     @cached_property
     def _made(self) -> dict[tuple[str, str], list[_Made]]:

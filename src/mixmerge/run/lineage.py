@@ -15,7 +15,6 @@ from mixmerge.data.files import read_file
 from mixmerge.data.sources import DataSource, fingerprint, source_files
 from mixmerge.errors import CheckpointError, DataError, UserError, did_you_mean
 from mixmerge.plan.graph import Plan, Step
-from mixmerge.run.record import as_written
 from mixmerge.run.store import Store
 
 SOURCE = ("base", "adopt")  # steps that bring something in from outside
@@ -50,7 +49,6 @@ def _node(step: Step, role: str, plan: Plan, store: Store, seen: set[str]) -> No
         node["files"] = {
             name: {"bytes": size, "sha256": hashes.get(name)} for name, size in record.get("files", {}).items()
         }
-        node["record_changed"] = not as_written(record)
         node["made"] = {key: record.get("provenance", {}).get(key) for key in ("started", "host", "git", "argv")}
     if step.kind in SOURCE:
         node["source"] = dict(step.what["source"]) | dict(step.how)

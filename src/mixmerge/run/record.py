@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,6 @@ from mixmerge.linking import link_equal, stamps
 
 RECORD = "record.json"
 PARTS = ("what", "how", "inputs", "measurements", "provenance", "files", "sha256")  # mappings, where a record has them
-MOST = 1e18  # of anything that is counted
-TALLY = ("answered", "prompt_tokens", "completion_tokens")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST  # and not NaN
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _mapping(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _tally(value: Any) -> bool:
-    return isinstance(value, dict) and all(_number(value.get(key, 0)) for key in TALLY)
-
-
-# what readers count with or take apart
-FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
-    "provenance": {
-        **dict.fromkeys(("seconds", "cores"), _number),
-        **dict.fromkeys(("argv", "gpus"), _texts),
-        **dict.fromkeys(("git", "mixmerge_git", "versions", "seeds"), _mapping),
-    },
-    "measurements": dict.fromkeys(("rows", "tokens", "seconds", "seconds_resumed", "parameters"), _number)
-    | {"server": _tally},
-}
 LEFT_BY_NFS = ".nfs"  # a file that was removed while a process had it open
 
 
@@ -79,13 +49,20 @@ def _hashes(folder: Path) -> dict[str, str]:
     """What the record of a finished step says; nothing where it cannot be read, or was changed."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return dict(record["sha256"]) if record["seal"] == seal_of(record) else {}
+        return dict(record["sha256"]) if record["seal"] == _seal(record) else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
 def fault_of(record: Mapping[str, Any], step_id: str) -> str | None:
-    """What tells that a mapping is not the record that this step left, in a few words; None where nothing does."""
+    """What tells that what was read is not the record that this step left, in a few words; None where nothing does."""
+    return shape_fault(record, step_id) or (
+        None if as_written(record) else f"{RECORD} has changed since it was written"
+    )
+
+
+def shape_fault(record: Mapping[str, Any], step_id: str) -> str | None:
+    """As `fault_of`, but for what a record says: whether it is one, and of this step."""
     said = record.get("id")
     if said != step_id:
         return f"{RECORD} is that of step {said}" if isinstance(said, str) else f"{RECORD} is no record of a step"
@@ -95,16 +72,12 @@ def fault_of(record: Mapping[str, Any], step_id: str) -> str | None:
     whole = all(isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in inputs.values())
     if not whole or not all(isinstance(size, int) for size in files.values()):
         return f"{RECORD} is no record of a step"
-    for part, fields in FIELDS.items():
-        for name, value in record.get(part, {}).items():
-            if value is not None and name in fields and not fields[name](value):
-                return f"{RECORD} has a {part}.{name} that no step writes"
     return None
 
 
 def as_written(record: Mapping[str, Any]) -> bool:
-    """Whether a record fits its seal; one of an older mixmerge has none."""
-    return ("seal" not in record and "sha256" not in record) or record.get("seal") == seal_of(record)
+    """Whether a record that was read fits its seal; one of an older mixmerge has none."""
+    return ("seal" not in record and "sha256" not in record) or record.get("seal") == _seal(record)
 
 
 def whole_record(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -119,5 +92,9 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def seal_of(record: Mapping[str, Any]) -> str:
     """The seal of a record: the same before it is written and after it is read."""
-    rest = json.loads(json.dumps({key: value for key, value in record.items() if key != "seal"}))
+    return _seal(json.loads(json.dumps(record)))
+
+
+def _seal(read: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in read.items() if key != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -289,7 +289,8 @@ def _free_first(batches: Sequence[Sequence[Step]], store: Store | None) -> Seque
     """The batches, first those that an earlier run began, at last those that other runners are at."""
     if store is None or not batches:
         return batches
-    held, begun = store.leases.names(), store.begun()
+    begun = store.begun()
+    held = {name for name in store.leases.names() if name not in begun or store.leases.holder(name) is not None}
     return sorted(
         batches, key=lambda batch: (held.issuperset(s.id for s in batch), begun.isdisjoint(s.id for s in batch))
     )

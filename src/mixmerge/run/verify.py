@@ -1,16 +1,14 @@
 """Whether finished steps are what they were when they were finished, to the byte.
 
 Every file of a step's folder is read and compared with the step's record, and the record with its seal and its id. A
-record of an older mixmerge has sizes only: what could not be compared is said, and is no damage. Bytes that change on a disk
-raise no alarm when they are read: whoever read them after they changed, or may have, is in doubt too.
+record of an older mixmerge has sizes only: what could not be compared is said, and is no damage.
 """
 
 from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from urllib.parse import quote
 from mixmerge.errors import CheckpointError, reason
 from mixmerge.hashes import each_sha256, sha256_or_error
 from mixmerge.plan.identity import step_id
-from mixmerge.run.record import RECORD, as_written, fault_of, step_files
-from mixmerge.run.store import Store, read_record
+from mixmerge.run.record import RECORD, as_written, shape_fault, step_files
+from mixmerge.run.store import read_record
 
 Progress = Callable[[int, int], None]
 
@@ -29,8 +27,8 @@ Progress = Callable[[int, int], None]
 class Checked:
     """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with.
 
-    `changed`: when (seconds since 1970, by the file) bytes changed that nobody would notice as they are read. `doubtful`: its
-    own files are whole, and it was made from such.
+    `changed`: when (seconds since 1970, by the file) bytes changed that nobody may have noticed as they were read. `generation`:
+    0 where it is damaged itself, else how many steps lead from such a one to it. `partial`: it is not finished.
     """
 
     step: str
@@ -41,7 +39,17 @@ class Checked:
     mended: bool = False
     mend: str | None = None
     changed: float | None = None
-    doubtful: bool = False
+    generation: int = 0
+    partial: bool = False
+
+    def change(self, file: Path) -> None:
+        """Note that the bytes of a file are others: at the latest when it was written last."""
+        self.changed = min(file.stat().st_mtime, math.inf if self.changed is None else self.changed)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether its own files are whole, and it was made from what is not."""
+        return self.generation > 0
 
     def to_json(self) -> dict[str, Any]:
         bad = "doubtful" if self.doubtful else "damaged"
@@ -63,60 +71,14 @@ def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) 
         elif got != expected:
             others = " (and so has each of its other names: hard links)" if path.stat().st_nlink > 1 else ""
             found.problems.append(f"{name} has changed{others}: sha256 {got[:12]}, its record says {expected[:12]}")
-            found.changed = min(path.stat().st_mtime, found.changed or math.inf)
+            found.change(path)
         done += _size(path)
         if progress is not None:
             progress(done, total)
     for found, _ in checked.values():
         if found.problems:
-            found.mend = _mend(found)
+            found.mend = how_to_mend(found)
     return [found for found, _ in checked.values()]
-
-
-def made_from(found: Iterable[Checked], store: Store) -> list[Checked]:
-    """The finished steps of the store that may have read bytes which had changed, by themselves or through other steps.
-
-    One that was finished before the changed file was last written has read what was there before.
-    """
-    bad = {step.step: step.changed for step in found if step.changed is not None}
-    if not bad:
-        return []
-    titles = {step.step: step.title for step in found}
-    left, doubtful = store.folders(), list[Checked]()
-    inputs, ended = {}, {}
-    for step, folder in left.items():
-        with suppress(CheckpointError, OSError):
-            record = read_record(folder)
-            ended[step] = (folder / RECORD).stat().st_mtime
-            inputs[step] = (
-                [] if fault_of(record, step) else [entry["id"] for entry in record.get("inputs", {}).values()]
-            )
-    waiting = [step for step in inputs if step not in bad]
-    while readers := [
-        (step, own) for step in waiting if (own := [i for i in inputs[step] if i in bad and bad[i] <= ended[step]])
-    ]:
-        for step, own in readers:
-            waiting.remove(step)
-            bad[step] = -math.inf  # whatever was made from it is later
-            one = Checked(step, title_of(left[step]), left[step], doubtful=True)
-            titles[step] = one.title
-            one.problems = [f"made from {titles[i]}, perhaps after that had changed" for i in own]
-            one.mend = _mend(one)
-            doubtful.append(one)
-    return doubtful
-
-
-def mend(found: Iterable[Checked], store: Store) -> None:
-    """Remove each damaged step, so that the next run makes it again; one that is being made now is left."""
-    for step in found:
-        if not step.problems or step.folder.is_symlink():
-            continue
-        with store.hold(step.step) as held:
-            if held:
-                store.remove(step.folder)
-                step.mended, step.mend = True, "removed; the next run makes it again"
-            else:
-                step.mend = "a live runner has it; wait until that has ended"
 
 
 def verify_answers(path: Path) -> str | None:
@@ -156,10 +118,10 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
         return found, []
     try:
         record = read_record(folder)
-        found.problems += _record_problems(step, record)
-        if (fault := fault_of(record, step)) is not None:
-            found.problems = found.problems or [fault]
+        if (fault := shape_fault(record, step)) is not None:
+            found.problems.append(fault)
             return found, []
+        found.problems += _record_problems(step, record)
         sizes, hashes = record.get("files", {}), record.get("sha256", {})
     except CheckpointError:
         found.problems.append(f"{RECORD} cannot be read: it was cut short, or changed")
@@ -174,7 +136,8 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
             found.problems.append(f"{name} is missing")
         elif (has := _size(there[name])) != size:
             found.problems.append(f"{name} has {has:,} bytes, its record says {size:,}")
-        elif name in hashes:
+            found.change(there[name])
+        elif isinstance(hashes.get(name), str):
             to_read.append((name, there[name], hashes[name]))
     found.problems += [f"{name} is extra: its record does not name it" for name in there if name not in sizes]
     return found, to_read
@@ -198,10 +161,12 @@ def _record_problems(step: str, record: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _mend(found: Checked) -> str:
+def how_to_mend(found: Checked) -> str:
+    """What a person can do about it."""
     if found.folder.is_symlink():
         return f"{found.folder} is a link to {found.folder.readlink()}: look there, or remove the link"
-    return f"remove the folder {found.folder} (--mend does) and run the same command again"
+    readers = " and what was made from it" if found.changed is not None else ""
+    return f"remove the folder {found.folder}{readers} (--mend does) and run the same command again"
 
 
 def _size(path: Path) -> int:
