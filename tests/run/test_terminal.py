@@ -155,7 +155,7 @@ def test_two_requests_to_end_that_come_together_are_one(study, helpers):
     with Store(study.out).lease(first_step(study)):
         run = subprocess.Popen(study.command("run"), stderr=subprocess.PIPE, text=True)
         assert any("base/base: another runner is at it, waiting" in line for line in run.stderr)
-        for number in (signal.SIGHUP, signal.SIGTERM):
+        for number in (signal.SIGSTOP, signal.SIGHUP, signal.SIGTERM, signal.SIGCONT):  # both have come when it goes on
             run.send_signal(number)
         _, err = run.communicate(timeout=60)
     assert run.returncode in (128 + signal.SIGHUP, 128 + signal.SIGTERM)

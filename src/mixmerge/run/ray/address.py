@@ -15,7 +15,12 @@ from mixmerge.errors import StepError, reason
 VARIABLE = "MIXMERGE_RAY_ADDRESS"
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # how to join a cluster that asks for a token
 GIVE_TOKEN = "give the cluster's token here too: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH, RAY_AUTH_TOKEN or ~/.ray/auth_token"
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_PREFIX": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that asks after the end would start a cluster, and leave a token in the home folder
+}
 
 
 def ray_address() -> str | None:
