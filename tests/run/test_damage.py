@@ -341,10 +341,8 @@ def test_a_record_whose_parts_are_of_another_kind_is_damage(made, chain, part):
 
 
 ODD = (
-    ("provenance", "seconds", "long"),
     ("provenance", "argv", "run"),
     ("provenance", "bytes_read", {}),
-    ("measurements", "rows", [8]),
     ("measurements", "data", {"general": {"files": [{"sha256": 5}]}}),
     ("sha256", "rows.jsonl", 5),
     ("how", "folder", float("nan")),

@@ -119,7 +119,10 @@ def test_partial_work_goes_where_no_recipe_has_its_step_and_stays_where_one_has(
         (store.begin(step).work / "checkpoint").write_text("y" * 500)
     garbage = unreached(store, [Plan("wanted", (KEPT, mine), {})])
     assert titles(garbage) == ["merge/old", "partial work of train"]
-    assert [entry.bytes for entry in garbage.found] == [1000 + RECORDED, 500]
+    assert [entry.bytes for entry in garbage.found] == [
+        1000 + RECORDED,
+        500 + (store.partial(other) / "step.json").stat().st_size,
+    ]
     remove(garbage, store)
     assert store.interrupted(mine)
     assert not store.interrupted(other)
@@ -350,7 +353,7 @@ def test_a_run_tells_the_person_that_it_waits_for_a_removal_before_anything_else
     os.utime(path, (1e9, 1e9))
     ran = copy.call("run")
     assert ran.returncode == 0, ran.stderr
-    told = "waiting for `mixmerge gc` to end, which removes from this store (a process that its lease does not name)"
+    told = "waiting for `mixmerge gc` or `verify --mend` to end, which removes from this store (a process that its lease does not name)"
     assert (ran.stderr + ran.stdout).splitlines()[0] == told
     assert not path.exists()
 

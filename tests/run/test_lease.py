@@ -430,6 +430,31 @@ def test_a_claim_whose_maker_died_keeps_nobody_from_the_lease(store):
     assert left(store) == []
 
 
+@pytest.mark.parametrize("after", ["link", "remove"])
+def test_a_process_that_dies_as_it_lets_go_keeps_nobody_from_the_lease(store, tmp_path, after):
+    kill = """
+import os, signal, sys
+from pathlib import Path
+from mixmerge.run.lease import Leases
+done = getattr(os, "link" if sys.argv[2] == "link" else "unlink")
+with Leases(Path(sys.argv[1])).hold("some"):
+    def die(*arguments, **options):
+        done(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(os, "link" if sys.argv[2] == "link" else "unlink", die)
+"""
+    folder = tmp_path / "leases"
+    died = subprocess.run([sys.executable, "-c", kill, str(folder), after], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert len(list(folder.iterdir())) == (2 if after == "link" else 1)
+    leases = Leases(folder)
+    assert leases.holder("some") is None
+    with leases.hold("some") as held, Leases(folder).hold("some") as other:
+        assert (held is not None, other) == (True, None)
+    leases.sweep()
+    assert list(folder.iterdir()) == []
+
+
 def test_a_claim_of_a_live_process_is_respected(store):
     put(store, {**this_process(), "born": 1.0, "token": "first"})
     (store.leases.folder / f"{STEP.id}.first.claim").write_text(json.dumps({**this_process(), "token": "second"}))

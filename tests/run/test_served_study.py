@@ -210,6 +210,18 @@ def test_every_candidate_has_one_server_for_all_its_prompts(copy, small):
     assert len(started(small)) == 2, "what is answered needs no server"
 
 
+def test_a_model_that_is_made_again_is_asked_again(copy, small):
+    only = ("run", *served(start=start(small)), "--only", "generate/general.general")
+    assert copy.call(*only).returncode == 0
+    before = asked(small)
+    for folder in [*copy.store.glob("generate/general.general--*"), copy.only("train/general--*")]:
+        shutil.rmtree(folder)
+    assert copy.call(*only).returncode == 0
+    assert len(asked(small)) == 2 * len(before), (
+        "what another model said, of other bytes perhaps, is no answer of this one"
+    )
+
+
 def test_another_command_is_another_server_and_its_answers_are_its_own(copy, small):
     for flag in ("one", "two"):
         done = copy.call("run", *served(start=start(small, flag)))

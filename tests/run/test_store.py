@@ -92,7 +92,7 @@ def test_half_a_copy_that_a_kill_left_is_removed_and_half_a_merge_is_kept(store,
         process.kill()
     assert list(out.parent.glob(".out.*"))
     store.begin(STEP)
-    assert {path.name for path in out.parent.iterdir()} == {"out", "work"} | kept
+    assert {path.name for path in out.parent.iterdir()} == {"out", "work", "step.json"} | kept
 
 
 def test_a_kill_between_the_record_and_the_place_is_made_good(store):

@@ -18,15 +18,15 @@ from mixmerge.plan.graph import Step
 from mixmerge.run.gc import running_studies
 from mixmerge.run.plans import PLAN, read_plan
 from mixmerge.run.record import RECORD, shape_fault
-from mixmerge.run.store import GC, GONE, Store, read_record
+from mixmerge.run.store import BEGUN, GC, Store, read_json, read_record
 from mixmerge.run.verify import Checked, how_to_mend, title_of
 
 
 class _Reader(NamedTuple):
-    """A step that is finished or was begun, what it was made from (None: nobody knows), and when it last read or wrote."""
+    """A step that is finished or was begun, what it was made from, and when it last read or wrote."""
 
     checked: Checked
-    inputs: Sequence[str] | None
+    inputs: Sequence[str]
     ended: float
 
 
@@ -39,13 +39,12 @@ def made_from(found: Iterable[Checked], store: Store) -> list[Checked]:
     titles, doubtful = {step.step: step.title for step in found}, list[Checked]()
     waiting = [reader for reader in _readers(store) if reader.checked.partial or reader.checked.step not in bad]
     generation = 1
-    while bad and (round_ := [(reader, own) for reader in waiting if (own := _changed_inputs(reader, bad)) != []]):
+    while bad and (round_ := [(reader, own) for reader in waiting if (own := _changed_inputs(reader, bad))]):
         for reader, own in round_:
             waiting.remove(reader)
             one = reader.checked
             one.generation = generation
-            one.problems = [f"made from {titles[i]}, perhaps after that had changed" for i in own or ()]
-            one.problems = one.problems or ["begun for a study that is gone, perhaps from what had changed"]
+            one.problems = [f"made from {titles[i]}, perhaps after that had changed" for i in own]
             one.mend = how_to_mend(one)
             doubtful.append(one)
             if not one.partial:
@@ -72,14 +71,14 @@ def mend(found: Iterable[Checked], store: Store) -> None:
                     step.mended, step.mend = True, "removed; the next run makes it again"
                 else:
                     step.mend = "a live run has it; wait until that has ended"
+        if alone:
+            store.sweep()
         if alone and not live and any(step.mended and step.changed is not None for step in steps):
             shutil.rmtree(store.tokens, ignore_errors=True)  # rows as trainings read them
 
 
-def _changed_inputs(reader: _Reader, bad: Mapping[str, float | None]) -> list[str] | None:
-    """The inputs that had perhaps changed when they were read; None: nobody knows which those are."""
-    if reader.inputs is None:
-        return None
+def _changed_inputs(reader: _Reader, bad: Mapping[str, float | None]) -> list[str]:
+    """The inputs that had perhaps changed when they were read."""
     return [i for i in reader.inputs if (since := bad.get(i)) is not None and since <= reader.ended]
 
 
@@ -93,12 +92,10 @@ def _readers(store: Store) -> Iterator[_Reader]:
         with suppress(OSError):
             yield _Reader(Checked(step, title_of(folder), folder), inputs, (folder / RECORD).stat().st_mtime)
     for folder in sorted((store.folder / ".partial").glob("*-*")):
-        kind, _, step = folder.name.rpartition("-")
-        if folder.name.startswith(GONE) or not folder.is_dir():
-            continue
-        title = f"partial work of {known[step].title if step in known else kind}"
-        begun_from = [*known[step].inputs.values()] if step in known else None
-        yield _Reader(Checked(step, title, folder, partial=True), begun_from, _last_written(folder))
+        with suppress(CheckpointError, KeyError):  # without it nothing was begun yet
+            begun = read_json(folder / BEGUN)
+            one = Checked(folder.name.rpartition("-")[2], f"partial work of {begun['title']}", folder, partial=True)
+            yield _Reader(one, begun["inputs"], _last_written(folder))
 
 
 def _recorded_inputs(step: str, folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan
-from mixmerge.run.plans import read_plan
+from mixmerge.run.plans import PLAN, PLANS, read_plan
 from mixmerge.run.store import GC, GONE, Store, named_os_error, run_lease
 
 
@@ -115,7 +115,8 @@ def _remove(garbage: Garbage, store: Store, running: Collection[str]) -> None:
 
 def running_studies(store: Store, live: Collection[str]) -> Iterator[Plan]:
     """The plans under `runs/` that have one of these steps, or a runner that has one of these leases."""
-    for file in sorted((store.root / "runs").glob("*/plan.json")) if live else ():
+    files = [file for name in (PLAN, PLANS) for file in (store.root / "runs").glob(f"*/{name}")] if live else []
+    for file in sorted(files):
         try:
             plan = read_plan(file)
         except CheckpointError:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,6 +28,7 @@ from mixmerge.run.processes import alive, this_process
 
 HEARTBEAT_S = 5.0
 EXPIRES_S = 60.0
+LET_GO = "-let-go"
 BEATS = 3  # to watch a lease for that is old
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)  # a file system without hard links
 
@@ -178,7 +179,11 @@ class Leases:
         """A lease, and the claims that follow from it: who made the last one may act."""
         found: list[_Seen] = []
         file = self.path(name)
-        while (seen := _look(file)) is not None and seen.key not in {other.key for other in found}:
+        while (seen := _look(file)) is not None:
+            if found and seen.key == found[-1].key:  # its holder was about to let go of it, and may have died at that
+                seen = replace(seen, key=f"{seen.key}{LET_GO}")
+            if seen.key in {other.key for other in found}:
+                break
             found.append(seen)
             file = _claim(self.path(name), seen.key)
         return found

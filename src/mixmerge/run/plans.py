@@ -10,6 +10,7 @@ from mixmerge.errors import CheckpointError, UserError, reason
 from mixmerge.plan.graph import KINDS, Plan
 
 PLAN = "plan.json"
+PLANS = ".plan-*.json"  # those that processes are at, whichever was written last
 
 
 def name_of(plan: Plan) -> str:

@@ -74,7 +74,7 @@ class Progress:
 
     def removal(self, who: str) -> None:
         """The run begins once a removal is over."""
-        self._say(f"waiting for `mixmerge gc` to end, which removes from this store ({who})")
+        self._say(f"waiting for `mixmerge gc` or `verify --mend` to end, which removes from this store ({who})")
 
     def take(self, step: Step, event: Mapping[str, Any]) -> None:
         kind = event["event"]

@@ -23,7 +23,7 @@ from mixmerge.run.backend import Backend, Event
 from mixmerge.run.expected import expected_seconds, length_by
 from mixmerge.run.journal import Journal, add_line
 from mixmerge.run.local import LocalBackend, log_file
-from mixmerge.run.plans import PLAN, name_of
+from mixmerge.run.plans import PLAN, PLANS, name_of
 from mixmerge.run.progress import Progress
 from mixmerge.run.provenance import invocation
 from mixmerge.run.resources import free_here, jobs_at_once, usual_jobs
@@ -91,7 +91,7 @@ class Study:
     def tidy(self, store: Store) -> None:
         """Remove the files that processes read plans from, and half links, where no other run of this study has some; ours is held."""
         hidden = [*self.folder.glob(".*"), *self.folder.glob("models/.*")]
-        old = [file for file in hidden if file.match(".plan-*.json") or SCRATCH.fullmatch(file.name)]
+        old = [file for file in hidden if file.match(PLANS) or SCRATCH.fullmatch(file.name)]
         if len(store.runs(self.name)) == 1:
             for file in old:
                 file.unlink(missing_ok=True)
@@ -192,6 +192,7 @@ def run_plan(
         for step in plan.steps:
             store.tidy(step)
         store.leases.sweep()
+        store.sweep()
         if not outcome.failed:
             shutil.rmtree(store.tokens, ignore_errors=True)
         study.link(plan, store)

@@ -376,7 +376,8 @@ def _engine(context: StepContext) -> Engine:
 
         # another command may serve it in another precision: its answers are others
         known_as = context.what["server"]
-        scope = json.dumps([context.step.inputs["model"], known_as["known_as"], known_as["called"]])
+        seal = context.store.record(context.step.inputs["model"]).get("seal")  # one that was made again is asked again
+        scope = json.dumps([context.step.inputs["model"], known_as["known_as"], known_as["called"], seal])
         client = connect(context, str(model), scope=scope).client
         return ServerEngine(client, known_as["called"] or str(model), folder=model, extra=known_as["extra"])
     from mixmerge.evaluate.transformers_engine import TransformersEngine

@@ -33,6 +33,7 @@ from mixmerge.whole import write_whole
 
 SCRATCH = re.compile(r"\..+\.[0-9a-f]+")  # the name of a file that gets its own once it is whole
 GC = "gc"  # the lease of the one that removes what no recipe reaches
+BEGUN = "step.json"  # in a partial folder: what it is of, and what that is made from
 GONE = "gone-"  # what the folder of a removed step is called while its files go
 
 
@@ -57,7 +58,7 @@ class Store:
     @cached_property
     def _finished(self) -> dict[str, Path]:
         """Id -> folder of every step with a record; read once, kept up by `commit` and `refresh`."""
-        return {p.name.rpartition("--")[2]: p for p in self.folder.glob("*/*--*") if (p / RECORD).is_file()}
+        return {p.name.rpartition("--")[2]: p for p in self.folder.glob("[!.]*/*--*") if (p / RECORD).is_file()}
 
     def refresh(self) -> None:
         """Forget what was seen: other processes finish steps too."""
@@ -120,7 +121,12 @@ class Store:
         gone.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(gone)
         self.refresh()
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # a run that ends meanwhile removes it too
+
+    def sweep(self) -> None:
+        """Remove what is left of removals that were killed."""
+        for gone in (self.folder / ".partial").glob(f"{GONE}*"):
+            shutil.rmtree(gone, ignore_errors=True)
 
     @property
     def tokens(self) -> Path:
@@ -154,6 +160,8 @@ class Store:
             if half.name != ".out.partial":  # a merge carries on from it; a model that was being copied is copied anew
                 shutil.rmtree(half)
         folders.work.mkdir(parents=True, exist_ok=True)
+        if not (begun := self.partial(step) / BEGUN).exists():
+            write_json(begun, {"title": step.title, "inputs": [*step.inputs.values()]})
         return folders
 
     def commit(self, step: Step, record: Mapping[str, Any]) -> Path:

@@ -173,7 +173,7 @@ def in_process_of_ray(config: dict[str, Any]) -> None:
     try:
         measured = train(json.loads(spec.read_text(encoding="utf-8")), rank, emit, joined=True)
     except Exception as error:
-        traceback.print_exc()
+        os.write(2, traceback.format_exc().encode(errors="replace"))  # Ray would print it twice
         told = failure(error)
         if told["lost"]:
             raise  # another one died: all start again
