@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mixmerge.hashes import file_sha256
-from mixmerge.plan.graph import Step
+from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.doubt import made_from, mend
 from mixmerge.run.plans import read_plan
 from mixmerge.run.record import files_of, seal_of, sealed, step_files
@@ -105,16 +105,16 @@ def test_each_kind_of_damage_is_named_with_its_step_and_mended_by_the_next_run(f
         f"  to mend it: remove the folder {responses.parent} and what was made from it (--mend does) and run the same command again\n",
     ):
         assert words in out
-    assert out.endswith("32 finished steps: 26 whole, 6 damaged\n")
+    assert out.endswith("32 finished steps: 23 whole, 6 damaged, 3 made from these\n")
     status, out, _ = mixmerge("verify", copy.recipe, "--mend", "--out", copy.out)
     assert status == 0
-    assert out.count("  removed; the next run makes it again\n") == 6
+    assert out.count("  removed; the next run makes it again\n") == 9
     assert not responses.exists()
     status, out, _ = mixmerge("verify", copy.recipe, "--out", copy.out)
-    assert (status, out) == (0, "26 finished steps: 26 whole, 0 damaged, 6 not done\n")
+    assert (status, out) == (0, "23 finished steps: 23 whole, 0 damaged, 9 not done\n")
     ran = copy.call("run")
     assert ran.returncode == 0, ran.stderr
-    assert "6 to run" in ran.stderr
+    assert "9 to run" in ran.stderr
     assert responses.read_bytes() == whole
     assert ran.stdout.splitlines()[:-1] == finished.printed.splitlines()[:-1]
     assert mixmerge("verify", copy.recipe, "--out", copy.out)[0] == 0
@@ -217,16 +217,57 @@ def test_what_read_changed_bytes_is_named_and_removed_with_them(tmp_path, mixmer
     assert not any(folder.exists() for folder in folders)
 
 
-def test_what_was_made_before_a_file_was_written_over_is_in_no_doubt(tmp_path, mixmerge):
+def test_dates_of_files_which_may_be_those_of_a_copy_take_no_doubt_away(tmp_path, mixmerge):
     store = Store(tmp_path)
-    merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    merge, *readers = (made(store, step, file="some text") for step in (STEP, READER, LAST))
     flip(merge / "file")
-    later = (last / RECORD).stat().st_mtime_ns + 10**9
+    later = (readers[-1] / RECORD).stat().st_mtime_ns + 10**9
     os.utime(merge / "file", ns=(later, later))
     status, out, _ = mixmerge("verify", "--store", "--out", tmp_path, "--mend")
     assert status == 0
-    assert out.endswith("3 finished steps: 2 whole, 1 damaged\n")
-    assert (merge.exists(), reader.exists(), last.exists()) == (False, True, True)
+    assert out.endswith("3 finished steps: 0 whole, 1 damaged, 2 made from these\n")
+    assert not any(folder.exists() for folder in (merge, *readers))
+
+
+def test_what_a_link_was_made_from_stays_as_long_as_the_link_does(tmp_path, mixmerge):
+    store = Store(tmp_path / "out")
+    merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    in_silence(merge / "file")
+    outside = tmp_path / "outside"
+    reader.rename(outside)
+    reader.symlink_to(outside, target_is_directory=True)
+    for _ in range(2):
+        status, out, _ = mixmerge("verify", "--store", "--out", store.root, "--mend")
+        assert status == 1
+        assert f"{reader} is a link to {outside}: look there, or remove the link" in out
+        assert "it stays as long as generate/ties.general does, which was made from it" in out
+        assert (merge.exists(), last.exists()) == (True, False)
+    reader.unlink()
+    assert mixmerge("verify", "--store", "--out", store.root, "--mend")[0] == 0
+    assert (merge.exists(), outside.exists()) == (False, True)
+
+
+def test_a_kind_of_steps_that_is_in_another_place_is_left_there(tmp_path, mixmerge):
+    store = Store(tmp_path / "out")
+    folder = made(store, file="some text")
+    folder.parent.rename(tmp_path / "disk")
+    folder.parent.symlink_to(tmp_path / "disk", target_is_directory=True)
+    in_silence(folder / "file")
+    status, out, _ = mixmerge("verify", "--store", "--out", store.root, "--mend")
+    assert (status, folder.exists()) == (1, True)
+    assert f"{folder.parent} is a link to {tmp_path / 'disk'}: look there, or remove the link" in out
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_doubt_goes_past_a_record_that_cannot_be_read_where_a_plan_tells_the_inputs(tmp_path, known):
+    store = Store(tmp_path)
+    merge, reader, _ = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    in_silence(merge / "file")
+    (reader / RECORD).write_text("{")
+    found = verify_steps(store.folders())
+    plans = [Plan("ties", (STEP, READER, LAST), {})] if known else []
+    doubtful = made_from(found, Store(tmp_path), plans)
+    assert [step.step for step in doubtful] == ([READER.id, LAST.id] if known else [])
 
 
 def test_of_partial_work_only_what_was_begun_from_changed_bytes_goes(finished, copy, mixmerge):

@@ -45,11 +45,12 @@ def verify(
     if (recipe is None) != whole:
         raise UserError("give a recipe, or --store for everything that is in --out", where="mixmerge verify")
     store = Store(out)
-    folders, left = store.folders(), 0
+    folders, left, plans = store.folders(), 0, list["Plan"]()
     if recipe is not None:
         plan = plan_of(recipe, set_, out)[1]
         left = sum(step.id not in folders for step in plan.steps)
         wanted = dict.fromkeys(plan.by_id)
+        plans.append(plan)
         with suppress(CheckpointError):  # as it was run last: what it was made of may have changed since
             wanted |= dict.fromkeys(read_plan(Study(out, plan.study).folder / PLAN).by_id)
         folders = {step: folders[step] for step in wanted if step in folders}
@@ -58,7 +59,7 @@ def verify(
     found = verify_steps(folders, bar("verify"))
     damaged = [step for step in found if step.problems]
     own = {step.step for step in damaged}
-    doubtful = [step for step in made_from(found, store) if step.partial or step.step not in own]
+    doubtful = [step for step in made_from(found, store, plans) if step.partial or step.step not in own]
     read = {step.step for step in doubtful if not step.partial}
     found = [step for step in found if step.step not in read] + doubtful
     if mending:

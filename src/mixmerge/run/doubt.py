@@ -1,54 +1,54 @@
 """What was made from bytes that had changed, and the removal of what is damaged together with it.
 
-Bytes that change on a disk raise no alarm when they are read: whoever read them after they changed, or may have, is in doubt,
-and so is what was made from that. Who has read what is told by the plans of the store's studies and by records.
+Bytes that change on a disk raise no alarm when they are read: whoever read them is in doubt, and so is what was made from that.
+Who has read what is told by the plans of the store's studies and by records.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from mixmerge.errors import CheckpointError
-from mixmerge.plan.graph import Step
+from mixmerge.plan.graph import Plan
 from mixmerge.run.gc import running_studies
-from mixmerge.run.plans import PLAN, read_plan
-from mixmerge.run.record import RECORD, shape_fault
+from mixmerge.run.plans import PLAN, PLANS, read_plan
+from mixmerge.run.record import shape_fault
 from mixmerge.run.store import BEGUN, GC, Store, read_json, read_record
-from mixmerge.run.verify import Checked, how_to_mend, title_of
+from mixmerge.run.verify import Checked, how_to_mend, link_of, title_of
 
 
 class _Reader(NamedTuple):
-    """A step that is finished or was begun, what it was made from, and when it last read or wrote."""
+    """A step that is finished or was begun, and what it was made from."""
 
     checked: Checked
     inputs: Sequence[str]
-    ended: float
 
 
-def made_from(found: Iterable[Checked], store: Store) -> list[Checked]:
+def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()) -> list[Checked]:
     """What of the store may have read bytes which had changed, by itself or through other steps; the nearest first.
 
-    What was ended before the changed file was last written has read what was there before.
+    Nobody can tell when bytes changed: dates of files may be those of a copy. `plans`: known beside those of the store.
     """
-    bad = {step.step: step.changed for step in found if step.changed is not None}
+    bad = {step.step for step in found if step.changed}
     titles, doubtful = {step.step: step.title for step in found}, list[Checked]()
-    waiting = [reader for reader in _readers(store) if reader.checked.partial or reader.checked.step not in bad]
+    waiting = [reader for reader in _readers(store, plans) if reader.checked.partial or reader.checked.step not in bad]
     generation = 1
-    while bad and (round_ := [(reader, own) for reader in waiting if (own := _changed_inputs(reader, bad))]):
-        for reader, own in round_:
+    while bad and (readers := [reader for reader in waiting if not bad.isdisjoint(reader.inputs)]):
+        for reader in readers:
             waiting.remove(reader)
             one = reader.checked
-            one.generation = generation
-            one.problems = [f"made from {titles[i]}, perhaps after that had changed" for i in own]
+            one.generation, one.sources = generation, [step for step in dict.fromkeys(reader.inputs) if step in bad]
+            one.problems = [f"made from {titles[step]}, perhaps after that had changed" for step in one.sources]
             one.mend = how_to_mend(one)
             doubtful.append(one)
-            if not one.partial:
-                titles[one.step], bad[one.step] = one.title, -math.inf  # whatever was made from it is later
+        for reader in readers:
+            if not reader.checked.partial:
+                bad.add(reader.checked.step)
+                titles[reader.checked.step] = reader.checked.title
         generation += 1
     return doubtful
 
@@ -56,46 +56,47 @@ def made_from(found: Iterable[Checked], store: Store) -> list[Checked]:
 def mend(found: Iterable[Checked], store: Store) -> None:
     """Remove what is damaged or in doubt, so that the next run makes it again; the last made first, as a kill may come between.
 
-    What a study that is running now is made of stays, and so does a link.
+    What a study that is running now is made of stays, and so do links; and all that something was made from that stays, since
+    its damage tells of that.
     """
     steps = sorted((step for step in found if step.problems), key=lambda step: -step.generation)
+    needed: dict[str, str] = {}
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
         running = {step for plan in running_studies(store, live) for step in plan.by_id}
         for step in steps:
-            if step.folder.is_symlink():
-                continue
-            with store.hold(step.step, roomless=True) as held:
-                if alone and held and step.step not in running:
-                    store.remove(step.folder)
-                    step.mended, step.mend = True, "removed; the next run makes it again"
-                else:
-                    step.mend = "a live run has it; wait until that has ended"
+            if not alone:
+                step.mend = "another removal is at this store; wait until it has ended"
+            elif step.step in needed and not step.partial:
+                step.mend = f"it stays as long as {needed[step.step]} does, which was made from it"
+            elif link_of(step.folder) is None:
+                with store.hold(step.step, roomless=True) as held:
+                    if held and step.step not in running:
+                        store.remove(step.folder)
+                        step.mended, step.mend = True, "removed; the next run makes it again"
+                    else:
+                        step.mend = "a live run has it; wait until that has ended"
+            if not step.mended:
+                needed |= dict.fromkeys(step.sources, step.title)
         if alone:
             store.sweep()
-        if alone and not live and any(step.mended and step.changed is not None for step in steps):
+        if alone and not live and any(step.mended and step.changed for step in steps):
             shutil.rmtree(store.tokens, ignore_errors=True)  # rows as trainings read them
 
 
-def _changed_inputs(reader: _Reader, bad: Mapping[str, float | None]) -> list[str]:
-    """The inputs that had perhaps changed when they were read."""
-    return [i for i in reader.inputs if (since := bad.get(i)) is not None and since <= reader.ended]
-
-
-def _readers(store: Store) -> Iterator[_Reader]:
-    known: dict[str, Step] = {}
-    for file in sorted((store.root / "runs").glob(f"*/{PLAN}")):
+def _readers(store: Store, plans: Iterable[Plan]) -> Iterator[_Reader]:
+    known = {step.id: step for plan in plans for step in plan.steps}
+    for file in [file for name in (PLAN, PLANS) for file in (store.root / "runs").glob(f"*/{name}")]:
         with suppress(CheckpointError):
             known |= read_plan(file).by_id
     for step, folder in store.folders().items():
         inputs = [*known[step].inputs.values()] if step in known else _recorded_inputs(step, folder)
-        with suppress(OSError):
-            yield _Reader(Checked(step, title_of(folder), folder), inputs, (folder / RECORD).stat().st_mtime)
+        yield _Reader(Checked(step, title_of(folder), folder), inputs)
     for folder in sorted((store.folder / ".partial").glob("*-*")):
         with suppress(CheckpointError, KeyError):  # without it nothing was begun yet
             begun = read_json(folder / BEGUN)
             one = Checked(folder.name.rpartition("-")[2], f"partial work of {begun['title']}", folder, partial=True)
-            yield _Reader(one, begun["inputs"], _last_written(folder))
+            yield _Reader(one, begun["inputs"])
 
 
 def _recorded_inputs(step: str, folder: Path) -> list[str]:
@@ -104,11 +105,3 @@ def _recorded_inputs(step: str, folder: Path) -> list[str]:
     except CheckpointError:
         return []
     return [] if shape_fault(record, step) else [entry["id"] for entry in record.get("inputs", {}).values()]
-
-
-def _last_written(folder: Path) -> float:
-    last = 0.0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            last = max(last, path.lstat().st_mtime)
-    return last

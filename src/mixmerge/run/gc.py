@@ -52,7 +52,8 @@ def unreached(store: Store, plans: Collection[Plan]) -> Garbage:
     store.leases.sweep()  # those that were watched just now, and are dead, need not be watched again
     wanted = {step.id for plan in plans for step in plan.steps}
     for plan in running_studies(store, live - wanted):
-        garbage.kept.append(f"the study {plan.study} is running now: all its steps are kept")
+        told = f"the study {plan.study} is running now: all its steps are kept"
+        garbage.kept += [told] * (told not in garbage.kept)
         wanted |= plan.by_id.keys()
     wanted |= live
     for folder in sorted(store.folder.glob("[!.]*/*--*")):

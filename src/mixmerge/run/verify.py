@@ -6,9 +6,8 @@ record of an older mixmerge has sizes only: what could not be compared is said, 
 
 from __future__ import annotations
 
-import math
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ Progress = Callable[[int, int], None]
 class Checked:
     """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with.
 
-    `changed`: when (seconds since 1970, by the file) bytes changed that nobody may have noticed as they were read. `generation`:
-    0 where it is damaged itself, else how many steps lead from such a one to it. `partial`: it is not finished.
+    `changed`: bytes have changed that nobody may have noticed as they were read. `generation`: 0 where it is damaged itself, else
+    how many steps lead from such a one to it, the last of them `sources`. `partial`: it is not finished.
     """
 
     step: str
@@ -38,13 +37,10 @@ class Checked:
     hashed: bool = True
     mended: bool = False
     mend: str | None = None
-    changed: float | None = None
+    changed: bool = False
     generation: int = 0
+    sources: Sequence[str] = ()
     partial: bool = False
-
-    def change(self, file: Path) -> None:
-        """Note that the bytes of a file are others: at the latest when it was written last."""
-        self.changed = min(file.stat().st_mtime, math.inf if self.changed is None else self.changed)
 
     @property
     def doubtful(self) -> bool:
@@ -71,7 +67,7 @@ def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) 
         elif got != expected:
             others = " (and so has each of its other names: hard links)" if path.stat().st_nlink > 1 else ""
             found.problems.append(f"{name} has changed{others}: sha256 {got[:12]}, its record says {expected[:12]}")
-            found.change(path)
+            found.changed = True
         done += _size(path)
         if progress is not None:
             progress(done, total)
@@ -136,7 +132,6 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
             found.problems.append(f"{name} is missing")
         elif (has := _size(there[name])) != size:
             found.problems.append(f"{name} has {has:,} bytes, its record says {size:,}")
-            found.change(there[name])
         elif isinstance(hashes.get(name), str):
             to_read.append((name, there[name], hashes[name]))
     found.problems += [f"{name} is extra: its record does not name it" for name in there if name not in sizes]
@@ -161,11 +156,16 @@ def _record_problems(step: str, record: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def link_of(folder: Path) -> Path | None:
+    """The link by which a step's folder is in another place: itself, or the folder of its kind."""
+    return next((place for place in (folder, folder.parent) if place.is_symlink()), None)
+
+
 def how_to_mend(found: Checked) -> str:
     """What a person can do about it."""
-    if found.folder.is_symlink():
-        return f"{found.folder} is a link to {found.folder.readlink()}: look there, or remove the link"
-    readers = " and what was made from it" if found.changed is not None else ""
+    if (link := link_of(found.folder)) is not None:
+        return f"{link} is a link to {link.readlink()}: look there, or remove the link"
+    readers = " and what was made from it" if found.changed else ""
     return f"remove the folder {found.folder}{readers} (--mend does) and run the same command again"
 
 
