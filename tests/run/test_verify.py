@@ -267,7 +267,42 @@ def test_doubt_goes_past_a_record_that_cannot_be_read_where_a_plan_tells_the_inp
     found = verify_steps(store.folders())
     plans = [Plan("ties", (STEP, READER, LAST), {})] if known else []
     doubtful = made_from(found, Store(tmp_path), plans)
-    assert [step.step for step in doubtful] == ([READER.id, LAST.id] if known else [])
+    assert [step.step for step in doubtful] == ([LAST.id] if known else [])
+    assert {step.step: list(step.sources) for step in found} == {
+        STEP.id: [],
+        READER.id: [STEP.id] if known else [],
+        LAST.id: [],
+    }
+
+
+@pytest.mark.parametrize("how", ["removed", "unmounted", "damaged link", "partial work that says nothing"])
+def test_doubt_goes_past_a_step_that_is_gone_or_out_of_reach_and_keeps_what_tells_of_it(tmp_path, how):
+    store = Store(tmp_path / "out")
+    merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    in_silence(merge / "file")
+    plans = [Plan("ties", (STEP, READER, LAST), {})]
+    if how == "removed":
+        shutil.rmtree(reader)
+    elif how == "partial work that says nothing":
+        shutil.rmtree(reader)
+        store.begin(READER)
+        (store.partial(READER) / "step.json").write_text('{"inputs": 5}')
+    else:
+        reader.rename(tmp_path / "disk")
+        reader.symlink_to(tmp_path / "disk")
+    if how == "unmounted":
+        (tmp_path / "disk").rename(tmp_path / "away")
+    elif how == "damaged link":
+        (tmp_path / "disk" / "README").write_text("more")
+    found = verify_steps(store.folders())
+    if how.startswith("partial"):
+        assert [step.folder for step in made_from(found, store)] == [store.partial(READER)], "of what nobody knows"
+    doubtful = made_from(found, store, plans)
+    assert last in [step.folder for step in doubtful]
+    mend([*(step for step in found if step.problems), *doubtful], store)
+    assert not last.exists()
+    assert merge.exists() == reader.is_symlink(), "while the link is there, what it was made from tells of it"
+    assert not store.partial(READER).exists()
 
 
 def test_of_partial_work_only_what_was_begun_from_changed_bytes_goes(finished, copy, mixmerge):

@@ -58,8 +58,7 @@ def verify(
         raise UserError("no store", where=str(store.folder), do="name the folder that was given to run as --out")
     found = verify_steps(folders, bar("verify"))
     damaged = [step for step in found if step.problems]
-    own = {step.step for step in damaged}
-    doubtful = [step for step in made_from(found, store, plans) if step.partial or step.step not in own]
+    doubtful = made_from(found, store, plans)
     read = {step.step for step in doubtful if not step.partial}
     found = [step for step in found if step.step not in read] + doubtful
     if mending:

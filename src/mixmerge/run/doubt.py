@@ -7,49 +7,66 @@ Who has read what is told by the plans of the store's studies and by records.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from mixmerge.errors import CheckpointError
-from mixmerge.plan.graph import Plan
+from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.gc import running_studies
 from mixmerge.run.plans import PLAN, PLANS, read_plan
 from mixmerge.run.record import shape_fault
-from mixmerge.run.store import BEGUN, GC, Store, read_json, read_record
+from mixmerge.run.store import BEGUN, GC, GONE, Store, read_json, read_record
 from mixmerge.run.verify import Checked, how_to_mend, link_of, title_of
 
 
-class _Reader(NamedTuple):
-    """A step that is finished or was begun, and what it was made from."""
-
-    checked: Checked
-    inputs: Sequence[str]
-
-
 def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()) -> list[Checked]:
-    """What of the store may have read bytes which had changed, by itself or through other steps; the nearest first.
+    """What of the store may have read bytes which had changed, by itself or through other steps, also such as are gone.
 
-    Nobody can tell when bytes changed: dates of files may be those of a copy. `plans`: known beside those of the store.
+    Nobody can tell when bytes changed: dates of files may be those of a copy. Of steps in `found` that are damaged themselves it
+    is noted there. `plans`: known beside those of the store.
     """
-    bad = {step.step for step in found if step.changed}
-    titles, doubtful = {step.step: step.title for step in found}, list[Checked]()
-    waiting = [reader for reader in _readers(store, plans) if reader.checked.partial or reader.checked.step not in bad]
-    generation = 1
-    while bad and (readers := [reader for reader in waiting if not bad.isdisjoint(reader.inputs)]):
-        for reader in readers:
-            waiting.remove(reader)
-            one = reader.checked
-            one.generation, one.sources = generation, [step for step in dict.fromkeys(reader.inputs) if step in bad]
-            one.problems = [f"made from {titles[step]}, perhaps after that had changed" for step in one.sources]
+    damaged = {step.step: step for step in found if step.problems}
+    changed = {step.step for step in damaged.values() if step.changed}
+    if not changed:
+        return []
+    known = _known(store, plans)
+    titles = {step: one.title for step, one in known.items()} | {step: one.title for step, one in damaged.items()}
+    inputs = {step: [*one.inputs.values()] for step, one in known.items()}
+    folders = _folders(store)
+    for step, folder in folders.items():
+        titles.setdefault(step, title_of(folder))
+        if step not in inputs:
+            inputs[step] = _recorded_inputs(step, folder)
+
+    @cache
+    def depth(step: str) -> int:
+        """How many steps lead from one that has changed to this one at most; -1: none does."""
+        deepest = max(map(depth, inputs.get(step, ())), default=-1)
+        return deepest + 1 if deepest >= 0 else 0 if step in changed else -1
+
+    doubtful = list[Checked]()
+
+    def doubt(one: Checked, made_from: Iterable[str]) -> None:
+        one.sources = [step for step in dict.fromkeys(made_from) if depth(step) >= 0]
+        if one.sources:
+            one.generation = 1 + max(map(depth, one.sources))
+            one.problems += [f"made from {titles.get(i, i)}, perhaps after that had changed" for i in one.sources]
             one.mend = how_to_mend(one)
-            doubtful.append(one)
-        for reader in readers:
-            if not reader.checked.partial:
-                bad.add(reader.checked.step)
-                titles[reader.checked.step] = reader.checked.title
-        generation += 1
+            if one.doubtful:
+                doubtful.append(one)
+
+    for step, folder in folders.items():
+        one = damaged.get(step) or Checked(step, title_of(folder), folder, doubtful=True)
+        doubt(one, inputs[step])
+    for folder in sorted((store.folder / ".partial").glob("[!.]*-*")):
+        kind, _, step = folder.name.rpartition("-")
+        if folder.is_dir() and not folder.name.startswith(GONE):
+            title = f"partial work of {titles.get(step, kind)}"
+            begun_from = inputs[step] if step in inputs else _begun_from(folder)
+            one = Checked(step, title, folder, doubtful=True, partial=True)
+            doubt(one, changed if begun_from is None else begun_from)  # of what nobody knows it may be made from any
     return doubtful
 
 
@@ -84,19 +101,27 @@ def mend(found: Iterable[Checked], store: Store) -> None:
             shutil.rmtree(store.tokens, ignore_errors=True)  # rows as trainings read them
 
 
-def _readers(store: Store, plans: Iterable[Plan]) -> Iterator[_Reader]:
+def _known(store: Store, plans: Iterable[Plan]) -> dict[str, Step]:
     known = {step.id: step for plan in plans for step in plan.steps}
     for file in [file for name in (PLAN, PLANS) for file in (store.root / "runs").glob(f"*/{name}")]:
         with suppress(CheckpointError):
             known |= read_plan(file).by_id
-    for step, folder in store.folders().items():
-        inputs = [*known[step].inputs.values()] if step in known else _recorded_inputs(step, folder)
-        yield _Reader(Checked(step, title_of(folder), folder), inputs)
-    for folder in sorted((store.folder / ".partial").glob("*-*")):
-        with suppress(CheckpointError, KeyError):  # without it nothing was begun yet
-            begun = read_json(folder / BEGUN)
-            one = Checked(folder.name.rpartition("-")[2], f"partial work of {begun['title']}", folder, partial=True)
-            yield _Reader(one, begun["inputs"])
+    return known
+
+
+def _folders(store: Store) -> dict[str, Path]:
+    """The folders of finished steps, and links to such as are not there now: on a disk that is not mounted."""
+    lost = (p for p in store.folder.glob("[!.]*/*--*") if p.is_symlink() and not p.exists())
+    return store.folders() | {p.name.rpartition("--")[2]: p for p in lost}
+
+
+def _begun_from(folder: Path) -> list[str] | None:
+    """The inputs of partial work, by its own word; None where it says nothing."""
+    try:
+        inputs = read_json(folder / BEGUN).get("inputs")
+    except CheckpointError:
+        return None
+    return inputs if isinstance(inputs, list) and all(isinstance(step, str) for step in inputs) else None
 
 
 def _recorded_inputs(step: str, folder: Path) -> list[str]:

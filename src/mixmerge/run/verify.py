@@ -26,8 +26,8 @@ Progress = Callable[[int, int], None]
 class Checked:
     """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with.
 
-    `changed`: bytes have changed that nobody may have noticed as they were read. `generation`: 0 where it is damaged itself, else
-    how many steps lead from such a one to it, the last of them `sources`. `partial`: it is not finished.
+    `changed`: bytes have changed that nobody may have noticed as they were read. `generation`: how many steps lead from such a one to
+    it, the last of them `sources`. `doubtful`: that is all that is wrong with it. `partial`: it is not finished.
     """
 
     step: str
@@ -39,13 +39,9 @@ class Checked:
     mend: str | None = None
     changed: bool = False
     generation: int = 0
+    doubtful: bool = False
     sources: Sequence[str] = ()
     partial: bool = False
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether its own files are whole, and it was made from what is not."""
-        return self.generation > 0
 
     def to_json(self) -> dict[str, Any]:
         bad = "doubtful" if self.doubtful else "damaged"
