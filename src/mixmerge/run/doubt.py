@@ -52,7 +52,8 @@ def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()
         one.sources = [step for step in dict.fromkeys(made_from) if depth(step) >= 0]
         if one.sources:
             one.generation = 1 + max(map(depth, one.sources))
-            one.problems += [f"made from {titles.get(i, i)}, perhaps after that had changed" for i in one.sources]
+            first, more = titles.get(one.sources[0], one.sources[0]), len(one.sources) - 1
+            one.problems.append(f"made from {first}{f' and {more} more' * bool(more)}, perhaps after that had changed")
             one.mend = how_to_mend(one)
             if one.doubtful:
                 doubtful.append(one)
