@@ -330,7 +330,7 @@ def test_a_runner_says_once_for_whose_removal_it_waits(store, holding):
     assert not store.leases.path("gc").exists()
 
 
-@pytest.mark.parametrize("age", [0.0, 3600.0])
+@pytest.mark.parametrize("age", [0.0, 3600.0, -(10.0**9)])
 def test_a_removal_on_another_machine_that_is_dead_is_waited_for_and_its_lease_removed(store, monkeypatch, age):
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(lease, "EXPIRES_S", 0.5)

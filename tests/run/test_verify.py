@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.doubt import made_from, mend
 from mixmerge.run.plans import read_plan
 from mixmerge.run.record import files_of, seal_of, sealed, step_files
-from mixmerge.run.store import RECORD, Store, write_json
+from mixmerge.run.store import RECORD, Store, read_json, write_json
 from mixmerge.run.verify import verify_answers, verify_steps
 
 STEP = Step("merge", "ties", {"density": 0.5})
@@ -126,7 +127,11 @@ def test_neither_or_both_of_recipe_and_store_are_refused_and_so_is_no_store(mixm
     assert mixmerge("verify", study.recipe, "--store") == (2, "", said)
     status, _, err = mixmerge("verify", "--store", "--out", tmp_path / "none")
     assert (status, "no store" in err) == (2, True)
+    status, out, _ = mixmerge("verify", study.recipe, "--mend", "--out", tmp_path / "none")
+    assert (status, out) == (0, "0 finished steps: 0 whole, 0 damaged, 32 not done\n")
     assert not (tmp_path / "none").exists()
+    status, _, err = mixmerge("verify", "--store", "--set", "seed=1", "--out", study.out)
+    assert (status, err) == (2, "error: mixmerge verify: --set goes with a recipe, and --store reads what is there\n")
     status, out, _ = mixmerge("verify", study.recipe, "--out", study.out)
     assert (status, out) == (0, "0 finished steps: 0 whole, 0 damaged, 32 not done\n")
 
@@ -258,21 +263,70 @@ def test_a_kind_of_steps_that_is_in_another_place_is_left_there(tmp_path, mixmer
     assert f"{folder.parent} is a link to {tmp_path / 'disk'}: look there, or remove the link" in out
 
 
+OTHER = Step("judge", "mix.general.harm", {"seed": 1})
+
+
 @pytest.mark.parametrize("known", [True, False])
-def test_doubt_goes_past_a_record_that_cannot_be_read_where_a_plan_tells_the_inputs(tmp_path, known):
+@pytest.mark.parametrize("how", ["unreadable", "other inputs", "its own input"])
+def test_doubt_goes_past_a_record_that_is_damaged_itself(tmp_path, known, how):
     store = Store(tmp_path)
-    merge, reader, _ = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    merge, reader, _, other = (made(store, step, file="some text") for step in (STEP, READER, LAST, OTHER))
     in_silence(merge / "file")
-    (reader / RECORD).write_text("{")
+    record = read_json(reader / RECORD)
+    told = {"other inputs": {}, "its own input": {"model": {"id": READER.id}}}
+    (reader / RECORD).write_text("{" if how == "unreadable" else json.dumps(record | {"inputs": told[how]}))
     found = verify_steps(store.folders())
     plans = [Plan("ties", (STEP, READER, LAST), {})] if known else []
     doubtful = made_from(found, Store(tmp_path), plans)
-    assert [step.step for step in doubtful] == ([LAST.id] if known else [])
-    assert {step.step: list(step.sources) for step in found} == {
-        STEP.id: [],
-        READER.id: [STEP.id] if known else [],
-        LAST.id: [],
-    }
+    assert [step.step for step in doubtful] == [LAST.id]
+    assert {step.step: list(step.sources) for step in found if step.sources} == {READER.id: [STEP.id]}
+    (bad,) = (step for step in found if step.step == READER.id)
+    assert bad.problems[-1] == "perhaps " * (not known) + "made from merge/ties, perhaps after that had changed"
+    mend([*(step for step in found if step.problems), *doubtful], store)
+    assert [*Store(tmp_path).folders().values()] == [other]
+
+
+def test_records_that_lead_in_a_circle_or_through_a_thousand_steps_end(tmp_path):
+    chain = [STEP]
+    for number in range(1000):
+        chain.append(Step("merge", f"m{number}", {}, {"model": chain[-1].id}))
+    store = Store(tmp_path)
+    plans = [Plan("long", tuple(chain), {})]
+    folders = [made(store, step, file="some text") for step in (chain[0], chain[-1])]
+    in_silence(folders[0] / "file")
+    (doubtful,) = made_from(verify_steps(store.folders()), store, plans)
+    assert (doubtful.folder, doubtful.generation) == (folders[-1], 1000)
+    write_json(folders[0] / RECORD, sealed(read_json(folders[0] / RECORD) | {"inputs": {"a": {"id": READER.id}}}))
+    made(store, READER, file="some text")
+    found = verify_steps(store.folders())
+    assert [step.step for step in made_from(found, store)] == [READER.id]
+
+
+def test_what_a_reader_of_a_step_may_have_taken_in_beside_its_files_is_as_a_change(tmp_path, mixmerge):
+    store = Store(tmp_path)
+    merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    (merge / "adapter_config.json").write_text("{}")
+    status, out, _ = mixmerge("verify", "--store", "--out", tmp_path, "--mend")
+    assert "adapter_config.json is extra: its record does not name it" in out
+    assert (status, out.splitlines()[-1]) == (0, "3 finished steps: 0 whole, 1 damaged, 2 made from these")
+    assert not any(folder.exists() for folder in (merge, reader, last))
+
+
+def test_what_was_removed_or_made_again_since_it_was_read_is_left(tmp_path):
+    store = Store(tmp_path)
+    merge, reader = (made(store, step, file="some text") for step in (STEP, READER))
+    in_silence(merge / "file")
+    found = verify_steps(store.folders())
+    found += made_from(found, store)
+    for folder in (merge, reader):
+        shutil.rmtree(folder)
+    time.sleep(0.02)  # the dates of folders are no finer than the clock of the kernel
+    made(store, STEP, file="some text")
+    mend(found, store)
+    told = {step.step: (step.mended, step.mend) for step in found if step.problems}
+    assert told[READER.id] == (True, "removed; the next run makes it again")
+    assert told[STEP.id] == (False, "it was made again meanwhile; verify again")
+    assert (merge / "file").exists()
 
 
 @pytest.mark.parametrize("how", ["removed", "unmounted", "damaged link", "partial work that says nothing"])

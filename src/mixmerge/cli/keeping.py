@@ -44,6 +44,8 @@ def verify(
 
     if (recipe is None) != whole:
         raise UserError("give a recipe, or --store for everything that is in --out", where="mixmerge verify")
+    if whole and set_:
+        raise UserError("--set goes with a recipe, and --store reads what is there", where="mixmerge verify")
     store = Store(out)
     folders, left, plans = store.folders(), 0, list["Plan"]()
     if recipe is not None:
@@ -61,7 +63,7 @@ def verify(
     doubtful = made_from(found, store, plans)
     read = {step.step for step in doubtful if not step.partial}
     found = [step for step in found if step.step not in read] + doubtful
-    if mending:
+    if mending and store.folder.is_dir():
         mend(found, store)
     finished, old = sum(not step.partial for step in found), sum(not step.hashed for step in found)
     whole_ones = sum(not step.problems for step in found)

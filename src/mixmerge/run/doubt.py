@@ -7,18 +7,18 @@ Who has read what is told by the plans of the store's studies and by records.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.gc import running_studies
 from mixmerge.run.plans import PLAN, PLANS, read_plan
-from mixmerge.run.record import shape_fault
+from mixmerge.run.record import fault_of
 from mixmerge.run.store import BEGUN, GC, GONE, Store, read_json, read_record
-from mixmerge.run.verify import Checked, how_to_mend, link_of, title_of
+from mixmerge.run.verify import Checked, how_to_mend, link_of, stamp, title_of
 
 
 def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()) -> list[Checked]:
@@ -33,27 +33,23 @@ def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()
         return []
     known = _known(store, plans)
     titles = {step: one.title for step, one in known.items()} | {step: one.title for step, one in damaged.items()}
-    inputs = {step: [*one.inputs.values()] for step, one in known.items()}
+    inputs: dict[str, list[str] | None] = {step: [*one.inputs.values()] for step, one in known.items()}
     folders = _folders(store)
     for step, folder in folders.items():
         titles.setdefault(step, title_of(folder))
         if step not in inputs:
             inputs[step] = _recorded_inputs(step, folder)
-
-    @cache
-    def depth(step: str) -> int:
-        """How many steps lead from one that has changed to this one at most; -1: none does."""
-        deepest = max(map(depth, inputs.get(step, ())), default=-1)
-        return deepest + 1 if deepest >= 0 else 0 if step in changed else -1
-
+    depths = _depths(inputs, changed)
     doubtful = list[Checked]()
 
-    def doubt(one: Checked, made_from: Iterable[str]) -> None:
-        one.sources = [step for step in dict.fromkeys(made_from) if depth(step) >= 0]
+    def doubt(one: Checked, made_from: list[str] | None) -> None:
+        read = changed - {one.step} if made_from is None else dict.fromkeys(made_from)
+        one.sources = [step for step in read if step in depths]
         if one.sources:
-            one.generation = 1 + max(map(depth, one.sources))
+            one.generation = 1 + max(depths[step] for step in one.sources)
             first, more = titles.get(one.sources[0], one.sources[0]), len(one.sources) - 1
-            one.problems.append(f"made from {first}{f' and {more} more' * bool(more)}, perhaps after that had changed")
+            made = "made from" if made_from is not None else "perhaps made from"
+            one.problems.append(f"{made} {first}{f' and {more} more' * bool(more)}, perhaps after that had changed")
             one.mend = how_to_mend(one)
             if one.doubtful:
                 doubtful.append(one)
@@ -65,9 +61,8 @@ def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()
         kind, _, step = folder.name.rpartition("-")
         if folder.is_dir() and not folder.name.startswith(GONE):
             title = f"partial work of {titles.get(step, kind)}"
-            begun_from = inputs[step] if step in inputs else _begun_from(folder)
             one = Checked(step, title, folder, doubtful=True, partial=True)
-            doubt(one, changed if begun_from is None else begun_from)  # of what nobody knows it may be made from any
+            doubt(one, inputs[step] if step in inputs else _begun_from(folder))
     return doubtful
 
 
@@ -89,11 +84,14 @@ def mend(found: Iterable[Checked], store: Store) -> None:
                 step.mend = f"it stays as long as {needed[step.step]} does, which was made from it"
             elif link_of(step.folder) is None:
                 with store.hold(step.step, roomless=True) as held:
-                    if held and step.step not in running:
-                        store.remove(step.folder)
-                        step.mended, step.mend = True, "removed; the next run makes it again"
-                    else:
+                    if not held or step.step in running:
                         step.mend = "a live run has it; wait until that has ended"
+                    elif (now := stamp(step.folder)) not in (None, step.seen):
+                        step.mend = "it was made again meanwhile; verify again"
+                    else:
+                        if now is not None:
+                            store.remove(step.folder)
+                        step.mended, step.mend = True, "removed; the next run makes it again"
             if not step.mended:
                 needed |= dict.fromkeys(step.sources, step.title)
         if alone:
@@ -108,6 +106,27 @@ def _known(store: Store, plans: Iterable[Plan]) -> dict[str, Step]:
         with suppress(CheckpointError):
             known |= read_plan(file).by_id
     return known
+
+
+def _depths(inputs: Mapping[str, list[str] | None], changed: Collection[str]) -> dict[str, int]:
+    """How many steps lead at most from one that has changed to each that may be made from it.
+
+    A step whose inputs nobody knows may be made from any.
+    """
+    readers = defaultdict[str, list[str]](list)
+    for step, made_from in inputs.items():
+        for one in made_from or ():
+            readers[one].append(step)
+    reached = set(changed)
+    depths = dict.fromkeys(reached, 0)
+    unknown = {step for step, made_from in inputs.items() if made_from is None and reached - {step}}
+    for depth in range(1, len(inputs) + 1):  # a longer way would go in a circle
+        reached = {reader for step in reached for reader in readers[step]} | unknown
+        unknown = set()
+        depths |= dict.fromkeys(reached, depth)
+        if not reached:
+            break
+    return depths
 
 
 def _folders(store: Store) -> dict[str, Path]:
@@ -125,9 +144,10 @@ def _begun_from(folder: Path) -> list[str] | None:
     return inputs if isinstance(inputs, list) and all(isinstance(step, str) for step in inputs) else None
 
 
-def _recorded_inputs(step: str, folder: Path) -> list[str]:
+def _recorded_inputs(step: str, folder: Path) -> list[str] | None:
+    """The inputs of a finished step, by its record; None where that is not as it was written."""
     try:
         record = read_record(folder)
     except CheckpointError:
-        return []
-    return [] if shape_fault(record, step) else [entry["id"] for entry in record.get("inputs", {}).values()]
+        return None
+    return None if fault_of(record, step) else [entry["id"] for entry in record.get("inputs", {}).values()]

@@ -5,7 +5,7 @@ Whoever wants to replace or remove one, its holder included, first makes its cla
 exclusive likewise. So of two that find a dead lease one gets it, and nobody removes one that was put there meanwhile.
 
 Dead is a lease whose process is seen to be gone, or, where that cannot be seen (another machine or container), one that was
-watched and not touched: for a minute, or for three beats where it is older than a minute by the clock that dates the files.
+watched and not touched: for a minute, or for three beats where its date is more than a minute off by the clock that dates the files.
 No clock of this machine is asked: one that jumps neither takes a live lease nor keeps a dead one.
 """
 
@@ -203,7 +203,10 @@ class Leases:
         return silence.seconds >= enough
 
     def _old(self, seen: _Seen) -> bool:
-        """Whether it is older than a minute by the clock that dates the files here, which may be a server's."""
+        """Whether its date is more than a minute off by the clock that dates the files here, which may be a server's.
+
+        One that is dated in the future is no younger: a clock was put back since.
+        """
         scratch = self.folder / f".{uuid4().hex}"
         try:
             scratch.touch(exist_ok=False)
@@ -211,7 +214,7 @@ class Leases:
             scratch.unlink()
         except OSError:  # a store that is only read
             now = time.time_ns()
-        return now - seen.beat > EXPIRES_S * 1e9
+        return abs(now - seen.beat) > EXPIRES_S * 1e9
 
 
 def _beat(lease: Lease, stop: threading.Event, lost: Callable[[], object] | None) -> None:

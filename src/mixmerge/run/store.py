@@ -263,9 +263,8 @@ class Store:
                 if not told:
                     waits(holder_words(removing or {}))
                     told = True
-                if removing is None:  # watched for a few beats where it is not of this machine, then taken and let go
-                    with self.hold(GC):
-                        pass
+                with self.hold(GC):  # taken, and let go, once it is seen to be dead
+                    pass
                 time.sleep(0.1)
             yield
 

@@ -27,7 +27,8 @@ class Checked:
     """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with.
 
     `changed`: bytes have changed that nobody may have noticed as they were read. `generation`: how many steps lead from such a one to
-    it, the last of them `sources`. `doubtful`: that is all that is wrong with it. `partial`: it is not finished.
+    it, the last of them `sources`. `doubtful`: that is all that is wrong with it. `partial`: it is not finished. `seen`: the stamp of
+    its folder when it was looked at.
     """
 
     step: str
@@ -42,6 +43,10 @@ class Checked:
     doubtful: bool = False
     sources: Sequence[str] = ()
     partial: bool = False
+    seen: tuple[int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen = stamp(self.folder)
 
     def to_json(self) -> dict[str, Any]:
         bad = "doubtful" if self.doubtful else "damaged"
@@ -130,8 +135,19 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
             found.problems.append(f"{name} has {has:,} bytes, its record says {size:,}")
         elif isinstance(hashes.get(name), str):
             to_read.append((name, there[name], hashes[name]))
-    found.problems += [f"{name} is extra: its record does not name it" for name in there if name not in sizes]
+    extra = [name for name in there if name not in sizes]
+    found.problems += [f"{name} is extra: its record does not name it" for name in extra]
+    found.changed |= bool(extra)  # a model's folder is read by what is in it
     return found, to_read
+
+
+def stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from one that was put in its place later; None where there is none."""
+    try:
+        stat = folder.lstat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def title_of(folder: Path) -> str:
