@@ -17,7 +17,9 @@ from mixmerge.terminal import visible
 MOST_NAMES = 24  # a longer list is cut: an error is one line
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left for this user
 LONGEST_REASON = 200  # characters of another library's message
-FREE_SOME = "free some (`mixmerge gc RECIPE` lists what no recipe needs) and run the same command again"
+FREE_SOME = (
+    "free some (`mixmerge gc RECIPE`, with the same --out, lists what no recipe needs) and run the same command again"
+)
 
 
 class MixmergeError(Exception):

@@ -98,6 +98,15 @@ def test_names_with_dots_are_not_confused(study, planned):
     assert "responses/mix/v1.general" in report.inputs
 
 
+def test_two_steps_that_dots_in_names_would_give_one_title_are_refused(study, planned):
+    study.edit("  mix:\n", "  general.v1: {mixture: general, budget: {rows: 4}}\n  mix:\n")
+    planned()
+    study.edit("    harmful: {purpose", "    v1.general: {purpose")
+    what = r"several steps would be called generate/general\.v1\.general, .*, as names .*; rename a candidate or a prompt set"
+    with pytest.raises(RecipeError, match=what):
+        planned()
+
+
 def test_a_plan_that_went_through_json_is_the_same_plan(planned):
     plan = planned()
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
@@ -111,6 +120,18 @@ def test_a_step_is_found_by_title_and_by_the_beginning_of_its_id(planned):
     assert plan.find(step.id[:6]) is step
     with pytest.raises(UserError, match=r"no step 'merge/tie' in this study; did you mean 'merge/ties'\?"):
         plan.find("merge/tie")
+
+
+def test_a_beginning_of_several_ids_is_refused_with_all_of_them(planned):
+    plan = planned()
+    first, second = plan.steps[:2]
+    second.__dict__["id"] = f"{first.id[:6]}{second.id[6:]}"
+    several = (
+        rf"'{first.id[:5]}' may be any of these steps: {first.title} {first.id}, {second.title} {second.id}; give the"
+    )
+    with pytest.raises(UserError, match=several):
+        plan.find(first.id[:5])
+    assert plan.find(second.id) is second
 
 
 # Identity. Each key of the recipe that can change a result, another value for it, and a step that it must change.

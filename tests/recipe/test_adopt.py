@@ -73,6 +73,14 @@ def test_what_cannot_be_adopted_leaves_the_recipe_alone(study, name, place, star
     assert {path.name for path in study.folder.iterdir() if path.name.startswith(".")} == set()
 
 
+def test_a_model_that_was_adopted_before_is_named_with_the_line_in_the_recipe(study):
+    adopt_into(study.recipe, "poet", "org/x")
+    with pytest.raises(RecipeError) as caught:
+        adopt_into(study.recipe, "poet", "org/y")
+    assert str(caught.value).startswith(f"{study.recipe}:"), caught.value
+    assert "'poet'" in str(caught.value)
+
+
 def test_a_section_in_one_line_is_not_edited(study):
     study.recipe.write_text(study.recipe.read_text() + "adopted: {poet: {hub: org/x}}\n")
     with pytest.raises(RecipeError, match=r"'adopted' is written in one line; add to it: second: {hub: org/y}"):

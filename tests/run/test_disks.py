@@ -171,7 +171,10 @@ def test_an_empty_lease_on_a_full_disk_keeps_others_away_until_it_is_let_go(smal
         assert other.leases.live() == {"gc"}
         with other.hold("gc", roomless=True) as second:
             assert not second
-        with pytest.raises(FullDiskError, match="`mixmerge gc RECIPE` lists what no recipe needs"), store.lease(STEP):
+        with (
+            pytest.raises(FullDiskError, match="`mixmerge gc RECIPE`, with the same --out, lists what no recipe needs"),
+            store.lease(STEP),
+        ):
             pass
     assert list(store.leases.folder.iterdir()) == []
     (disk / "filler").unlink()

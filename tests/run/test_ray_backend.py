@@ -259,20 +259,24 @@ def test_a_run_that_is_interrupted_or_killed_leaves_no_process_on_any_node(clust
     assert "waiting" not in ended.stderr, "a lease of a process that is gone"
 
 
-def test_a_run_whose_head_is_lost_says_so_in_one_line(study, helpers):
+@pytest.mark.parametrize("lost", ["gcs", "raylet"])
+def test_a_run_whose_head_is_lost_says_so_in_one_line(study, helpers, lost):
     commanded(study, "mix", "echo tried >> {work}/tries; sleep 600")
     alone = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 2, "memory": 4000 * MB})
     address = alone.address
     try:
         with running(on_ray(study, alone, "--only", "train/mix"), stderr=subprocess.PIPE, text=True) as run:
             helpers.wait(lambda: list(study.store.glob(".partial/*/work/kept/tries")), "its command", 180)
-            alone.head_node.kill_gcs_server()
+            alone.head_node.kill_gcs_server() if lost == "gcs" else alone.head_node.kill_raylet()
             _, err = run.communicate(timeout=200)
     finally:
         alone.shutdown()
     assert run.returncode == 1, err
-    what = f"error: the head of the Ray cluster at {address} is gone: Connection refused"
-    assert f"{what}; start it again, and run the same command again to carry on\n" in err
+    node = f"the Ray node {address.partition(':')[0]}, by which this run is in the cluster, is gone"
+    head = f"the head of the Ray cluster at {address} is gone: Connection refused"
+    assert (
+        f"error: {head if lost == 'gcs' else node}; start it again, and run the same command again to carry on\n" in err
+    )
     assert "Traceback" not in err
     helpers.wait(lambda: not processes_of(study), "their end", 60)
 

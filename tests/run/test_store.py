@@ -234,7 +234,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     [
         (
             errno.ENOSPC,
-            "no space left on the disk; free some (`mixmerge gc RECIPE` lists what no recipe needs) and run the same",
+            "no space left on the disk; free some (`mixmerge gc RECIPE`, with the same --out, lists what no recipe needs) and run the same",
         ),
         (errno.EDQUOT, "no space left on the disk"),
         (

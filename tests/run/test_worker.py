@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
 from queue import Queue
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from mixmerge.errors import CheckpointError, DataError, MixmergeError, StepError
 from mixmerge.evaluate.limits import BudgetError, NoKeyError, ServerError, Shortage
@@ -221,6 +225,19 @@ def test_an_error_of_the_system_is_named_with_its_file(tmp_path):
 def test_a_full_disk_inside_a_librarys_own_error_is_named(tmp_path):
     error = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert "no space left on the disk" in str(_named(error, tmp_path / "step"))
+
+
+def test_an_error_of_the_system_inside_a_librarys_own_is_named_with_the_folder(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(SafetensorError) as caught:
+            save_file({"weight": torch.zeros(1 << 16)}, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    named = _named(caught.value, tmp_path / "step")
+    assert isinstance(named, CheckpointError)
+    assert str(named) == f"{tmp_path / 'step'}: File too large"
 
 
 def test_what_we_did_not_foresee_is_a_bug(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from mixmerge.run import DEFAULT_OUT
 from mixmerge.terminal import visible
 
 if TYPE_CHECKING:
-    from mixmerge.plan.graph import Plan
+    from mixmerge.plan.graph import Step
     from mixmerge.run.example import Example
     from mixmerge.run.store import Store
 
@@ -133,7 +133,7 @@ def run(
     """Carry out the study; the same command again carries on where it stopped."""
     from mixmerge.run.backends import backend_for, checked
     from mixmerge.run.runner import Study, run_plan
-    from mixmerge.run.schedule import chosen
+    from mixmerge.run.schedule import chosen, matching
     from mixmerge.run.store import Store
 
     checked(backend, address)
@@ -158,7 +158,7 @@ def run(
     study = Study(out, plan.study)
     report_failures(outcome, plan, study)
     if only:
-        print_chosen(plan, Store(out), only, as_json=as_json)
+        print_chosen(matching(plan, only), Store(out), as_json=as_json)
         return
     scores = study.scores(plan, Store(out))
     print_result(scores, study.report, as_json=as_json)
@@ -186,7 +186,7 @@ def step(
     with shown_progress() as progress:
         outcome = run_step(plan, found, out, threads=loaded.recipe.how.threads, progress=progress)
     report_failures(outcome, plan, Study(out, plan.study))
-    print_chosen(plan, Store(out), [found.title], as_json=as_json)
+    print_chosen([found], Store(out), as_json=as_json)
 
 
 @app.command()
@@ -381,11 +381,9 @@ def recipe_file(name: str) -> Path:
     return next(path for folder in folders if (path := folder / f"{name}.yaml").is_file())
 
 
-def print_chosen(plan: Plan, store: Store, only: Sequence[str], *, as_json: bool) -> None:
+def print_chosen(steps: Iterable[Step], store: Store, *, as_json: bool) -> None:
     """Where the steps that were asked for are."""
-    from mixmerge.run.schedule import matching
-
-    found = {step.title: str(store.path(step.id)) for step in matching(plan, only)}
+    found = {step.title: str(store.path(step.id)) for step in steps}
     if as_json:
         print_json({"steps": found})
         return

@@ -6,6 +6,7 @@ that also stands in the training data is found before anything starts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from mixmerge.data.formats import Row
 from mixmerge.data.loading import Loaded, load_rows
 from mixmerge.data.overlap import Overlap, PromptIndex, counted, in_brief, in_words
 from mixmerge.data.sources import DataSource
-from mixmerge.errors import DataError, RecipeError, UserError, did_you_mean
+from mixmerge.errors import MOST_NAMES, DataError, RecipeError, UserError, did_you_mean
 from mixmerge.evaluate.checks import check_prompt
 from mixmerge.evaluate.language import LanguageJudge
 from mixmerge.evaluate.prompts import Prompt, asked_again, read_prompts
@@ -82,6 +83,7 @@ class PlanBuilder:
         EvaluationPlan(self.loaded, self._add, self.models, self.index, self.dropped, self.cache).add(
             prompts, self.readings
         )
+        self._check_titles()
         dropped = {name: counted(found) for name, found in self.dropped.items()}
         models, notes = self.models, tuple(self.notes)
         self.hashes.save()
@@ -95,6 +97,13 @@ class PlanBuilder:
 
     def _where(self, *path: str | int) -> str:
         return self.loaded.marks.where(path)
+
+    def _check_titles(self) -> None:
+        """Refuse names whose dots give two steps one title: logs, `--only` and `step` go by it."""
+        counts = Counter(step.title for step in self.steps.values())
+        if twice := [title for title, count in counts.items() if count > 1]:
+            what = f"several steps would be called {', '.join(twice[:MOST_NAMES])}, as names with a dot are joined to others by a dot"
+            raise RecipeError(what, where=str(self.loaded.path), do="rename a candidate or a prompt set")
 
     # Reading what the recipe names
 

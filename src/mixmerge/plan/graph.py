@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from mixmerge.data.account import Account
-from mixmerge.errors import UserError, did_you_mean
+from mixmerge.errors import MOST_NAMES, UserError, did_you_mean
 from mixmerge.plan.identity import step_id
 
 # Order of kinds in the queue, and the integer to raise when a kind's meaning changes.
@@ -101,13 +101,17 @@ class Plan:
         """The step called `kind/name`, or by its id or the beginning of it, four characters at least.
 
         Raises:
-            UserError: no such step.
+            UserError: no such step, or several that are called so.
         """
-        titles = {step.title: step for step in self.steps}
-        found = titles.get(name) or next((s for s in self.steps if s.id.startswith(name) and len(name) >= 4), None)
-        if found is None:
-            raise UserError(f"no step '{name}' in this study", do=did_you_mean(name, titles))
-        return found
+        titles = [step.title for step in self.steps]
+        found = [step for step in self.steps if step.title == name]
+        found = found or [step for step in self.steps if step.id.startswith(name) and len(name) >= 4]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(f"{step.title} {step.id}" for step in found[:MOST_NAMES])
+            raise UserError(f"'{name}' may be any of these steps: {several}", do="give the whole id of one")
+        raise UserError(f"no step '{name}' in this study", do=did_you_mean(name, titles))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -45,16 +45,22 @@ def adopt_into(
     left = _mistake(recipe)
     file = recipe.resolve()  # of a link, what it stands for is written
     growing = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+
+    def named(error: RecipeError) -> str:
+        return (error.where or "").replace(str(growing), str(recipe))
+
     try:
         growing.write_bytes(written.encode())
         if name not in (read_yaml(growing)[0].get("adopted") or {}):
             raise RecipeError("no place for 'adopted' was found", where=str(recipe), do=f"write there: {line}")
         found = _mistake(growing)
         if found is not None:
-            found = found.again(where=(found.where or "").replace(str(growing), str(recipe)))
+            found = found.again(where=named(found))
             if left is None or f": adopted.{name}" in (found.where or ""):
                 raise found
         growing.replace(file)
+    except RecipeError as error:
+        raise error.again(where=named(error)) from error
     finally:
         growing.unlink(missing_ok=True)
     return line, found

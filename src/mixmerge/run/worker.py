@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -38,6 +39,7 @@ from mixmerge.run.store import Store, named_os_error, remove, taken_over
 
 WAIT_S = 1.0
 FULL_BYTES = 1 << 20
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust (safetensors, tokenizers) end theirs
 
 
 def main(argv: list[str]) -> int:
@@ -147,6 +149,8 @@ def _named(error: Exception, folder: Path) -> MixmergeError | None:
     full = shutil.disk_usage(folder.parent).free < FULL_BYTES if folder.parent.is_dir() else False
     if full or os.strerror(errno.ENOSPC) in str(error):
         return named_os_error(OSError(errno.ENOSPC, ""), folder)
+    if (told := OS_ERROR.search(str(error))) is not None and not isinstance(error, OSError):
+        return named_os_error(OSError(number := int(told[1]), os.strerror(number)), folder)
     return named_os_error(error, folder) if isinstance(error, OSError) else None
 
 

@@ -73,7 +73,9 @@ class Cluster:
             do = "give host:port of its head, or leave it out for a cluster of this machine"
             raise UserError(f"no Ray cluster: {reason(error)}", where=where, do=do) from error
 
-        self.address = str(ray.get_runtime_context().gcs_address)  # `host:port`, by which other processes join it
+        context = ray.get_runtime_context()
+        self.address = str(context.gcs_address)  # `host:port`, by which other processes join it
+        self._own = str(context.get_node_id())  # what this process asks of the cluster goes through that node
 
     def check_head(self) -> None:
         """Ask whether the head is there; without it Ray would end this process without a word.
@@ -93,12 +95,15 @@ class Cluster:
         """The nodes that steps can run on now.
 
         Raises:
-            StepError: the head is gone.
+            StepError: the head is gone, or the node by which this process is in the cluster.
         """
         self.check_head()
         found = []
         for node in self._ray.nodes():
             has = node["Resources"]
+            if node["NodeID"] == self._own and not node["Alive"]:
+                what = f"the Ray node {node['NodeManagerAddress']}, by which this run is in the cluster, is gone"
+                raise StepError(what, do="start it again, and run the same command again to carry on")
             if node["Alive"] and has.get("CPU", 0) >= 1:
                 numbers = int(has["CPU"]), int(has.get("GPU", 0)), int(has.get("memory", 0))
                 found.append(Node(node["NodeID"], node["NodeManagerAddress"], *numbers))
