@@ -43,7 +43,7 @@ def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()
     doubtful = list[Checked]()
 
     def doubt(one: Checked, made_from: list[str] | None) -> None:
-        read = changed - {one.step} if made_from is None else dict.fromkeys(made_from)
+        read = sorted(changed - {one.step}) if made_from is None else dict.fromkeys(made_from)
         one.sources = [step for step in read if step in depths]
         if one.sources:
             one.generation = 1 + max(depths[step] for step in one.sources)
