@@ -74,11 +74,12 @@ def test_what_cannot_be_adopted_leaves_the_recipe_alone(study, name, place, star
 
 
 def test_a_model_that_was_adopted_before_is_named_with_the_line_in_the_recipe(study):
-    adopt_into(study.recipe, "poet", "org/x")
+    line, _ = adopt_into(study.recipe, "poet", "org/x")
     with pytest.raises(RecipeError) as caught:
         adopt_into(study.recipe, "poet", "org/y")
-    assert str(caught.value).startswith(f"{study.recipe}:"), caught.value
-    assert "'poet'" in str(caught.value)
+    number = study.recipe.read_text().splitlines().index(f"  {line}") + 1
+    where, what = f"{study.recipe}:{number}: adopted.poet", "'poet' is adopted already"
+    assert str(caught.value) == f"{where}: {what}; give another name, or correct that line"
 
 
 def test_a_section_in_one_line_is_not_edited(study):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,22 @@ def test_a_disk_that_fills_under_a_merge_is_full_for_every_step(small_disk):
     (disk / "filler").unlink()
     with CheckpointWriter(disk / "out", **what) as again:
         assert again.finished == {}, "the same process may try again"
+
+
+def test_a_recipe_that_has_no_room_is_named_and_left_as_it_is(study, small_disk, mixmerge):
+    disk = small_disk("64k")
+    recipe = disk / "recipe.yaml"
+    text = study.recipe.read_text()
+    recipe.write_text(text)
+    with suppress(OSError):
+        (disk / "fill").write_bytes(bytes(1 << 17))
+    said = "No space left on device\n"
+    assert mixmerge("init", disk / "new.yaml") == (1, "", f"error: {disk / 'new.yaml'}: {said}")
+    assert mixmerge("adopt", "poet", "org/poet", "--recipe", recipe) == (1, "", f"error: {recipe}: {said}")
+    assert sorted(path.name for path in disk.iterdir()) == ["fill", "recipe.yaml"]
+    assert recipe.read_text() == text
+    (disk / "fill").unlink()
+    assert mixmerge("init", disk / "new.yaml")[0] == 0
 
 
 def test_a_disk_that_is_full_from_the_start_is_named(study, small_disk):

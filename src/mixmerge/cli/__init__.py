@@ -27,9 +27,11 @@ from mixmerge.cli import models
 from mixmerge.cli.options import app
 from mixmerge.cli.printing import ready_streams
 from mixmerge.cli.study import RECIPES, recipe_file
-from mixmerge.errors import MixmergeError
+from mixmerge.errors import FULL, MixmergeError
 
 __all__ = ["RECIPES", "app", "judging", "keeping", "main", "models", "origins", "recipe_file", "study"]
+
+CANNOT_WRITE = (*FULL, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 def main() -> None:
@@ -47,9 +49,10 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             print(f"error: {str(error.filename)[:80]}...: this name is too long", file=sys.stderr)
             sys.exit(2)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
             print(f"error: {error.filename or 'what is printed'}: {error.strerror}", file=sys.stderr)
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - what could not be written is not tried again at the end
+            if error.filename is None:
+                sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - what could not be written is not tried again at the end
             sys.exit(1)
         import traceback
 

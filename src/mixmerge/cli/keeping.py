@@ -40,7 +40,7 @@ def verify(
     from mixmerge.run.plans import PLAN, read_plan
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
-    from mixmerge.run.verify import verify_answers, verify_steps
+    from mixmerge.run.verify import stamp, verify_answers, verify_steps
 
     if (recipe is None) != whole:
         raise UserError("give a recipe, or --store for everything that is in --out", where="mixmerge verify")
@@ -58,9 +58,10 @@ def verify(
         folders = {step: folders[step] for step in wanted if step in folders}
     elif not store.folder.is_dir():
         raise UserError("no store", where=str(store.folder), do="name the folder that was given to run as --out")
+    stamps = {folder: seen for folder in store.folders().values() if (seen := stamp(folder)) is not None}
     found = verify_steps(folders, bar("verify"))
     damaged = [step for step in found if step.problems]
-    doubtful = made_from(found, store, plans)
+    doubtful = made_from(found, store, plans, stamps)
     read = {step.step for step in doubtful if not step.partial}
     found = [step for step in found if step.step not in read] + doubtful
     if mending and store.folder.is_dir():

@@ -17,6 +17,7 @@ from mixmerge.cli.running import report_failures, shown_progress
 from mixmerge.errors import UserError, did_you_mean
 from mixmerge.run import DEFAULT_OUT
 from mixmerge.terminal import visible
+from mixmerge.whole import write_whole
 
 if TYPE_CHECKING:
     from mixmerge.plan.graph import Step
@@ -38,7 +39,7 @@ def init(
         raise UserError("the file is there already", where=str(path), do="give another name")
     if not path.parent.is_dir():
         raise UserError(f"no folder {path.parent}", where=str(path), do="make it first")
-    path.write_text(recipe_file(like).read_text(encoding="utf-8"), encoding="utf-8")
+    write_whole(path, recipe_file(like).read_text(encoding="utf-8"))
     print(f"wrote {path}\nnext: mixmerge check {path}")
 
 

@@ -26,7 +26,9 @@ def adopt_into(
         UserError: a name that cannot be or is taken, a folder that is not there, a recipe that the line does not fit.
     """
     if not re.fullmatch(NAME, name):
-        raise UserError(f"{name!r} is not a valid name", do="use letters, digits, '.', '_' and '-'")
+        raise UserError(
+            f"{name!r} is not a valid name", do="use letters, digits, '.', '_' and '-', one of the first two first"
+        )
     folder = Path(place).expanduser()
     local = is_local(place)
     if local and not folder.is_dir():
@@ -41,7 +43,7 @@ def adopt_into(
     told = {"path": _from(recipe.resolve().parent, folder.resolve())} if local else {"hub": place}
     told |= {key: value for key, value in (("revision", revision), ("start", start)) if value is not None}
     line = f"{name}: {{{', '.join(f'{key}: {_quoted(value)}' for key, value in told.items())}}}"
-    written = _insert(recipe, line)
+    written = _insert(recipe, name, line).encode()
     left = _mistake(recipe)
     file = recipe.resolve()  # of a link, what it stands for is written
     growing = file.with_name(f".{file.name}.{os.getpid()}.tmp")
@@ -50,7 +52,7 @@ def adopt_into(
         return (error.where or "").replace(str(growing), str(recipe))
 
     try:
-        growing.write_bytes(written.encode())
+        _write(growing, written, recipe)
         if name not in (read_yaml(growing)[0].get("adopted") or {}):
             raise RecipeError("no place for 'adopted' was found", where=str(recipe), do=f"write there: {line}")
         found = _mistake(growing)
@@ -66,6 +68,14 @@ def adopt_into(
     return line, found
 
 
+def _write(growing: Path, data: bytes, recipe: Path) -> None:
+    try:
+        growing.write_bytes(data)
+    except OSError as error:
+        error.filename = str(recipe)  # not that of a file which is gone by the time that a person reads it
+        raise
+
+
 def is_local(place: str) -> bool:
     """Whether what `adopt` is given is a folder; a Hub id otherwise."""
     return place.startswith((".", "/", "~")) or Path(place).is_dir()
@@ -79,9 +89,12 @@ def _mistake(recipe: Path) -> RecipeError | None:
     return None
 
 
-def _insert(recipe: Path, line: str) -> str:
+def _insert(recipe: Path, name: str, line: str) -> str:
     """The recipe's text with the line under `adopted`, which is made where it is not there."""
     raw, marks = read_yaml(recipe)
+    if name in (raw.get("adopted") or {}):
+        what, place = f"'{name}' is adopted already", marks.where(("adopted", name))
+        raise RecipeError(what, where=place, do="give another name, or correct that line")
     text = recipe.read_bytes().decode()
     lines = [part if part.endswith("\n") else f"{part}\n" for part in text.splitlines(keepends=True)]
     end = "\r\n" if "\r\n" in text else "\n"

@@ -132,7 +132,11 @@ def _explain(errors: Sequence[ErrorDetails], raw: Any, marks: Marks) -> RecipeEr
         what = (
             f"{error['input']!r} is not a valid {'language code' if 'a-z]{2,3}' in str(error.get('ctx')) else 'name'}"
         )
-        do = "use letters, digits, '.', '_' and '-'" if "name" in what else "use an ISO 639-1 code such as en"
+        do = (
+            "use letters, digits, '.', '_' and '-', one of the first two first"
+            if "name" in what
+            else "use an ISO 639-1 code such as en"
+        )
     elif error["type"] in ("less_than", "less_than_equal") and 1 < error["input"] <= 100 == 100 * _limit(error):
         what, do = (
             f"{error['msg']} (given: {error['input']!r})",

@@ -8,41 +8,43 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.gc import running_studies
 from mixmerge.run.plans import PLAN, PLANS, read_plan
-from mixmerge.run.record import fault_of
 from mixmerge.run.store import BEGUN, GC, GONE, Store, read_json, read_record
-from mixmerge.run.verify import Checked, how_to_mend, link_of, stamp, title_of
+from mixmerge.run.verify import Checked, Stamp, how_to_mend, link_of, record_problems, stamp, title_of
 
 
-def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()) -> list[Checked]:
+def made_from(
+    found: Iterable[Checked],
+    store: Store,
+    plans: Iterable[Plan] = (),
+    stamps: Mapping[Path, Stamp] = MappingProxyType({}),
+) -> list[Checked]:
     """What of the store may have read bytes which had changed, by itself or through other steps, also such as are gone.
 
     Nobody can tell when bytes changed: dates of files may be those of a copy. Of steps in `found` that are damaged themselves it
-    is noted there. `plans`: known beside those of the store.
+    is noted there. `plans`: known beside those of the store; `stamps`: of folders, before the first of `found` was read.
     """
     damaged = {step.step: step for step in found if step.problems}
     changed = {step.step for step in damaged.values() if step.changed}
     if not changed:
         return []
-    known = _known(store, plans)
-    titles = {step: one.title for step, one in known.items()} | {step: one.title for step, one in damaged.items()}
-    inputs: dict[str, list[str] | None] = {step: [*one.inputs.values()] for step, one in known.items()}
     folders = _folders(store)
-    for step, folder in folders.items():
-        titles.setdefault(step, title_of(folder))
-        if step not in inputs:
-            inputs[step] = _recorded_inputs(step, folder)
+    planned = [*_planned(store, plans)]
+    titles = {step.id: step.title for step in planned} | {step: title_of(folder) for step, folder in folders.items()}
+    inputs = _inputs(planned, folders)
     depths = _depths(inputs, changed)
     doubtful = list[Checked]()
 
     def doubt(one: Checked, made_from: list[str] | None) -> None:
+        one.seen = stamps.get(one.folder, one.seen)
         read = sorted(changed - {one.step}) if made_from is None else dict.fromkeys(made_from)
         one.sources = [step for step in read if step in depths]
         if one.sources:
@@ -76,6 +78,7 @@ def mend(found: Iterable[Checked], store: Store) -> None:
     needed: dict[str, str] = {}
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
+        store.leases.sweep()  # those that were watched just now, and are dead
         running = {step for plan in running_studies(store, live) for step in plan.by_id}
         for step in steps:
             if not alone:
@@ -100,12 +103,24 @@ def mend(found: Iterable[Checked], store: Store) -> None:
             shutil.rmtree(store.tokens, ignore_errors=True)  # rows as trainings read them
 
 
-def _known(store: Store, plans: Iterable[Plan]) -> dict[str, Step]:
-    known = {step.id: step for plan in plans for step in plan.steps}
+def _planned(store: Store, plans: Iterable[Plan]) -> Iterator[Step]:
+    """The steps of these plans and of the store's studies, as they were run last."""
+    for plan in plans:
+        yield from plan.steps
     for file in [file for name in (PLAN, PLANS) for file in (store.root / "runs").glob(f"*/{name}")]:
         with suppress(CheckpointError):
-            known |= read_plan(file).by_id
-    return known
+            yield from read_plan(file).steps
+
+
+def _inputs(planned: Iterable[Step], folders: Mapping[str, Path]) -> dict[str, list[str] | None]:
+    """What steps were made from, by plans and by records, whichever names it; None where neither tells."""
+    found = dict[str, list[str] | None]()
+    told = [(step.id, [*step.inputs.values()]) for step in planned]
+    for step, made_from in told + [(step, _recorded_inputs(step, folder)) for step, folder in folders.items()]:
+        before = found.setdefault(step, made_from)
+        if before is not None and made_from is not None:
+            found[step] = [*dict.fromkeys(before + made_from)]
+    return found
 
 
 def _depths(inputs: Mapping[str, list[str] | None], changed: Collection[str]) -> dict[str, int]:
@@ -150,4 +165,4 @@ def _recorded_inputs(step: str, folder: Path) -> list[str] | None:
         record = read_record(folder)
     except CheckpointError:
         return None
-    return None if fault_of(record, step) else [entry["id"] for entry in record.get("inputs", {}).values()]
+    return None if record_problems(step, record) else [entry["id"] for entry in record.get("inputs", {}).values()]

@@ -20,6 +20,7 @@ from mixmerge.run.record import RECORD, as_written, shape_fault, step_files
 from mixmerge.run.store import read_record
 
 Progress = Callable[[int, int], None]
+Stamp = tuple[int, int]  # of a folder: its inode and its date
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class Checked:
     doubtful: bool = False
     sources: Sequence[str] = ()
     partial: bool = False
-    seen: tuple[int, int] | None = field(init=False)
+    seen: Stamp | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.seen = stamp(self.folder)
@@ -66,7 +67,7 @@ def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) 
         if isinstance(got, OSError):
             found.problems.append(f"{name} cannot be read: {got.strerror or got}")
         elif got != expected:
-            others = " (and so has each of its other names: hard links)" if path.stat().st_nlink > 1 else ""
+            others = " (and so has each of its other names: hard links)" if _names(path) > 1 else ""
             found.problems.append(f"{name} has changed{others}: sha256 {got[:12]}, its record says {expected[:12]}")
             found.changed = True
         done += _size(path)
@@ -115,10 +116,9 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
         return found, []
     try:
         record = read_record(folder)
-        if (fault := shape_fault(record, step)) is not None:
-            found.problems.append(fault)
+        found.problems += record_problems(step, record)
+        if shape_fault(record, step) is not None:
             return found, []
-        found.problems += _record_problems(step, record)
         sizes, hashes = record.get("files", {}), record.get("sha256", {})
     except CheckpointError:
         found.problems.append(f"{RECORD} cannot be read: it was cut short, or changed")
@@ -141,7 +141,7 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
     return found, to_read
 
 
-def stamp(folder: Path) -> tuple[int, int] | None:
+def stamp(folder: Path) -> Stamp | None:
     """What tells a folder from one that was put in its place later; None where there is none."""
     try:
         stat = folder.lstat()
@@ -155,7 +155,10 @@ def title_of(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name.rpartition('--')[0]}"
 
 
-def _record_problems(step: str, record: Mapping[str, Any]) -> list[str]:
+def record_problems(step: str, record: Mapping[str, Any]) -> list[str]:
+    """What tells that a record is not as this step left it: its shape, its seal, or the id that what it says would give."""
+    if (fault := shape_fault(record, step)) is not None:
+        return [fault]
     if not as_written(record):
         return [f"{RECORD} has changed since it was written: its seal does not fit"]
     if "what" in record:
@@ -179,6 +182,13 @@ def how_to_mend(found: Checked) -> str:
         return f"{link} is a link to {link.readlink()}: look there, or remove the link"
     readers = " and what was made from it" if found.changed else ""
     return f"remove the folder {found.folder}{readers} (--mend does) and run the same command again"
+
+
+def _names(path: Path) -> int:
+    try:
+        return path.stat().st_nlink
+    except OSError:  # gone since it was read
+        return 0
 
 
 def _size(path: Path) -> int:

@@ -131,7 +131,8 @@ class RayBackend:
         if least > _most_gpus(nodes) or asked > len(nodes) or (all_of_them > gpus and not waits):
             what = f"it takes {least} GPUs, and no node of the cluster has more than {_most_gpus(nodes)}"
             if least <= _most_gpus(nodes):
-                what = f"it takes {asked} nodes with {least} GPUs, and the cluster has {len(nodes)} with {gpus} in all"
+                each, has = (f" with {least} GPUs", f" with {gpus} in all") if least else ("", "")
+                what = f"it takes {asked} nodes{each}, and the cluster has {len(nodes)}{has}"
             error = f"{what}; lower how.{'processes' if asked == 1 else 'nodes or how.processes'}, or add a node"
             refused = {"event": "failed", "error": error, "bug": False, "silent": True}
             self._told += [refused | {"step": step.id} for step in batch]
