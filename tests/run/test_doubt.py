@@ -75,6 +75,7 @@ def test_a_kind_of_steps_that_is_in_another_place_is_left_there(tmp_path, mixmer
     assert f"{folder.parent} is a link to {tmp_path / 'disk'}: look there, or remove the link" in out
 
 
+WHILE = Step("generate", "ties.harmful", {"seed": 0}, {"model": STEP.id})
 OTHER = Step("judge", "mix.general.harm", {"seed": 1})
 
 
@@ -151,16 +152,42 @@ def test_what_was_removed_or_made_again_since_it_was_read_is_left(tmp_path):
     time.sleep(0.02)  # the dates of folders are no finer than the clock of the kernel
     for step in (STEP, READER):
         made(store, step, file="some text")
+    other = made(store, WHILE, file="some text")  # for the first time, and not of what had changed
     found += made_from(found, store, stamps=stamps)
     shutil.rmtree(last)
     mend(found, store)
     assert {step.step: (step.mended, step.mend) for step in found if step.problems} == {
+        WHILE.id: (False, "it was made again meanwhile; verify again"),
         LAST.id: (True, "removed; the next run makes it again"),
         READER.id: (False, "it was made again meanwhile; verify again"),
         STEP.id: (False, "it stays as long as generate/ties.general does, which was made from it"),
     }
     assert (merge / "file").exists()
     assert (reader / "file").exists()
+    assert (other / "file").exists()
+
+
+def test_a_copy_of_a_step_that_lies_beside_it_is_none_of_the_stores(tmp_path, mixmerge):
+    store = Store(tmp_path)
+    merge, reader = (made(store, step, file="some text") for step in (STEP, READER))
+    copy = merge.with_name(f"{merge.name}.bak")
+    shutil.copytree(merge, copy)
+    in_silence(merge / "file")
+    status, out, _ = mixmerge("verify", "--store", "--mend", "--out", tmp_path)
+    assert (status, out.splitlines()[-1]) == (0, "2 finished steps: 0 whole, 1 damaged, 1 made from these")
+    assert (merge.exists(), reader.exists(), copy.exists()) == (False, False, True)
+
+
+def test_a_record_without_inputs_that_is_none_of_its_step_tells_nothing_of_them(tmp_path):
+    store = Store(tmp_path)
+    merge, reader = (made(store, step, file="some text") for step in (STEP, READER))
+    in_silence(merge / "file")
+    write_json(reader / RECORD, {"id": READER.id, "what": {}})
+    found = verify_steps(store.folders())
+    assert made_from(found, store) == []
+    (bad,) = (step for step in found if step.step == READER.id)
+    assert bad.problems[0].startswith("record.json is that of step ")
+    assert bad.problems[-1] == "perhaps made from merge/ties, perhaps after that had changed"
 
 
 def test_a_lease_that_was_watched_and_found_dead_goes(tmp_path, monkeypatch, mixmerge):

@@ -11,13 +11,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run.gc import running_studies
 from mixmerge.run.plans import PLAN, PLANS, read_plan
-from mixmerge.run.store import BEGUN, GC, GONE, Store, read_json, read_record
+from mixmerge.run.store import BEGUN, GC, GONE, Store, named_os_error, read_json, read_record
 from mixmerge.run.verify import Checked, Stamp, how_to_mend, link_of, record_problems, stamp, title_of
 
 
@@ -25,12 +24,12 @@ def made_from(
     found: Iterable[Checked],
     store: Store,
     plans: Iterable[Plan] = (),
-    stamps: Mapping[Path, Stamp] = MappingProxyType({}),
+    stamps: Mapping[Path, Stamp] | None = None,
 ) -> list[Checked]:
     """What of the store may have read bytes which had changed, by itself or through other steps, also such as are gone.
 
     Nobody can tell when bytes changed: dates of files may be those of a copy. Of steps in `found` that are damaged themselves it
-    is noted there. `plans`: known beside those of the store; `stamps`: of folders, before the first of `found` was read.
+    is noted there. `plans`: known beside those of the store; `stamps`: of all folders, before the first of `found` was read.
     """
     damaged = {step.step: step for step in found if step.problems}
     changed = {step.step for step in damaged.values() if step.changed}
@@ -44,7 +43,8 @@ def made_from(
     doubtful = list[Checked]()
 
     def doubt(one: Checked, made_from: list[str] | None) -> None:
-        one.seen = stamps.get(one.folder, one.seen)
+        if stamps is not None and not one.partial:
+            one.seen = stamps.get(one.folder)
         read = sorted(changed - {one.step}) if made_from is None else dict.fromkeys(made_from)
         one.sources = [step for step in read if step in depths]
         if one.sources:
@@ -93,7 +93,7 @@ def mend(found: Iterable[Checked], store: Store) -> None:
                         step.mend = "it was made again meanwhile; verify again"
                     else:
                         if now is not None:
-                            store.remove(step.folder)
+                            _remove(step, store)
                         step.mended, step.mend = True, "removed; the next run makes it again"
             if not step.mended:
                 needed |= dict.fromkeys(step.sources, step.title)
@@ -101,6 +101,13 @@ def mend(found: Iterable[Checked], store: Store) -> None:
             store.sweep()
         if alone and not live and any(step.mended and step.changed for step in steps):
             shutil.rmtree(store.tokens, ignore_errors=True)  # rows as trainings read them
+
+
+def _remove(step: Checked, store: Store) -> None:
+    try:
+        store.remove(step.folder)
+    except OSError as error:  # a mount point
+        raise named_os_error(error, step.folder) from error
 
 
 def _planned(store: Store, plans: Iterable[Plan]) -> Iterator[Step]:

@@ -69,10 +69,20 @@ def add_line(path: Path, line: bytes) -> None:
     """Add a line to a file that others may add to as well; on a line of its own, whatever the last one was left as."""
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        size = os.fstat(file).st_size
-        if size and os.pread(file, 1, size - 1) != b"\n":
+        if _cut_short(file):
             line = b"\n" + line
         while line:
             line = line[os.write(file, line) :]
     finally:
         os.close(file)
+
+
+def _cut_short(file: int) -> bool:
+    """Whether a file ends in half a line; where that grows, somebody is writing it, since a file grows page by page."""
+    before = 0
+    while (size := os.fstat(file).st_size) and os.pread(file, 1, size - 1) != b"\n":
+        if size == before:
+            return True
+        before = size
+        time.sleep(0.01)
+    return False

@@ -32,6 +32,7 @@ from mixmerge.run.record import RECORD, fault_of
 from mixmerge.whole import write_whole
 
 SCRATCH = re.compile(r"\..+\.[0-9a-f]+")  # the name of a file that gets its own once it is whole
+STEP_ID = re.compile(r"[0-9a-f]{12}")
 GC = "gc"  # the lease of the one that removes what no recipe reaches
 BEGUN = "step.json"  # in a partial folder: what it is of, and what that is made from
 GONE = "gone-"  # what the folder of a removed step is called while its files go
@@ -111,9 +112,12 @@ class Store:
         return read_record(self.path(step_id))
 
     def folders(self) -> dict[str, Path]:
-        """Id -> folder of every step that has one, also without a record, in order of kind and name."""
-        found = sorted(p for p in self.folder.glob("[!.]*/*--*") if p.is_dir())
-        return {p.name.rpartition("--")[2]: p for p in found}
+        """Id -> folder of every step that has one, also without a record, in order of kind and name.
+
+        A folder of another name, as somebody's copy of a step beside it, is none.
+        """
+        found = {p.name.rpartition("--")[2]: p for p in sorted(self.folder.glob("[!.]*/*--*")) if p.is_dir()}
+        return {step: folder for step, folder in found.items() if STEP_ID.fullmatch(step)}
 
     def remove(self, folder: Path) -> None:
         """Remove a step's folder whose lease is held: gone from its place at once, however long its files take."""

@@ -162,10 +162,8 @@ def record_problems(step: str, record: Mapping[str, Any]) -> list[str]:
     if not as_written(record):
         return [f"{RECORD} has changed since it was written: its seal does not fit"]
     if "what" in record:
-        inputs = {role: entry["id"] for role, entry in record["inputs"].items()}
-        own = step_id(
-            {"kind": record["kind"], "revision": record["revision"], "what": record["what"], "inputs": inputs}
-        )
+        told = {key: record.get(key) for key in ("kind", "revision", "what")}
+        own = step_id(told | {"inputs": {role: entry["id"] for role, entry in record.get("inputs", {}).items()}})
         if own != step:
             return [f"{RECORD} is that of step {own}"]
     return []
