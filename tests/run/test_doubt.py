@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -96,7 +97,7 @@ def test_doubt_goes_past_a_record_that_is_damaged_itself(tmp_path, known, how):
     plans = [Plan("ties", (STEP, READER, LAST), {})] if known else []
     doubtful = made_from(found, Store(tmp_path), plans)
     assert [step.step for step in doubtful] == [LAST.id]
-    assert {step.step: list(step.sources) for step in found if step.sources} == {READER.id: [STEP.id]}
+    assert {step.step: list(step.roots) for step in found if step.roots} == {READER.id: [STEP.id]}
     (bad,) = (step for step in found if step.step == READER.id)
     assert bad.problems[-1] == "perhaps " * (not known) + "made from merge/ties, perhaps after that had changed"
     mend([*(step for step in found if step.problems), *doubtful], store)
@@ -128,7 +129,7 @@ def test_records_that_lead_in_a_circle_or_through_a_thousand_steps_end(tmp_path)
     write_json(folders[0] / RECORD, sealed(read_json(folders[0] / RECORD) | {"inputs": {"a": {"id": READER.id}}}))
     made(store, READER, file="some text")
     found = verify_steps(store.folders())
-    assert [step.step for step in made_from(found, store)] == [READER.id]
+    assert {step.step for step in made_from(found, store)} == {READER.id, chain[-1].id}
 
 
 def test_what_a_reader_of_a_step_may_have_taken_in_beside_its_files_is_as_a_change(tmp_path, mixmerge):
@@ -224,13 +225,101 @@ def test_doubt_goes_past_a_step_that_is_gone_or_out_of_reach_and_keeps_what_tell
         (tmp_path / "disk" / "README").write_text("more")
     found = verify_steps(store.folders())
     if how.startswith("partial"):
-        assert [step.folder for step in made_from(found, store)] == [store.partial(READER)], "of what nobody knows"
+        assert [step.folder for step in made_from(found, store)] == [last, store.partial(READER)], (
+            "of what nobody knows"
+        )
     doubtful = made_from(found, store, plans)
     assert last in [step.folder for step in doubtful]
     mend([*(step for step in found if step.problems), *doubtful], store)
     assert not last.exists()
     assert merge.exists() == reader.is_symlink(), "while the link is there, what it was made from tells of it"
     assert not store.partial(READER).exists()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_what_has_changed_stays_while_a_link_may_be_made_from_it_through_a_step_that_is_gone(tmp_path, known, begun):
+    store = Store(tmp_path / "out")
+    merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    in_silence(merge / "file")
+    shutil.rmtree(reader)
+    if begun:
+        store.begin(READER)
+    last.rename(tmp_path / "disk")
+    last.symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        found = verify_steps(store.folders())
+        found += made_from(found, store, [Plan("ties", (STEP, READER, LAST), {})] if known else [])
+        mend(found, store)
+        assert {step.step for step in found if step.problems and not step.partial} == {STEP.id, LAST.id}
+        assert (merge.exists(), last.exists(), store.partial(READER).exists()) == (True, True, False)
+    last.unlink()
+    mend([*(step for step in verify_steps(store.folders()) if step.problems)], store)
+    assert not merge.exists()
+
+
+def test_what_was_made_from_changed_bytes_and_is_on_a_disk_that_is_away_is_in_doubt_when_it_is_back(tmp_path):
+    store = Store(tmp_path / "out")
+    merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    in_silence(merge / "file")
+    disk, kind = tmp_path / "disk", reader.parent
+    kind.rename(tmp_path / "away")
+    kind.symlink_to(disk)
+    plans = [Plan("ties", (STEP, READER, LAST), {})]
+    found = verify_steps(store.folders())
+    doubtful = made_from(found, store, plans)
+    mend([*(step for step in found if step.problems), *doubtful], store)
+    assert (merge.exists(), last.exists()) == (True, False)
+    (tmp_path / "away").rename(disk)
+    assert reader in [step.folder for step in made_from(verify_steps(store.folders()), store, plans)]
+
+
+def test_what_was_made_between_the_reading_and_the_removal_keeps_what_has_changed(tmp_path):
+    store = Store(tmp_path)
+    merge = made(store, STEP, file="some text")
+    in_silence(merge / "file")
+    stamps = {merge: stamp(merge)}
+    found = verify_steps(store.folders())
+    found += made_from(found, store, stamps=stamps)
+    made(store, READER, file="some text")
+    mend(found, store, stamps)
+    assert (merge.exists(), found[0].mend) == (True, "steps were made meanwhile, perhaps from it; verify again")
+    found = verify_steps(store.folders())
+    found += made_from(found, store)
+    mend(found, store)
+    assert Store(tmp_path).folders() == {}
+
+
+def test_while_a_run_is_live_whose_plan_is_nowhere_nothing_is_removed(tmp_path, mixmerge):
+    store = Store(tmp_path / "out")
+    merge = made(store, file="some text")
+    in_silence(merge / "file")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "store").symlink_to(store.folder)
+    with store.at_work("ties"):
+        status, out, _ = mixmerge("verify", "--store", "--mend", "--out", tmp_path / "other")
+        assert (status, merge.exists()) == (1, True)
+        assert "a live run whose plan is not in this --out is at this store; wait until that has ended" in out
+    assert mixmerge("verify", "--store", "--mend", "--out", tmp_path / "other")[0] == 0
+    assert not merge.exists()
+
+
+def test_a_disk_that_answers_with_an_error_is_a_problem_of_the_step_alone(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    merge, reader = (made(store, step, file="some text") for step in (STEP, READER))
+    stat = os.stat
+
+    def bad(path, *words, **more):
+        if str(path) == str(merge / "file"):
+            raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN), str(path))
+        return stat(path, *words, **more)
+
+    monkeypatch.setattr(os, "stat", bad)
+    found = verify_steps(Store(tmp_path).folders())
+    assert {step.folder: step.problems for step in found} == {
+        merge: ["file cannot be read: Structure needs cleaning"],
+        reader: [],
+    }
 
 
 def test_of_partial_work_only_what_was_begun_from_changed_bytes_goes(finished, copy, mixmerge):

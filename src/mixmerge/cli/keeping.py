@@ -65,7 +65,7 @@ def verify(
     read = {step.step for step in doubtful if not step.partial}
     found = [step for step in found if step.step not in read] + doubtful
     if mending and store.folder.is_dir():
-        mend(found, store)
+        mend(found, store, stamps)
     finished, old = sum(not step.partial for step in found), sum(not step.hashed for step in found)
     whole_ones = sum(not step.problems for step in found)
     answers = verify_answers(store.answers)

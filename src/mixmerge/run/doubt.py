@@ -14,9 +14,9 @@ from pathlib import Path
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
-from mixmerge.run.gc import running_studies
+from mixmerge.run.gc import of_no_plan, running_studies
 from mixmerge.run.plans import PLAN, PLANS, read_plan
-from mixmerge.run.store import BEGUN, GC, GONE, Store, named_os_error, read_json, read_record
+from mixmerge.run.store import BEGUN, GC, GONE, Store, is_folder, named_os_error, read_json, read_record
 from mixmerge.run.verify import Checked, Stamp, how_to_mend, link_of, record_problems, stamp, title_of
 
 
@@ -35,21 +35,25 @@ def made_from(
     changed = {step.step for step in damaged.values() if step.changed}
     if not changed:
         return []
-    folders = _folders(store)
     planned = [*_planned(store, plans)]
+    folders = _folders(store, planned)
     titles = {step.id: step.title for step in planned} | {step: title_of(folder) for step, folder in folders.items()}
-    inputs = _inputs(planned, folders)
-    depths = _depths(inputs, changed)
+    partial = {p: p.name.rpartition("-") for p in sorted((store.folder / ".partial").glob("[!.]*-*")) if _begun(p)}
+    told = {step: _recorded_inputs(step, folder) for step, folder in folders.items()}
+    begun = {step: _begun_from(folder) for folder, (_, _, step) in partial.items() if step not in told}
+    inputs = _inputs(planned, told | begun)
+    depths, roots = _depths(inputs, changed)
     doubtful = list[Checked]()
 
     def doubt(one: Checked, made_from: list[str] | None) -> None:
         if stamps is not None and not one.partial:
             one.seen = stamps.get(one.folder)
         read = sorted(changed - {one.step}) if made_from is None else dict.fromkeys(made_from)
-        one.sources = [step for step in read if step in depths]
-        if one.sources:
-            one.generation = 1 + max(depths[step] for step in one.sources)
-            first, more = titles.get(one.sources[0], one.sources[0]), len(one.sources) - 1
+        sources = [step for step in read if step in depths]
+        if sources:
+            one.generation = 1 + max(depths[step] for step in sources)
+            one.roots = set().union(*(roots[step] for step in sources)) - {one.step}
+            first, more = titles.get(sources[0], sources[0]), len(sources) - 1
             made = "made from" if made_from is not None else "perhaps made from"
             one.problems.append(f"{made} {first}{f' and {more} more' * bool(more)}, perhaps after that had changed")
             one.mend = how_to_mend(one)
@@ -59,32 +63,35 @@ def made_from(
     for step, folder in folders.items():
         one = damaged.get(step) or Checked(step, title_of(folder), folder, doubtful=True)
         doubt(one, inputs[step])
-    for folder in sorted((store.folder / ".partial").glob("[!.]*-*")):
-        kind, _, step = folder.name.rpartition("-")
-        if folder.is_dir() and not folder.name.startswith(GONE):
-            title = f"partial work of {titles.get(step, kind)}"
-            one = Checked(step, title, folder, doubtful=True, partial=True)
-            doubt(one, inputs[step] if step in inputs else _begun_from(folder))
+    for folder, (kind, _, step) in partial.items():
+        one = Checked(step, f"partial work of {titles.get(step, kind)}", folder, doubtful=True, partial=True)
+        doubt(one, inputs[step])
     return doubtful
 
 
-def mend(found: Iterable[Checked], store: Store) -> None:
-    """Remove what is damaged or in doubt, so that the next run makes it again; the last made first, as a kill may come between.
+def mend(found: Iterable[Checked], store: Store, stamps: Mapping[Path, Stamp] | None = None) -> None:
+    """Remove what is damaged or in doubt, so that the next run makes it again; `stamps` as of `made_from`.
 
-    What a study that is running now is made of stays, and so do links; and all that something was made from that stays, since
-    its damage tells of that.
+    What has changed goes last, and only where nothing is left that may have been made from it: its damage is all that tells of
+    that. What a study that is running now is made of stays, and so do links.
     """
-    steps = sorted((step for step in found if step.problems), key=lambda step: -step.generation)
+    steps = sorted((step for step in found if step.problems), key=lambda step: (step.changed, -step.generation))
     needed: dict[str, str] = {}
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
         store.leases.sweep()  # those that were watched just now, and are dead
-        running = {step for plan in running_studies(store, live) for step in plan.by_id}
+        plans = list(running_studies(store, live))
+        running, strange = {step for plan in plans for step in plan.by_id}, of_no_plan(live, plans)
+        made = stamps is not None and any(stamp(p) != stamps.get(p) for p in store.folders().values())
         for step in steps:
             if not alone:
                 step.mend = "another removal is at this store; wait until it has ended"
-            elif step.step in needed and not step.partial:
+            elif strange:
+                step.mend = "a live run whose plan is not in this --out is at this store; wait until that has ended"
+            elif step.changed and step.step in needed:
                 step.mend = f"it stays as long as {needed[step.step]} does, which was made from it"
+            elif step.changed and made and stamp(step.folder) == step.seen:
+                step.mend = "steps were made meanwhile, perhaps from it; verify again"
             elif link_of(step.folder) is None:
                 with store.hold(step.step, roomless=True) as held:
                     if not held or step.step in running:
@@ -96,7 +103,7 @@ def mend(found: Iterable[Checked], store: Store) -> None:
                             _remove(step, store)
                         step.mended, step.mend = True, "removed; the next run makes it again"
             if not step.mended:
-                needed |= dict.fromkeys(step.sources, step.title)
+                needed = dict.fromkeys(step.roots, step.title) | needed
         if alone:
             store.sweep()
         if alone and not live and any(step.mended and step.changed for step in steps):
@@ -119,19 +126,21 @@ def _planned(store: Store, plans: Iterable[Plan]) -> Iterator[Step]:
             yield from read_plan(file).steps
 
 
-def _inputs(planned: Iterable[Step], folders: Mapping[str, Path]) -> dict[str, list[str] | None]:
-    """What steps were made from, by plans and by records, whichever names it; None where neither tells."""
+def _inputs(planned: Iterable[Step], told: Mapping[str, list[str] | None]) -> dict[str, list[str] | None]:
+    """What steps were made from, by plans and by what they tell themselves; None where neither does, as of steps that are gone."""
     found = dict[str, list[str] | None]()
-    told = [(step.id, [*step.inputs.values()]) for step in planned]
-    for step, made_from in told + [(step, _recorded_inputs(step, folder)) for step, folder in folders.items()]:
+    for step, made_from in [*((step.id, [*step.inputs.values()]) for step in planned), *told.items()]:
         before = found.setdefault(step, made_from)
         if before is not None and made_from is not None:
             found[step] = [*dict.fromkeys(before + made_from)]
-    return found
+    gone = {one for made_from in found.values() for one in made_from or () if one not in found}
+    return found | dict.fromkeys(sorted(gone))
 
 
-def _depths(inputs: Mapping[str, list[str] | None], changed: Collection[str]) -> dict[str, int]:
-    """How many steps lead at most from one that has changed to each that may be made from it.
+def _depths(
+    inputs: Mapping[str, list[str] | None], changed: Collection[str]
+) -> tuple[dict[str, int], dict[str, set[str]]]:
+    """Of each step that may be made from changed ones: how many steps lead to it at most, and from which of these.
 
     A step whose inputs nobody knows may be made from any.
     """
@@ -140,21 +149,37 @@ def _depths(inputs: Mapping[str, list[str] | None], changed: Collection[str]) ->
         for one in made_from or ():
             readers[one].append(step)
     reached = set(changed)
-    depths = dict.fromkeys(reached, 0)
+    depths, roots = dict.fromkeys(reached, 0), defaultdict[str, set[str]](set, {step: {step} for step in reached})
     unknown = {step for step, made_from in inputs.items() if made_from is None and reached - {step}}
     for depth in range(1, len(inputs) + 1):  # a longer way would go in a circle
+        for step in reached:
+            for reader in readers[step]:
+                roots[reader] |= roots[step]
+        for step in unknown:
+            roots[step] |= set(changed)
         reached = {reader for step in reached for reader in readers[step]} | unknown
         unknown = set()
         depths |= dict.fromkeys(reached, depth)
         if not reached:
             break
-    return depths
+    return depths, roots
 
 
-def _folders(store: Store) -> dict[str, Path]:
-    """The folders of finished steps, and links to such as are not there now: on a disk that is not mounted."""
-    lost = (p for p in store.folder.glob("[!.]*/*--*") if p.is_symlink() and not p.exists())
-    return store.folders() | {p.name.rpartition("--")[2]: p for p in lost}
+def _folders(store: Store, planned: Iterable[Step]) -> dict[str, Path]:
+    """The folders of finished steps, and of such as are out of reach now, behind a link to a disk that is not mounted."""
+    lost = {p.name.rpartition("--")[2]: p for p in store.folder.glob("[!.]*/*--*") if out_of_reach(p)}
+    kinds = {p.name for p in store.folder.glob("[!.]*") if out_of_reach(p)}
+    lost |= {step.id: store.folder / step.kind / f"{step.name}--{step.id}" for step in planned if step.kind in kinds}
+    return lost | store.folders()
+
+
+def out_of_reach(place: Path) -> bool:
+    """Whether it is a link that leads nowhere now."""
+    return place.is_symlink() and not is_folder(place)
+
+
+def _begun(folder: Path) -> bool:
+    return folder.is_dir() and not folder.name.startswith(GONE)
 
 
 def _begun_from(folder: Path) -> list[str] | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan
 from mixmerge.run.plans import PLAN, PLANS, read_plan
-from mixmerge.run.store import GC, GONE, Store, named_os_error, run_lease
+from mixmerge.run.store import GC, GONE, RUN, Store, named_os_error, run_lease
 
 
 @dataclass(slots=True)
@@ -86,9 +86,12 @@ def remove(garbage: Garbage, store: Store) -> None:
     """
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
-        running = {step for plan in running_studies(store, live) for step in plan.by_id}
+        plans = list(running_studies(store, live))
+        running = {step for plan in plans for step in plan.by_id}
         if not alone:
             garbage.kept.append("another one removes from this store now: nothing is removed")
+        elif of_no_plan(live, plans):
+            garbage.kept.append("a live run whose plan is not in this --out is at this store: nothing is removed")
         else:
             _remove(garbage, store, running | ({""} if live else set()))
 
@@ -124,6 +127,12 @@ def running_studies(store: Store, live: Collection[str]) -> Iterator[Plan]:
             continue
         if any(name in plan.by_id or name.startswith(run_lease(plan.study)) for name in live):
             yield plan
+
+
+def of_no_plan(live: Collection[str], plans: Iterable[Plan]) -> set[str]:
+    """The leases of live runs that none of these plans is of: by another --out, or of a plan that is not written yet."""
+    known = tuple(run_lease(plan.study) for plan in plans)
+    return {name for name in live if name.startswith(RUN) and not name.startswith(known)}
 
 
 def _weigh(found: Iterable[Unreached]) -> None:

@@ -33,6 +33,7 @@ from mixmerge.whole import write_whole
 
 SCRATCH = re.compile(r"\..+\.[0-9a-f]+")  # the name of a file that gets its own once it is whole
 STEP_ID = re.compile(r"[0-9a-f]{12}")
+RUN = "run-"  # how the leases of runs begin
 GC = "gc"  # the lease of the one that removes what no recipe reaches
 BEGUN = "step.json"  # in a partial folder: what it is of, and what that is made from
 GONE = "gone-"  # what the folder of a removed step is called while its files go
@@ -59,7 +60,7 @@ class Store:
     @cached_property
     def _finished(self) -> dict[str, Path]:
         """Id -> folder of every step with a record; read once, kept up by `commit` and `refresh`."""
-        return {p.name.rpartition("--")[2]: p for p in self.folder.glob("[!.]*/*--*") if (p / RECORD).is_file()}
+        return {p.name.rpartition("--")[2]: p for p in self.folder.glob("[!.]*/*--*") if is_file(p / RECORD)}
 
     def refresh(self) -> None:
         """Forget what was seen: other processes finish steps too."""
@@ -116,7 +117,7 @@ class Store:
 
         A folder of another name, as somebody's copy of a step beside it, is none.
         """
-        found = {p.name.rpartition("--")[2]: p for p in sorted(self.folder.glob("[!.]*/*--*")) if p.is_dir()}
+        found = {p.name.rpartition("--")[2]: p for p in sorted(self.folder.glob("[!.]*/*--*")) if is_folder(p)}
         return {step: folder for step, folder in found.items() if STEP_ID.fullmatch(step)}
 
     def remove(self, folder: Path) -> None:
@@ -215,7 +216,7 @@ class Store:
     def _made_elsewhere(self, kind: Path, step_id: str) -> Path | None:
         """The whole folder of a step that another runner finished first; a damaged one counts as absent and is moved away."""
         for old in kind.glob(f"*--{step_id}"):
-            if (old / RECORD).is_file() and _damage(old, step_id) is None:
+            if is_file(old / RECORD) and _damage(old, step_id) is None:
                 return old
             self.remove(old)
         return None
@@ -273,6 +274,16 @@ class Store:
             yield
 
 
+def is_folder(place: Path) -> bool:
+    """As `Path.is_dir`, and not where the disk, or who serves it, answers with an error."""
+    return os.path.isdir(place)  # noqa: PTH112
+
+
+def is_file(place: Path) -> bool:
+    """As `Path.is_file`, and not where the disk, or who serves it, answers with an error."""
+    return os.path.isfile(place)  # noqa: PTH113
+
+
 def holder_words(owner: Mapping[str, Any]) -> str:
     """A process by what its lease says of it."""
     known = isinstance(owner.get("pid"), int) and isinstance(owner.get("host"), str)
@@ -281,7 +292,7 @@ def holder_words(owner: Mapping[str, Any]) -> str:
 
 def run_lease(study: str) -> str:
     """How the leases of a study's runners begin."""
-    return f"run-{hashlib.sha256(study.encode()).hexdigest()[:12]}-"
+    return f"{RUN}{hashlib.sha256(study.encode()).hexdigest()[:12]}-"
 
 
 def taken_over() -> StepError:

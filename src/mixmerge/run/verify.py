@@ -7,7 +7,7 @@ record of an older mixmerge has sizes only: what could not be compared is said, 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mixmerge.errors import CheckpointError, reason
 from mixmerge.hashes import each_sha256, sha256_or_error
 from mixmerge.plan.identity import step_id
 from mixmerge.run.record import RECORD, as_written, shape_fault, step_files
-from mixmerge.run.store import read_record
+from mixmerge.run.store import is_file, read_record
 
 Progress = Callable[[int, int], None]
 Stamp = tuple[int, int]  # of a folder: its inode and its date
@@ -27,8 +27,8 @@ Stamp = tuple[int, int]  # of a folder: its inode and its date
 class Checked:
     """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with.
 
-    `changed`: bytes have changed that nobody may have noticed as they were read. `generation`: how many steps lead from such a one to
-    it, the last of them `sources`. `doubtful`: that is all that is wrong with it. `partial`: it is not finished. `seen`: the stamp of
+    `changed`: bytes have changed that nobody may have noticed as they were read. `roots`: the ids of such steps that it may be made
+    from, `generation`: through how many. `doubtful`: that is all that is wrong with it. `partial`: it is not finished. `seen`: the stamp of
     its folder when it was looked at.
     """
 
@@ -42,7 +42,7 @@ class Checked:
     changed: bool = False
     generation: int = 0
     doubtful: bool = False
-    sources: Sequence[str] = ()
+    roots: Collection[str] = ()
     partial: bool = False
     seen: Stamp | None = field(init=False)
 
@@ -111,7 +111,7 @@ def _integrity(path: Path, how: str) -> str | None:
 def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, str]]]:
     """What names, sizes and the record tell of a step, and the files whose bytes are still to be compared."""
     found = Checked(step, title_of(folder), folder)
-    if not (folder / RECORD).is_file():
+    if not is_file(folder / RECORD):
         found.problems.append(f"{RECORD} is missing")
         return found, []
     try:
@@ -129,9 +129,15 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
     found.hashed = bool(hashes) or not sizes
     there, to_read = step_files(folder), []
     for name, size in sizes.items():
-        if name not in there or not there[name].exists():
+        try:
+            has = there[name].stat().st_size
+        except (KeyError, FileNotFoundError):
             found.problems.append(f"{name} is missing")
-        elif (has := _size(there[name])) != size:
+            continue
+        except OSError as error:
+            found.problems.append(f"{name} cannot be read: {error.strerror or error}")
+            continue
+        if has != size:
             found.problems.append(f"{name} has {has:,} bytes, its record says {size:,}")
         elif isinstance(hashes.get(name), str):
             to_read.append((name, there[name], hashes[name]))
