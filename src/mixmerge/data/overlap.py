@@ -123,9 +123,9 @@ def normalised(text: str) -> str:
     # Casefolding can undo normalisation (and the reverse), so NFKC stands on both sides of it.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     folded = re.sub(r"\s+", " ", text.translate(_FOLDED)).strip()
-    if not unicodedata.is_normalized("NFKC", folded):  # what was dropped stood between parts of one character
-        return normalised(folded)
-    return folded or "".join(char for char in text if unicodedata.category(char) != "Cf").strip()
+    found = folded or "".join(char for char in text if unicodedata.category(char) != "Cf").strip()
+    # what was dropped may have stood between parts of one character
+    return found if unicodedata.is_normalized("NFKC", found) else normalised(found)
 
 
 _ARABIC: dict[int, str | None] = {
