@@ -43,16 +43,19 @@ def shown_progress() -> Iterator[Progress]:
 def _ended_by_signals(heard: list[int]) -> Iterator[None]:
     """While the block runs, SIGTERM and SIGHUP end it as Ctrl-C does, and are `heard`; one that is ignored (`nohup`) stays so.
 
-    Those that come together are one: a service manager sends two, and an exception that is raised while another one leaves a
-    lock breaks the lock. What has ended the block is ignored from then on: a terminal that closes says so more than once.
+    Those that come together are one, and so are SIGTERM and SIGHUP: a service manager sends both, and an exception that is raised
+    while another one leaves a lock breaks the lock. Where one of them has ended the block they are ignored from then on: a
+    terminal that closes says so more than once.
     """
+    asked = {signal.SIGTERM, signal.SIGHUP}
     last = -TOGETHER_S
 
     def end(number: int, frame: object) -> None:
         nonlocal last
         before, last = last, time.monotonic()
+        same = number in asked and number not in heard and bool(asked.intersection(heard))
         heard.append(number)
-        if last - before >= TOGETHER_S:
+        if last - before >= TOGETHER_S and not same:
             raise KeyboardInterrupt(signal.Signals(number).name)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -63,7 +66,7 @@ def _ended_by_signals(heard: list[int]) -> Iterator[None]:
         yield
     finally:
         for number in mine:
-            signal.signal(number, signal.SIG_IGN if number in heard and number != signal.SIGINT else before[number])
+            signal.signal(number, signal.SIG_IGN if number in asked and asked.intersection(heard) else before[number])
 
 
 def _tell(text: str) -> None:
