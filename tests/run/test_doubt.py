@@ -13,11 +13,11 @@ from damage import LAST, READER, STEP, flip, in_silence, made
 
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run import lease
-from mixmerge.run.doubt import made_from, mend
+from mixmerge.run.doubt import made_from, mend, stamps_of
 from mixmerge.run.plans import read_plan
 from mixmerge.run.record import sealed
 from mixmerge.run.store import RECORD, Store, read_json, write_json
-from mixmerge.run.verify import stamp, verify_steps
+from mixmerge.run.verify import verify_steps
 
 
 def test_what_read_changed_bytes_is_named_and_removed_with_them(tmp_path, mixmerge):
@@ -146,7 +146,7 @@ def test_what_was_removed_or_made_again_since_it_was_read_is_left(tmp_path):
     store = Store(tmp_path)
     merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
     in_silence(merge / "file")
-    stamps = {folder: stamp(folder) for folder in (merge, reader, last)}
+    stamps = stamps_of(store)
     found = verify_steps(store.folders())
     for folder in (merge, reader):
         shutil.rmtree(folder)
@@ -154,9 +154,9 @@ def test_what_was_removed_or_made_again_since_it_was_read_is_left(tmp_path):
     for step in (STEP, READER):
         made(store, step, file="some text")
     other = made(store, WHILE, file="some text")  # for the first time, and not of what had changed
-    found += made_from(found, store, stamps=stamps)
+    found += made_from(found, store)
     shutil.rmtree(last)
-    mend(found, store)
+    mend(found, store, stamps)
     assert {step.step: (step.mended, step.mend) for step in found if step.problems} == {
         WHILE.id: (False, "it was made again meanwhile; verify again"),
         LAST.id: (True, "removed; the next run makes it again"),
@@ -179,15 +179,19 @@ def test_a_copy_of_a_step_that_lies_beside_it_is_none_of_the_stores(tmp_path, mi
     assert (merge.exists(), reader.exists(), copy.exists()) == (False, False, True)
 
 
-def test_a_record_without_inputs_that_is_none_of_its_step_tells_nothing_of_them(tmp_path):
+@pytest.mark.parametrize(
+    ("what", "problem"),
+    [({}, "record.json is that of step "), ({"x": float("inf")}, "record.json is no record of a step")],
+)
+def test_a_record_without_inputs_that_is_none_of_its_step_tells_nothing_of_them(tmp_path, what, problem):
     store = Store(tmp_path)
     merge, reader = (made(store, step, file="some text") for step in (STEP, READER))
     in_silence(merge / "file")
-    write_json(reader / RECORD, {"id": READER.id, "what": {}})
+    write_json(reader / RECORD, {"id": READER.id, "what": what})
     found = verify_steps(store.folders())
     assert made_from(found, store) == []
     (bad,) = (step for step in found if step.step == READER.id)
-    assert bad.problems[0].startswith("record.json is that of step ")
+    assert bad.problems[0].startswith(problem)
     assert bad.problems[-1] == "perhaps made from merge/ties, perhaps after that had changed"
 
 
@@ -278,9 +282,9 @@ def test_what_was_made_between_the_reading_and_the_removal_keeps_what_has_change
     store = Store(tmp_path)
     merge = made(store, STEP, file="some text")
     in_silence(merge / "file")
-    stamps = {merge: stamp(merge)}
+    stamps = stamps_of(store)
     found = verify_steps(store.folders())
-    found += made_from(found, store, stamps=stamps)
+    found += made_from(found, store)
     made(store, READER, file="some text")
     mend(found, store, stamps)
     assert (merge.exists(), found[0].mend) == (True, "steps were made meanwhile, perhaps from it; verify again")

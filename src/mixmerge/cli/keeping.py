@@ -36,32 +36,33 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every file of finished steps and say what is not as its record says; exit status 1 where anything is."""
-    from mixmerge.run.doubt import made_from, mend
-    from mixmerge.run.plans import PLAN, read_plan
+    from mixmerge.run.doubt import made_from, mend, stamps_of
+    from mixmerge.run.plans import read_plan
     from mixmerge.run.runner import Study
     from mixmerge.run.store import Store
-    from mixmerge.run.verify import stamp, verify_answers, verify_steps
+    from mixmerge.run.verify import verify_answers, verify_steps
 
     if (recipe is None) != whole:
         raise UserError("give a recipe, or --store for everything that is in --out", where="mixmerge verify")
     if whole and set_:
         raise UserError("--set goes with a recipe, and --store reads what is there", where="mixmerge verify")
     store = Store(out)
-    folders, left, plans = store.folders(), 0, list["Plan"]()
+    folders, left = store.folders(), 0
+    plans: list[Plan] = []
     if recipe is not None:
         plan = plan_of(recipe, set_, out)[1]
         left = sum(step.id not in folders for step in plan.steps)
         wanted = dict.fromkeys(plan.by_id)
         plans.append(plan)
         with suppress(CheckpointError):  # as it was run last: what it was made of may have changed since
-            wanted |= dict.fromkeys(read_plan(Study(out, plan.study).folder / PLAN).by_id)
+            wanted |= dict.fromkeys(read_plan(Study(out, plan.study).plan_file).by_id)
         folders = {step: folders[step] for step in wanted if step in folders}
     elif not store.folder.is_dir():
         raise UserError("no store", where=str(store.folder), do="name the folder that was given to run as --out")
-    stamps = {folder: seen for folder in store.folders().values() if (seen := stamp(folder)) is not None}
+    stamps = stamps_of(store)
     found = verify_steps(folders, bar("verify"))
     damaged = [step for step in found if step.problems]
-    doubtful = made_from(found, store, plans, stamps)
+    doubtful = made_from(found, store, plans)
     read = {step.step for step in doubtful if not step.partial}
     found = [step for step in found if step.step not in read] + doubtful
     if mending and store.folder.is_dir():

@@ -8,37 +8,34 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
-from mixmerge.run.gc import of_no_plan, running_studies
-from mixmerge.run.plans import PLAN, PLANS, read_plan
-from mixmerge.run.store import BEGUN, GC, GONE, Store, is_folder, named_os_error, read_json, read_record
-from mixmerge.run.verify import Checked, Stamp, how_to_mend, link_of, record_problems, stamp, title_of
+from mixmerge.run.gc import running_steps
+from mixmerge.run.plans import plans_under
+from mixmerge.run.store import BEGUN, GC, GONE, Store, is_folder, read_json, read_record
+from mixmerge.run.verify import Checked, how_to_mend, link_of, record_problems, title_of
+
+Stamp = tuple[int, int]  # of a folder: its inode and its date in ns, which tell it from one in its place later
 
 
-def made_from(
-    found: Iterable[Checked],
-    store: Store,
-    plans: Iterable[Plan] = (),
-    stamps: Mapping[Path, Stamp] | None = None,
-) -> list[Checked]:
+def made_from(found: Iterable[Checked], store: Store, plans: Iterable[Plan] = ()) -> list[Checked]:
     """What of the store may have read bytes which had changed, by itself or through other steps, also such as are gone.
 
     Nobody can tell when bytes changed: dates of files may be those of a copy. Of steps in `found` that are damaged themselves it
-    is noted there. `plans`: known beside those of the store; `stamps`: of all folders, before the first of `found` was read.
+    is noted there. `plans`: known beside those of the store.
     """
     damaged = {step.step: step for step in found if step.problems}
     changed = {step.step for step in damaged.values() if step.changed}
     if not changed:
         return []
-    planned = [*_planned(store, plans)]
+    planned = [step for plan in [*plans, *plans_under(store.root)] for step in plan.steps]
     folders = _folders(store, planned)
     titles = {step.id: step.title for step in planned} | {step: title_of(folder) for step, folder in folders.items()}
-    partial = {p: p.name.rpartition("-") for p in sorted((store.folder / ".partial").glob("[!.]*-*")) if _begun(p)}
+    partial = {folder: folder.name.rpartition("-") for folder in _begun(store)}
     told = {step: _recorded_inputs(step, folder) for step, folder in folders.items()}
     begun = {step: _begun_from(folder) for folder, (_, _, step) in partial.items() if step not in told}
     inputs = _inputs(planned, told | begun)
@@ -46,8 +43,6 @@ def made_from(
     doubtful = list[Checked]()
 
     def doubt(one: Checked, made_from: list[str] | None) -> None:
-        if stamps is not None and not one.partial:
-            one.seen = stamps.get(one.folder)
         read = sorted(changed - {one.step}) if made_from is None else dict.fromkeys(made_from)
         sources = [step for step in read if step in depths]
         if sources:
@@ -70,7 +65,7 @@ def made_from(
 
 
 def mend(found: Iterable[Checked], store: Store, stamps: Mapping[Path, Stamp] | None = None) -> None:
-    """Remove what is damaged or in doubt, so that the next run makes it again; `stamps` as of `made_from`.
+    """Remove what is damaged or in doubt, so that the next run makes it again; `stamps`: `stamps_of` the store before it was read.
 
     What has changed goes last, and only where nothing is left that may have been made from it: its damage is all that tells of
     that. What a study that is running now is made of stays, and so do links.
@@ -80,27 +75,29 @@ def mend(found: Iterable[Checked], store: Store, stamps: Mapping[Path, Stamp] | 
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
         store.leases.sweep()  # those that were watched just now, and are dead
-        plans = list(running_studies(store, live))
-        running, strange = {step for plan in plans for step in plan.by_id}, of_no_plan(live, plans)
-        made = stamps is not None and any(stamp(p) != stamps.get(p) for p in store.folders().values())
+        running = running_steps(store, live)
+        now = stamps_of(store)
+        before = now if stamps is None else stamps
+        fresh = {folder for folder, found in now.items() if found != before.get(folder)}
+        made = not fresh.isdisjoint(store.folders().values())
         for step in steps:
             if not alone:
                 step.mend = "another removal is at this store; wait until it has ended"
-            elif strange:
+            elif running is None:
                 step.mend = "a live run whose plan is not in this --out is at this store; wait until that has ended"
             elif step.changed and step.step in needed:
                 step.mend = f"it stays as long as {needed[step.step]} does, which was made from it"
-            elif step.changed and made and stamp(step.folder) == step.seen:
+            elif step.folder in fresh:
+                step.mend = "it was made again meanwhile; verify again"
+            elif step.changed and made:
                 step.mend = "steps were made meanwhile, perhaps from it; verify again"
             elif link_of(step.folder) is None:
                 with store.hold(step.step, roomless=True) as held:
                     if not held or step.step in running:
                         step.mend = "a live run has it; wait until that has ended"
-                    elif (now := stamp(step.folder)) not in (None, step.seen):
-                        step.mend = "it was made again meanwhile; verify again"
                     else:
-                        if now is not None:
-                            _remove(step, store)
+                        if step.folder.exists():
+                            store.remove(step.folder)
                         step.mended, step.mend = True, "removed; the next run makes it again"
             if not step.mended:
                 needed = dict.fromkeys(step.roots, step.title) | needed
@@ -110,20 +107,14 @@ def mend(found: Iterable[Checked], store: Store, stamps: Mapping[Path, Stamp] | 
             shutil.rmtree(store.tokens, ignore_errors=True)  # rows as trainings read them
 
 
-def _remove(step: Checked, store: Store) -> None:
-    try:
-        store.remove(step.folder)
-    except OSError as error:  # a mount point
-        raise named_os_error(error, step.folder) from error
-
-
-def _planned(store: Store, plans: Iterable[Plan]) -> Iterator[Step]:
-    """The steps of these plans and of the store's studies, as they were run last."""
-    for plan in plans:
-        yield from plan.steps
-    for file in [file for name in (PLAN, PLANS) for file in (store.root / "runs").glob(f"*/{name}")]:
-        with suppress(CheckpointError):
-            yield from read_plan(file).steps
+def stamps_of(store: Store) -> dict[Path, Stamp]:
+    """What tells each folder of the store, also of partial work, from one that is put in its place later."""
+    found = {}
+    for folder in [*store.folders().values(), *_begun(store)]:
+        with suppress(OSError):  # gone since it was listed
+            stat = folder.lstat()
+            found[folder] = stat.st_ino, stat.st_mtime_ns
+    return found
 
 
 def _inputs(planned: Iterable[Step], told: Mapping[str, list[str] | None]) -> dict[str, list[str] | None]:
@@ -167,19 +158,21 @@ def _depths(
 
 def _folders(store: Store, planned: Iterable[Step]) -> dict[str, Path]:
     """The folders of finished steps, and of such as are out of reach now, behind a link to a disk that is not mounted."""
-    lost = {p.name.rpartition("--")[2]: p for p in store.folder.glob("[!.]*/*--*") if out_of_reach(p)}
-    kinds = {p.name for p in store.folder.glob("[!.]*") if out_of_reach(p)}
+    lost = {step: place for step, place in store.places() if _out_of_reach(place)}
+    kinds = {place.name for place in store.folder.glob("[!.]*") if _out_of_reach(place)}
     lost |= {step.id: store.folder / step.kind / f"{step.name}--{step.id}" for step in planned if step.kind in kinds}
     return lost | store.folders()
 
 
-def out_of_reach(place: Path) -> bool:
+def _out_of_reach(place: Path) -> bool:
     """Whether it is a link that leads nowhere now."""
     return place.is_symlink() and not is_folder(place)
 
 
-def _begun(folder: Path) -> bool:
-    return folder.is_dir() and not folder.name.startswith(GONE)
+def _begun(store: Store) -> list[Path]:
+    """The folders of partial work."""
+    found = sorted((store.folder / ".partial").glob("[!.]*-*"))
+    return [folder for folder in found if is_folder(folder) and not folder.name.startswith(GONE)]
 
 
 def _begun_from(folder: Path) -> list[str] | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan
-from mixmerge.run.plans import PLAN, PLANS, read_plan
+from mixmerge.run.plans import plans_under
 from mixmerge.run.store import GC, GONE, RUN, Store, named_os_error, run_lease
 
 
@@ -51,7 +51,7 @@ def unreached(store: Store, plans: Collection[Plan]) -> Garbage:
     live = store.leases.live()
     store.leases.sweep()  # those that were watched just now, and are dead, need not be watched again
     wanted = {step.id for plan in plans for step in plan.steps}
-    for plan in running_studies(store, live - wanted):
+    for plan in _running_studies(store, live - wanted):
         told = f"the study {plan.study} is running now: all its steps are kept"
         garbage.kept += [told] * (told not in garbage.kept)
         wanted |= plan.by_id.keys()
@@ -86,11 +86,10 @@ def remove(garbage: Garbage, store: Store) -> None:
     """
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
-        plans = list(running_studies(store, live))
-        running = {step for plan in plans for step in plan.by_id}
+        running = running_steps(store, live)
         if not alone:
             garbage.kept.append("another one removes from this store now: nothing is removed")
-        elif of_no_plan(live, plans):
+        elif running is None:
             garbage.kept.append("a live run whose plan is not in this --out is at this store: nothing is removed")
         else:
             _remove(garbage, store, running | ({""} if live else set()))
@@ -117,22 +116,20 @@ def _remove(garbage: Garbage, store: Store, running: Collection[str]) -> None:
             raise named_os_error(error, entry.folder) from error
 
 
-def running_studies(store: Store, live: Collection[str]) -> Iterator[Plan]:
+def running_steps(store: Store, live: Collection[str]) -> set[str] | None:
+    """The steps of the studies that live runs are at; None where the plan of one is not here: by another --out, or not written yet."""
+    plans = list(_running_studies(store, live))
+    known = tuple(run_lease(plan.study) for plan in plans)
+    if any(name.startswith(RUN) and not name.startswith(known) for name in live):
+        return None
+    return {step for plan in plans for step in plan.by_id}
+
+
+def _running_studies(store: Store, live: Collection[str]) -> Iterator[Plan]:
     """The plans under `runs/` that have one of these steps, or a runner that has one of these leases."""
-    files = [file for name in (PLAN, PLANS) for file in (store.root / "runs").glob(f"*/{name}")] if live else []
-    for file in sorted(files):
-        try:
-            plan = read_plan(file)
-        except CheckpointError:
-            continue
+    for plan in plans_under(store.root) if live else ():
         if any(name in plan.by_id or name.startswith(run_lease(plan.study)) for name in live):
             yield plan
-
-
-def of_no_plan(live: Collection[str], plans: Iterable[Plan]) -> set[str]:
-    """The leases of live runs that none of these plans is of: by another --out, or of a plan that is not written yet."""
-    known = tuple(run_lease(plan.study) for plan in plans)
-    return {name for name in live if name.startswith(RUN) and not name.startswith(known)}
 
 
 def _weigh(found: Iterable[Unreached]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -57,6 +59,13 @@ def read_plan(file: Path) -> Plan:
         raise CheckpointError(
             f"no plan of a study: {reason(error)}", where=str(file), do="run its recipe again"
         ) from error
+
+
+def plans_under(root: Path) -> Iterator[Plan]:
+    """The plans of the studies in an `--out` folder: as each was run last, and as running processes have it; none that is damaged."""
+    for file in sorted(file for name in (PLAN, PLANS) for file in (root / "runs").glob(f"*/{name}")):
+        with suppress(CheckpointError):
+            yield read_plan(file)
 
 
 def _check(plan: Plan) -> None:

@@ -60,7 +60,11 @@ class Store:
     @cached_property
     def _finished(self) -> dict[str, Path]:
         """Id -> folder of every step with a record; read once, kept up by `commit` and `refresh`."""
-        return {p.name.rpartition("--")[2]: p for p in self.folder.glob("[!.]*/*--*") if is_file(p / RECORD)}
+        return {step: place for step, place in self.places() if is_file(place / RECORD)}
+
+    def places(self) -> list[tuple[str, Path]]:
+        """Ids and places of finished steps in order of kind and name, whatever is there: also links that lead nowhere now."""
+        return [(place.name.rpartition("--")[2], place) for place in sorted(self.folder.glob("[!.]*/*--*"))]
 
     def refresh(self) -> None:
         """Forget what was seen: other processes finish steps too."""
@@ -117,14 +121,20 @@ class Store:
 
         A folder of another name, as somebody's copy of a step beside it, is none.
         """
-        found = {p.name.rpartition("--")[2]: p for p in sorted(self.folder.glob("[!.]*/*--*")) if is_folder(p)}
-        return {step: folder for step, folder in found.items() if STEP_ID.fullmatch(step)}
+        return {step: place for step, place in self.places() if STEP_ID.fullmatch(step) and is_folder(place)}
 
     def remove(self, folder: Path) -> None:
-        """Remove a step's folder whose lease is held: gone from its place at once, however long its files take."""
+        """Remove a step's folder whose lease is held: gone from its place at once, however long its files take.
+
+        Raises:
+            CheckpointError: it may not be removed, or is a mount point.
+        """
         gone = self.folder / ".partial" / f"{GONE}{uuid4().hex[:8]}-{folder.name}"
-        gone.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(gone)
+        try:
+            gone.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(gone)
+        except OSError as error:
+            raise named_os_error(error, folder) from error
         self.refresh()
         shutil.rmtree(gone, ignore_errors=True)  # a run that ends meanwhile removes it too
 
@@ -264,9 +274,8 @@ class Store:
             here()
             told = False
             while self.leases.path(GC).exists():
-                removing = self.leases.holder(GC)
                 if not told:
-                    waits(holder_words(removing or {}))
+                    waits(holder_words(self.leases.holder(GC) or {}))
                     told = True
                 with self.hold(GC):  # taken, and let go, once it is seen to be dead
                     pass

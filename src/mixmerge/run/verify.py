@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from mixmerge.errors import CheckpointError, reason
@@ -20,7 +20,16 @@ from mixmerge.run.record import RECORD, as_written, shape_fault, step_files
 from mixmerge.run.store import is_file, read_record
 
 Progress = Callable[[int, int], None]
-Stamp = tuple[int, int]  # of a folder: its inode and its date
+
+
+class _File(NamedTuple):
+    """A file whose bytes are to be compared: what its record says of them, its size in bytes, and how many names it has."""
+
+    name: str
+    path: Path
+    expected: str
+    size: int
+    names: int
 
 
 @dataclass(slots=True)
@@ -28,8 +37,7 @@ class Checked:
     """What was found of one step; whole where there are no problems. `hashed`: its record has hashes to compare with.
 
     `changed`: bytes have changed that nobody may have noticed as they were read. `roots`: the ids of such steps that it may be made
-    from, `generation`: through how many. `doubtful`: that is all that is wrong with it. `partial`: it is not finished. `seen`: the stamp of
-    its folder when it was looked at.
+    from, `generation`: through how many. `doubtful`: that is all that is wrong with it. `partial`: it is not finished.
     """
 
     step: str
@@ -44,10 +52,6 @@ class Checked:
     doubtful: bool = False
     roots: Collection[str] = ()
     partial: bool = False
-    seen: Stamp | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.seen = stamp(self.folder)
 
     def to_json(self) -> dict[str, Any]:
         bad = "doubtful" if self.doubtful else "damaged"
@@ -59,18 +63,18 @@ class Checked:
 def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) -> list[Checked]:
     """Compare the steps in these folders, by id, with their records; `progress` is told bytes."""
     checked = {step: _checked(step, folder) for step, folder in folders.items()}
-    to_read = [(found, name, path, expected) for found, known in checked.values() for name, path, expected in known]
-    total, done = sum(_size(path) for _, _, path, _ in to_read), 0
-    for (found, name, path, expected), got in zip(
-        to_read, each_sha256((path for _, _, path, _ in to_read), sha256_or_error), strict=True
-    ):
+    to_read = [(found, file) for found, files in checked.values() for file in files]
+    total, done = sum(file.size for _, file in to_read), 0
+    hashes = each_sha256((file.path for _, file in to_read), sha256_or_error)
+    for (found, file), got in zip(to_read, hashes, strict=True):
         if isinstance(got, OSError):
-            found.problems.append(f"{name} cannot be read: {got.strerror or got}")
-        elif got != expected:
-            others = " (and so has each of its other names: hard links)" if _names(path) > 1 else ""
-            found.problems.append(f"{name} has changed{others}: sha256 {got[:12]}, its record says {expected[:12]}")
+            found.problems.append(f"{file.name} cannot be read: {got.strerror or got}")
+        elif got != file.expected:
+            others = " (and so has each of its other names: hard links)" if file.names > 1 else ""
+            told = f"sha256 {got[:12]}, its record says {file.expected[:12]}"
+            found.problems.append(f"{file.name} has changed{others}: {told}")
             found.changed = True
-        done += _size(path)
+        done += file.size
         if progress is not None:
             progress(done, total)
     for found, _ in checked.values():
@@ -108,7 +112,7 @@ def _integrity(path: Path, how: str) -> str | None:
     return None if rows == ["ok"] else "; ".join(" ".join(row.split()) for row in rows)
 
 
-def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, str]]]:
+def _checked(step: str, folder: Path) -> tuple[Checked, list[_File]]:
     """What names, sizes and the record tell of a step, and the files whose bytes are still to be compared."""
     found = Checked(step, title_of(folder), folder)
     if not is_file(folder / RECORD):
@@ -117,43 +121,31 @@ def _checked(step: str, folder: Path) -> tuple[Checked, list[tuple[str, Path, st
     try:
         record = read_record(folder)
         found.problems += record_problems(step, record)
-        if shape_fault(record, step) is not None:
-            return found, []
-        sizes, hashes = record.get("files", {}), record.get("sha256", {})
     except CheckpointError:
         found.problems.append(f"{RECORD} cannot be read: it was cut short, or changed")
         return found, []
-    except (TypeError, ValueError, KeyError, AttributeError):
-        found.problems.append(f"{RECORD} is no record of a step")
+    if shape_fault(record, step) is not None:
         return found, []
+    sizes, hashes = record.get("files", {}), record.get("sha256", {})
     found.hashed = bool(hashes) or not sizes
-    there, to_read = step_files(folder), []
+    there, to_read = step_files(folder), list[_File]()
     for name, size in sizes.items():
         try:
-            has = there[name].stat().st_size
+            stat = there[name].stat()
         except (KeyError, FileNotFoundError):
             found.problems.append(f"{name} is missing")
             continue
         except OSError as error:
             found.problems.append(f"{name} cannot be read: {error.strerror or error}")
             continue
-        if has != size:
-            found.problems.append(f"{name} has {has:,} bytes, its record says {size:,}")
+        if stat.st_size != size:
+            found.problems.append(f"{name} has {stat.st_size:,} bytes, its record says {size:,}")
         elif isinstance(hashes.get(name), str):
-            to_read.append((name, there[name], hashes[name]))
+            to_read.append(_File(name, there[name], hashes[name], size, stat.st_nlink))
     extra = [name for name in there if name not in sizes]
     found.problems += [f"{name} is extra: its record does not name it" for name in extra]
     found.changed |= bool(extra)  # a model's folder is read by what is in it
     return found, to_read
-
-
-def stamp(folder: Path) -> Stamp | None:
-    """What tells a folder from one that was put in its place later; None where there is none."""
-    try:
-        stat = folder.lstat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
 
 
 def title_of(folder: Path) -> str:
@@ -169,7 +161,11 @@ def record_problems(step: str, record: Mapping[str, Any]) -> list[str]:
         return [f"{RECORD} has changed since it was written: its seal does not fit"]
     if "what" in record:
         told = {key: record.get(key) for key in ("kind", "revision", "what")}
-        own = step_id(told | {"inputs": {role: entry["id"] for role, entry in record.get("inputs", {}).items()}})
+        inputs = {role: entry["id"] for role, entry in record.get("inputs", {}).items()}
+        try:
+            own = step_id(told | {"inputs": inputs})
+        except (TypeError, ValueError):  # numbers and types that no identity has
+            return [f"{RECORD} is no record of a step"]
         if own != step:
             return [f"{RECORD} is that of step {own}"]
     return []
@@ -186,17 +182,3 @@ def how_to_mend(found: Checked) -> str:
         return f"{link} is a link to {link.readlink()}: look there, or remove the link"
     readers = " and what was made from it" if found.changed else ""
     return f"remove the folder {found.folder}{readers} (--mend does) and run the same command again"
-
-
-def _names(path: Path) -> int:
-    try:
-        return path.stat().st_nlink
-    except OSError:  # gone since it was read
-        return 0
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
