@@ -150,7 +150,7 @@ def test_a_file_is_carried_on_in_the_batches_that_it_was_begun_with(talker: Path
     with pytest.raises(KeyboardInterrupt):
         generate(small, asked, out, SETTINGS, progress=stop)
     begun = out.with_name("out.batches")
-    assert json.loads(begun.read_text(encoding="utf-8")) == plan
+    assert json.loads(begun.read_text(encoding="utf-8").partition("\n")[0]) == plan
     with out.open("ab") as file:
         file.write(b'{"prompt_id": "s/en')
     assert generate(large, asked, out, SETTINGS)["resumed"] == plan[0] + plan[1]

@@ -202,6 +202,48 @@ def test_a_file_cut_anywhere_is_carried_on_to_the_same_bytes(tmp_path: Path, kep
     }
 
 
+@pytest.mark.parametrize("place", range(0, 500, 23))
+def test_a_batch_in_which_a_bit_has_flipped_is_answered_again_with_what_follows(tmp_path, caplog, place):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    generate(Scripted(), prompts(10), whole, SETTINGS, batch_size=3)
+    interrupted(out, after=6)
+    data = bytearray(out.read_bytes())
+    data[place % len(data)] ^= 4
+    out.write_bytes(data)
+    lengths = [len(line) + 1 for line in whole.read_bytes().split(b"\n")]
+    kept = 3 * (place % len(data) >= sum(lengths[:3]))
+    assert generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3)["resumed"] == kept
+    assert out.read_bytes() == whole.read_bytes()
+    (message,) = caplog.messages
+    assert message == f"{out}: batch {kept // 3 + 1} has changed since it was written: answered again from there on"
+
+
+@pytest.mark.parametrize(("digests", "resumed"), [(1, 3), (0, 0), (None, 6)])
+def test_a_batch_whose_digest_a_kill_left_unwritten_is_answered_again(tmp_path, caplog, digests, resumed):
+    """None: the file of an older mixmerge, which wrote no digests."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    generate(Scripted(), prompts(10), whole, SETTINGS, batch_size=3)
+    interrupted(out, after=6)
+    plan = tmp_path / "out.batches"
+    lines = plan.read_text().splitlines(keepends=True)
+    assert len(lines) == 3, "the sizes and a digest for each batch that is there"
+    plan.write_text(lines[0].rstrip() if digests is None else "".join(lines[: 1 + digests]))
+    assert generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3)["resumed"] == resumed
+    assert out.read_bytes() == whole.read_bytes()
+    assert caplog.messages == []
+
+
+def interrupted(out: Path, *, after: int) -> None:
+    """Answer so many of ten prompts, three at a time."""
+
+    def stop(done: int, _: int) -> None:
+        if done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3, progress=stop)
+
+
 def test_carrying_on_with_another_batch_size_keeps_what_is_whole_and_completes_the_rows(tmp_path: Path) -> None:
     out = tmp_path / "out"
     generate(Scripted(), prompts(10), out, SETTINGS, batch_size=4)

@@ -72,11 +72,30 @@ def test_batches_of_other_prompts_are_refused_with_what_to_remove(engine, prompt
     assert [path.name for path in tmp_path.iterdir()] == [BATCHES]
 
 
-def test_a_batch_that_lost_rows_is_found_when_all_are_joined(engine, prompts, tmp_path):
+@pytest.mark.parametrize("damage", ["lost rows", "flipped"])
+def test_a_batch_that_has_changed_is_found_when_all_are_joined_and_answered_again(
+    engine, prompts, tmp_path, damage, caplog
+):
+    def share():
+        generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
+
+    share()
+    (first,) = tmp_path.glob("batch-000000-*.jsonl")
+    whole = first.read_bytes()
+    first.write_bytes(whole.partition(b"\n")[2] if damage == "lost rows" else whole[:-9] + b"x" + whole[-8:])
+    with pytest.raises(CheckpointError, match="batch-000000: no process has answered this batch; run it again"):
+        join_shares(tmp_path, tmp_path / "joined.jsonl")
+    assert caplog.messages == [f"{first} has changed since it was written: answered again"]
+    share()
+    assert first.read_bytes() == whole
+    assert join_shares(tmp_path, tmp_path / "joined.jsonl")["rows"] == len(prompts)
+
+
+def test_batches_that_hold_too_few_rows_are_refused_when_they_are_joined(engine, prompts, tmp_path):
     generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
-    first = tmp_path / "batch-000000.jsonl"
-    first.write_text(first.read_text().partition("\n")[2], encoding="utf-8")
-    with pytest.raises(CheckpointError, match=rf"{len(prompts) - 1} rows for {len(prompts)} prompts"):
+    sizes = json.loads((tmp_path / BATCHES).read_text())
+    (tmp_path / BATCHES).write_text(json.dumps([sizes[0] + 1, *sizes[1:]]))
+    with pytest.raises(CheckpointError, match=rf"{len(prompts)} rows for {len(prompts) + 1} prompts"):
         join_shares(tmp_path, tmp_path / "joined.jsonl")
 
 

@@ -85,6 +85,19 @@ def test_a_damaged_file_is_made_anew(asked, tmp_path, damage):
     assert [f.name for f in (tmp_path / "cache").iterdir()] == [file.name]
 
 
+def test_a_file_in_which_a_bit_has_flipped_anywhere_is_made_anew_and_named(asked, tmp_path, caplog):
+    asked()
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 97):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        assert asked()[1], place
+        assert file.read_bytes() == whole
+    assert set(caplog.messages) == {f"{file} has changed since it was written: tokenised again"}
+
+
 def test_without_a_folder_nothing_is_kept(model, tmp_path):
     made = kept_tokens(None, model, ["rows"], Tokenised, lambda: tokenise(ROWS, tiny_tokenizer(), 40))
     assert len(made.ids) == 5

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -53,6 +54,33 @@ def test_a_checkpoint_with_a_file_cut_or_missing_is_not_whole(tmp_path, name, da
         file.unlink()
     assert last_whole(tmp_path, "t") is None
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "deep/optimizer.pt"])
+def test_a_checkpoint_whose_bytes_have_changed_is_not_carried_on_from_and_is_named(tmp_path, caplog, name):
+    folder = checkpoint(tmp_path, 5, "t")
+    file = folder / name
+    file.write_bytes(b"z" + file.read_bytes()[1:])
+    assert last_whole(tmp_path, "t", read=False) == folder, "of a group, one process reads them"
+    assert last_whole(tmp_path, "t") is None
+    assert not folder.exists()
+    assert caplog.messages == [f"{file} has changed since it was written: not carried on from"]
+
+
+def test_a_checkpoint_of_an_older_mixmerge_has_no_digests_and_is_whole_by_its_sizes(tmp_path, caplog):
+    folder = checkpoint(tmp_path, 5, "t")
+    marker = json.loads((folder / MARKER).read_text())
+    assert marker.pop("xxh3").keys() == marker["files"].keys()
+    (folder / MARKER).write_text(json.dumps(marker))
+    assert last_whole(tmp_path, "t") == folder
+    assert caplog.messages == []
+
+
+def test_weights_that_are_shared_out_among_machines_are_not_read_back_by_one(tmp_path):
+    folder = checkpoint(tmp_path, 5)
+    mark_whole(folder, "t", fsdp=True)
+    assert json.loads((folder / MARKER).read_text())["xxh3"] == {}
+    assert last_whole(tmp_path, "t", fsdp=True) == folder
 
 
 def test_a_checkpoint_of_another_training_is_refused_and_kept(tmp_path):

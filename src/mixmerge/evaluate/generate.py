@@ -3,18 +3,22 @@
 An engine turns texts into completions; `generate` keeps the file. Prompts are sorted by length, so a batch pads little.
 How they are cut into batches depends on what the engine may hold here and now, and the shape of a batch can change the last
 bits of its arithmetic: so the batches are written beside the file before its first row, and a call that carries on keeps to
-them. Rows are appended and synced a batch at a time: what is on disk is always whole batches of one fixed order plus at
-most one torn batch, which is cut off and made again. So a killed run that is called again ends with the same file.
+them. Rows are appended and synced a batch at a time, then the batch's digest is written beside: what is on disk is whole
+batches of one fixed order, and what follows the last that is as its digest says is cut off and made again. So a killed run
+that is called again ends with the same file.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.batches import plan_batches
@@ -35,6 +39,7 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None] | None
+log = logging.getLogger(__name__)
 REASONS = 3  # of a server that would not answer, told in the result
 
 
@@ -63,11 +68,11 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} is not positive")
     ordered, lengths = ordered_by_length(engine, prompts)
-    sizes = _recorded(out, len(ordered))
+    sizes, digests = _recorded(out, len(ordered))
     planned = sizes or cut(engine, ordered, lengths, settings, batch_size)
-    rows = _recover(out, ordered, planned)
+    rows = _recover(out, ordered, planned, digests)
     resumed = len(rows)
-    if sizes is None and resumed < len(ordered):
+    if resumed < len(ordered):
         _record(out, planned)
     with out.open("ab") as file:
         for end, size in zip(accumulate(planned), planned, strict=True):
@@ -77,9 +82,12 @@ def generate(
                 progress(len(rows), len(ordered))
             fresh = answered(engine, ordered[end - size : end], lengths, settings)
             # one write, so that a kill leaves either no row of the batch or a stump that _recover cuts off
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh).encode())
+            batch = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh).encode()
+            file.write(batch)
             file.flush()
             os.fsync(file.fileno())
+            with _plan_of(out).open("ab") as plan:  # a digest that is lost costs its batch
+                plan.write(f"{digest(batch)}\n".encode())
             rows += fresh
     _plan_of(out).unlink(missing_ok=True)
     if progress:
@@ -167,30 +175,50 @@ def _plan_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.batches")
 
 
-def _recorded(out: Path, prompts: int) -> list[int] | None:
-    """The batches that the file was begun with; None where it was not, or is finished."""
+def digest(batch: bytes) -> str:
+    """What tells a batch's rows from such as have changed since."""
+    return xxhash.xxh3_128(batch).hexdigest()
+
+
+def _recorded(out: Path, prompts: int) -> tuple[list[int] | None, list[str]]:
+    """The sizes of the batches that the file was begun with, and the digests of those in it; None where it was not, or is finished."""
     place = _plan_of(out)
     if not place.exists():
-        return None
+        return None, []
+    first, *digests = place.read_text(encoding="utf-8", errors="replace").split("\n")
     try:
-        sizes = json.loads(place.read_bytes())
+        sizes = json.loads(first)
         whole = sum(sizes) == prompts and all(isinstance(size, int) and size > 0 for size in sizes)
     except (ValueError, TypeError):
         whole = False
     if not whole:
         what = f"not the batches of {prompts} prompts"
         raise CheckpointError(what, where=str(place), do=f"delete it and {out.name} to generate afresh")
-    return list(sizes)
+    return list(sizes), digests
 
 
 def _record(out: Path, sizes: Sequence[int]) -> None:
-    write_whole(_plan_of(out), json.dumps(sizes))
+    """Write down the batches, and the digests of those that are in `out`."""
+    digests = [digest(batch) for batch in _batches(out, sizes)]
+    write_whole(_plan_of(out), "\n".join([json.dumps(sizes), *digests, ""]))
 
 
-def _recover(out: Path, ordered: Sequence[Prompt], sizes: Sequence[int]) -> list[dict[str, Any]]:
+def _batches(out: Path, sizes: Sequence[int]) -> Iterator[bytes]:
+    """The bytes of each whole batch in `out`."""
+    lines = out.read_bytes().splitlines(keepends=True) if out.exists() else []
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        if end <= len(lines) and lines[end - 1].endswith(b"\n"):
+            yield b"".join(lines[end - size : end])
+
+
+def _recover(
+    out: Path, ordered: Sequence[Prompt], sizes: Sequence[int], digests: Sequence[str]
+) -> list[dict[str, Any]]:
     """The rows of whole batches already in `out`; whatever follows them is cut off the file."""
     if not out.exists():
         return []
+    if digests:
+        _cut(out, _as_written(out, sizes, digests))
     rows, _, size = _scan(out)
     for number, (row, prompt) in enumerate(zip(rows, ordered, strict=False), 1):
         if row["prompt_id"] != prompt.id:
@@ -205,10 +233,26 @@ def _recover(out: Path, ordered: Sequence[Prompt], sizes: Sequence[int]) -> list
     rows = rows[: max((end for end in accumulate(sizes) if end <= len(rows)), default=0)]
     keep = sum(len(line) + 1 for line in out.read_bytes().split(b"\n")[: len(rows)])
     if keep != size:
-        with out.open("r+b") as file:
-            file.truncate(keep)
-            os.fsync(file.fileno())
+        _cut(out, keep)
     return rows
+
+
+def _as_written(out: Path, sizes: Sequence[int], digests: Sequence[str]) -> int:
+    """The bytes of the batches up to the first that is not as its digest says, or has none."""
+    keep = 0
+    for number, (batch, told) in enumerate(zip(_batches(out, sizes), digests, strict=False), 1):
+        if digest(batch) != told:
+            if told:
+                log.warning("%s: batch %d has changed since it was written: answered again from there on", out, number)
+            break
+        keep += len(batch)
+    return keep
+
+
+def _cut(out: Path, keep: int) -> None:
+    with out.open("r+b") as file:
+        file.truncate(keep)
+        os.fsync(file.fileno())
 
 
 def _scan(path: Path) -> tuple[list[dict[str, Any]], int, int]:

@@ -1,13 +1,14 @@
 """Generation that several processes share: each answers whole batches, which are joined in the order of one process.
 
 The batches are cut once, by whichever process comes first, and every process keeps to them; each batch is a file that is there
-whole or not at all. So what a batch gives does not depend on who answers it, a killed generation carries on with any number
+whole or not at all, and named by its number and its digest. So what a batch gives does not depend on who answers it, a killed generation carries on with any number
 of processes, and the joined file has the very bytes that one process writes.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from itertools import accumulate
@@ -17,11 +18,13 @@ from uuid import uuid4
 
 from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.engine import Engine, GenerationSettings
-from mixmerge.evaluate.generate import Progress, account, answered, cut, ordered_by_length, read_responses
+from mixmerge.evaluate.generate import Progress, account, answered, cut, digest, ordered_by_length, read_responses
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.whole import write_whole
 
 BATCHES = "batches.json"
+
+log = logging.getLogger(__name__)
 
 
 def generate_share(
@@ -44,12 +47,12 @@ def generate_share(
     own = [(at, end) for at, end in enumerate(accumulate(sizes)) if at % of == number]
     done, total = 0, sum(sizes[at] for at, _ in own)
     for at, end in own:
-        file = _file(folder, at)
-        if not file.exists():
+        if _file(folder, at) is None:
             if progress:
                 progress(done, total)
             rows = answered(engine, ordered[end - sizes[at] : end], lengths, settings)
-            write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            batch = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_whole(folder / f"{_name(at)}-{digest(batch.encode())}.jsonl", batch)
         done += sizes[at]
     if progress:
         progress(done, total)
@@ -62,11 +65,13 @@ def join_shares(folder: Path, out: Path) -> dict[str, Any]:
         CheckpointError: a batch is not there.
     """
     sizes = json.loads((folder / BATCHES).read_bytes())
-    files = [_file(folder, at) for at in range(len(sizes))]
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError("no process has answered this batch", where=str(file), do="run it again to carry on")
-    write_whole(out, "".join(file.read_text(encoding="utf-8") for file in files))
+    batches = []
+    for at in range(len(sizes)):
+        if (file := _file(folder, at)) is None:
+            where = str(folder / _name(at))
+            raise CheckpointError("no process has answered this batch", where=where, do="run it again to carry on")
+        batches.append(file.read_text(encoding="utf-8"))
+    write_whole(out, "".join(batches))
     rows = read_responses(out)
     if len(rows) != sum(sizes):
         do = f"remove {folder} and run it again"
@@ -91,5 +96,15 @@ def _agreed(folder: Path, mine: Sequence[int], prompts: int) -> list[int]:
     return list(sizes)
 
 
-def _file(folder: Path, at: int) -> Path:
-    return folder / f"batch-{at:06d}.jsonl"
+def _name(at: int) -> str:
+    return f"batch-{at:06d}"
+
+
+def _file(folder: Path, at: int) -> Path | None:
+    """The batch's file; one whose bytes have changed since it was written is removed."""
+    for file in folder.glob(f"{_name(at)}-*.jsonl"):
+        if file.stem == f"{_name(at)}-{digest(file.read_bytes())}":
+            return file
+        log.warning("%s has changed since it was written: answered again", file)
+        file.unlink(missing_ok=True)
+    return None

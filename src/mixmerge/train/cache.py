@@ -1,23 +1,28 @@
 """Tokenised rows on disk, for whoever trains on the same: a group's processes, a training that carries on, other trainings.
 
-One idea: a file is named by all that its ids follow from, so it is right or not there; it appears whole, and is read by
-mapping it into memory, of which the processes of a machine then share one copy.
+One idea: a file is named by all that its ids follow from and by the digest of its bytes, so it is right or not there; it
+appears whole, and is read by mapping it into memory, of which the processes of a machine then share one copy.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import xxhash
+
 from mixmerge.model.folder import TOKENIZER_FILES
 from mixmerge.train import group
 from mixmerge.train.tokens import Tokenised, TokenisedPairs
 
+log = logging.getLogger(__name__)
 T = TypeVar("T", Tokenised, TokenisedPairs)
 FORMAT = 1
 COUNTS = ("kept", "truncated", "dropped", "diverging")
@@ -26,18 +31,17 @@ COUNTS = ("kept", "truncated", "dropped", "diverging")
 def kept_tokens(folder: Path | None, model: Path, told: Sequence[Any], kind: type[T], make: Callable[[], T]) -> T:
     """What `make` gives, from `folder` where it has been made before; of a group the first process makes it for all.
 
-    `told` with the tokenizer of `model` is all that it follows from; without a folder it is made and not kept. A file that
-    cannot be read is made anew.
+    `told` with the tokenizer of `model` is all that it follows from; without a folder it is made and not kept. A file whose
+    bytes have changed since it was written is made anew.
     """
     if folder is None:
         return make()
     name = hashlib.sha256(json.dumps([FORMAT, kind.__name__, *told, _tokenizer(model)]).encode()).hexdigest()
-    file = folder / f"{name[:32]}.arrow"
     with group.first_before_others():
-        found = _read(file, kind)
+        found = _read(folder, name[:32], kind)
         if found is None:
             found = make()
-            _write(file, found)
+            _write(folder, name[:32], found)
     return found
 
 
@@ -48,7 +52,7 @@ def _tokenizer(model: Path) -> list[tuple[str, str]]:
     return [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
 
 
-def _write(file: Path, tokens: Tokenised | TokenisedPairs) -> None:
+def _write(folder: Path, name: str, tokens: Tokenised | TokenisedPairs) -> None:
     import pyarrow as arrow
 
     lists = arrow.large_list(arrow.int32())
@@ -56,22 +60,36 @@ def _write(file: Path, tokens: Tokenised | TokenisedPairs) -> None:
     table = arrow.table(columns).replace_schema_metadata(
         {"counts": json.dumps({name: getattr(tokens, name) for name in COUNTS})}
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{uuid4().hex}.part")  # other machines write here too
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{name}.{uuid4().hex}.part"  # other machines write here too
     with arrow.ipc.new_file(str(partial), table.schema) as out:
         out.write_table(table, max_chunksize=max(1, table.num_rows))  # in one piece, which is read without a copy
-    partial.replace(file)
+    partial.replace(folder / f"{name}-{_digest(_mapped(partial))}.arrow")
 
 
-def _read(file: Path, kind: type[T]) -> T | None:
+def _read(folder: Path, name: str, kind: type[T]) -> T | None:
     import pyarrow as arrow
 
-    try:
-        table = arrow.ipc.open_file(arrow.memory_map(str(file))).read_all()
-        columns: dict[str, Any] = {name: _rows(table.column(name)) for name in kind.columns}
-        return kind(**columns, **json.loads(table.schema.metadata[b"counts"]))
-    except (OSError, arrow.ArrowInvalid, KeyError, TypeError, ValueError):
-        return None
+    for file in folder.glob(f"{name}-*.arrow"):
+        with suppress(FileNotFoundError):  # removed since it was listed
+            held = _mapped(file)
+            if file.stem == f"{name}-{_digest(held)}":  # asked first: of other bytes arrow may crash
+                table = arrow.ipc.open_file(held).read_all()
+                columns: dict[str, Any] = {column: _rows(table.column(column)) for column in kind.columns}
+                return kind(**columns, **json.loads(table.schema.metadata[b"counts"]))
+            log.warning("%s has changed since it was written: tokenised again", file)
+            file.unlink()
+    return None
+
+
+def _mapped(file: Path) -> Any:
+    import pyarrow as arrow
+
+    return arrow.memory_map(str(file)).read_buffer() if file.stat().st_size else arrow.py_buffer(b"")
+
+
+def _digest(held: Any) -> str:
+    return xxhash.xxh3_128(held).hexdigest()
 
 
 def _rows(column: Any) -> list[Any]:

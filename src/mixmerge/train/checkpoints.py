@@ -1,32 +1,41 @@
 """Which trainer checkpoints of a work folder can be carried on from.
 
-One idea: a checkpoint counts only once a marker stands in it, written last, that lists every file with its size and
-says which training it belongs to; whatever a kill left without one is removed. The one before is removed only after
-the marker is on disk, so a kill at any moment leaves a whole checkpoint or none was due yet.
+One idea: a checkpoint counts only once a marker stands in it, written last, that lists every file with its size and its
+digest and says which training it belongs to; whatever a kill left without one is removed, and so is one whose bytes have
+changed since. The one before is removed only after the marker is on disk, so a kill at any moment leaves a whole checkpoint
+or none was due yet.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
+
+import xxhash
 
 from mixmerge.errors import StepError
 
 MARKER = "whole.json"
 PREFIX = "checkpoint-"
+PIECE = 16 << 20  # bytes read at once
+
+log = logging.getLogger(__name__)
 
 
 def mark_whole(checkpoint: Path, training: str, *, fsdp: bool = False) -> None:
     """Mark a finished checkpoint of the training with the identity `training`, then remove all others beside it.
 
-    `fsdp`: its weights are shared out among files.
+    `fsdp`: its weights are shared out among files, which other machines may have written; so no process reads them all.
     """
-    sizes = {str(f.relative_to(checkpoint)): f.stat().st_size for f in sorted(checkpoint.rglob("*")) if f.is_file()}
+    files = {str(f.relative_to(checkpoint)): f for f in sorted(checkpoint.rglob("*")) if f.is_file()}
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    digests = {} if fsdp else {name: _digest(file) for name, file in files.items()}
     partial = checkpoint / f"{MARKER}.part"
     with partial.open("w", encoding="utf-8") as stream:
-        json.dump({"training": training, "fsdp": fsdp, "files": sizes}, stream)
+        json.dump({"training": training, "fsdp": fsdp, "files": sizes, "xxh3": digests}, stream)
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(checkpoint / MARKER)
@@ -35,8 +44,10 @@ def mark_whole(checkpoint: Path, training: str, *, fsdp: bool = False) -> None:
             shutil.rmtree(other)
 
 
-def last_whole(work: Path, training: str, *, fsdp: bool = False) -> Path | None:
+def last_whole(work: Path, training: str, *, fsdp: bool = False, read: bool = True) -> Path | None:
     """The newest whole checkpoint in `work`, or None; those that are not whole are removed.
+
+    `read`: also those whose bytes have changed, which the log tells; of a group, one process reads them all.
 
     Raises:
         StepError: the newest belongs to another training (other data, settings or model), or its weights are shared out
@@ -45,6 +56,9 @@ def last_whole(work: Path, training: str, *, fsdp: bool = False) -> Path | None:
     whole: list[tuple[int, tuple[str, bool], Path]] = []
     for folder in work.glob(f"{PREFIX}*"):
         found = _owner(folder)
+        if found is not None and read and (changed := _changed(folder)):
+            log.warning("%s has changed since it was written: not carried on from", folder / changed)
+            found = None
         if found is None:
             shutil.rmtree(folder)
         else:
@@ -77,3 +91,19 @@ def _owner(folder: Path) -> tuple[str, bool] | None:
         return str(marker["training"]), bool(marker.get("fsdp"))
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _changed(folder: Path) -> str | None:
+    """The first file of a whole checkpoint that has other bytes than were written, as far as its marker tells."""
+    digests = json.loads((folder / MARKER).read_text(encoding="utf-8")).get("xxh3", {})
+    return next((name for name, digest in digests.items() if _digest(folder / name) != digest), None)
+
+
+def _digest(file: Path) -> str:
+    """Of all bytes: ten times as fast as a sha256, since every checkpoint of a training waits for it."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb", buffering=0) as stream:
+        piece = memoryview(bytearray(PIECE))
+        while got := stream.readinto(piece):
+            digest.update(piece[:got])
+    return digest.hexdigest()

@@ -127,7 +127,7 @@ def _fit(
     training = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     place.work.mkdir(parents=True, exist_ok=True)
     with group.first_before_others():
-        checkpoint = last_whole(place.work, training, fsdp=group.devices().fsdp)
+        checkpoint = last_whole(place.work, training, fsdp=group.devices().fsdp, read=group.first())
     gc.collect()  # what an earlier training of this process left in cycles
     with _no_bars():
         with group.first_alone_loads():
