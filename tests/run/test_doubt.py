@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from damage import LAST, READER, STEP, flip, in_silence, made
 
+from mixmerge.errors import CheckpointError
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run import lease
 from mixmerge.run.doubt import made_from, mend, stamps_of
@@ -292,6 +294,96 @@ def test_what_was_made_between_the_reading_and_the_removal_keeps_what_has_change
     found += made_from(found, store)
     mend(found, store)
     assert Store(tmp_path).folders() == {}
+
+
+def test_work_that_was_begun_between_the_reading_and_the_removal_keeps_what_has_changed(tmp_path):
+    store = Store(tmp_path)
+    merge = made(store, STEP, file="some text")
+    in_silence(merge / "file")
+    stamps = stamps_of(store)
+    found = verify_steps(store.folders())
+    found += made_from(found, store)
+    store.begin(READER)  # by a run that has ended by now
+    mend(found, store, stamps)
+    assert (merge.exists(), found[0].mend) == (True, "steps were made meanwhile, perhaps from it; verify again")
+
+
+def test_what_a_live_run_makes_meanwhile_does_not_keep_what_no_step_of_it_reads(tmp_path):
+    store = Store(tmp_path)
+    apart = Step("merge", "linear", {"weight": 0.5})
+    merge, other = (made(store, step, file="some text") for step in (STEP, apart))
+    in_silence(merge / "file")
+    (store.root / "runs/while").mkdir(parents=True)
+    write_json(store.root / "runs/while/plan.json", Plan("while", (apart,), {}).to_json())
+    with store.at_work("while"):
+        stamps = stamps_of(store)
+        found = verify_steps({STEP.id: merge})
+        found += made_from(found, store)
+        shutil.rmtree(other)
+        made(store, apart, file="some text")
+        mend(found, store, stamps)
+    assert (merge.exists(), other.exists()) == (False, True)
+
+
+def test_a_step_that_cannot_be_removed_is_told_with_the_rest_and_keeps_what_it_was_made_of(
+    tmp_path, mixmerge, monkeypatch
+):
+    out = tmp_path / "out"
+    store = Store(out)
+    merge, reader, last = (made(store, step, file="some text") for step in (STEP, READER, LAST))
+    in_silence(merge / "file")
+    remove = Store.remove
+
+    def busy(store: Store, folder: Path) -> None:
+        if folder == reader:
+            raise CheckpointError("device or resource busy", where=str(folder))
+        remove(store, folder)
+
+    monkeypatch.setattr(Store, "remove", busy)
+    status, told, err = mixmerge("verify", "--store", "--mend", "--out", out)
+    assert (status, err) == (1, "")
+    assert f"to mend it: it cannot be removed: {reader}: device or resource busy" in told
+    assert "it stays as long as generate/ties.general does, which was made from it" in told
+    assert (merge.exists(), reader.exists(), last.exists()) == (True, True, False)
+    monkeypatch.undo()
+    assert mixmerge("verify", "--store", "--mend", "--out", out)[0] == 0
+    assert store.folders() == {}
+
+
+def test_a_store_that_cannot_be_written_is_read_and_told_of_all_the_same(tmp_path, mixmerge):
+    out = tmp_path / "out"
+    merge = made(Store(out), STEP, file="some text")
+    shutil.rmtree(out / "store" / ".leases", ignore_errors=True)
+    (out / "store" / ".leases").write_text("no folder, and root may write anywhere")
+    assert mixmerge("verify", "--store", "--mend", "--out", out)[:2] == (0, "1 finished steps: 1 whole, 0 damaged\n")
+    in_silence(merge / "file")
+    status, told, err = mixmerge("verify", "--store", "--mend", "--out", out)
+    assert (status, err) == (1, "")
+    assert "merge/ties" in told
+    assert f"to mend it: nothing can be removed: {out / 'store' / '.leases'}" in told
+    assert merge.exists()
+
+
+def test_unfinished_work_is_counted_apart_from_finished_steps(tmp_path, mixmerge):
+    out = tmp_path / "out"
+    store = Store(out)
+    in_silence(made(store, STEP, file="some text") / "file")
+    store.begin(READER)
+    told = mixmerge("verify", "--store", "--out", out)[1]
+    assert told.endswith("1 finished steps: 0 whole, 1 damaged, 0 made from these; 1 unfinished begun from these\n")
+    steps = json.loads(mixmerge("verify", "--store", "--json", "--out", out)[1])["steps"]
+    assert [(step["step"], step["partial"]) for step in steps] == [
+        ("merge/ties", False),
+        ("partial work of generate", True),
+    ]
+
+
+def test_a_name_of_a_file_that_would_steer_the_terminal_is_printed_as_its_escape(tmp_path, mixmerge):
+    merge = made(Store(tmp_path / "out"), STEP, file="some text")
+    (merge / "x\n\x1b[31mred").write_text("extra")
+    told = mixmerge("verify", "--store", "--out", tmp_path / "out")[1]
+    assert "\x1b" not in told
+    assert r"x\n\x1b[31mred is extra: its record does not name it" in told
 
 
 def test_while_a_run_is_live_whose_plan_is_nowhere_nothing_is_removed(tmp_path, mixmerge):

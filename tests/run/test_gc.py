@@ -256,6 +256,13 @@ def test_a_runner_at_work_loses_nothing_to_one_that_removes_again_and_again(chai
     assert list(store.leases.folder.iterdir()) == []
 
 
+def test_a_folder_that_has_no_store_gets_none(tmp_path):
+    store = Store(tmp_path / "typo")
+    garbage = unreached(store, [PLAN])
+    remove(garbage, store)
+    assert (garbage.found, garbage.kept, list(tmp_path.iterdir())) == ([], [], [])
+
+
 def test_a_runner_that_has_no_step_in_its_hands_keeps_its_study_all_the_same(store):
     (store.root / "runs/old").mkdir(parents=True)
     write_json(store.root / "runs/old/plan.json", Plan("old", (OLD,), {}).to_json())

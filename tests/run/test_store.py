@@ -219,6 +219,16 @@ def test_a_damaged_record_is_named_and_its_step_counts_as_not_done(store, text):
     assert store.damage(STEP.id) == "record.json cannot be read"
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_record_that_names_what_no_file_can_be_called_is_damage(store, name):
+    store.begin(STEP)
+    folder = store.commit(STEP, {})
+    (folder / RECORD).write_text(json.dumps({"id": STEP.id, "files": {name: 3}}))
+    store.refresh()
+    assert store.find(STEP.id) is None
+    assert store.damage(STEP.id) == f"{name} is missing"
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"a": "é"})

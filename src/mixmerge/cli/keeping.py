@@ -14,6 +14,7 @@ from mixmerge.cli.options import JsonOption, OutOption, SetOption, app
 from mixmerge.cli.printing import bar, print_json, print_notes
 from mixmerge.errors import MOST_NAMES, CheckpointError, UserError
 from mixmerge.run import DEFAULT_OUT
+from mixmerge.terminal import visible
 
 if TYPE_CHECKING:
     from mixmerge.plan.graph import Plan
@@ -67,7 +68,8 @@ def verify(
     found = [step for step in found if step.step not in read] + doubtful
     if mending and store.folder.is_dir():
         mend(found, store, stamps)
-    finished, old = sum(not step.partial for step in found), sum(not step.hashed for step in found)
+    finished, begun = sum(not step.partial for step in found), sum(step.partial for step in found)
+    old = sum(not step.hashed for step in found)
     whole_ones = sum(not step.problems for step in found)
     answers = verify_answers(store.answers)
     wrong = answers is not None or any(step.problems and not step.mended for step in found)
@@ -79,14 +81,15 @@ def verify(
     else:
         for step in [*damaged, *doubtful]:
             for problem in step.problems:
-                print(f"{step.title}  {step.step}  {problem}")
-            print(f"  to mend it: {step.mend}" if not step.mended else f"  {step.mend}")
+                print(visible(f"{step.title}  {step.step}  {problem}"))
+            print(visible(f"  to mend it: {step.mend}" if not step.mended else f"  {step.mend}"))
         if answers is not None:
             print(f"{store.answers}: damaged: {answers}")
             print(
                 "  to mend it: save what can be read with `sqlite3 FILE .recover`; removed, all is asked and paid anew"
             )
-        rest = f", {len(doubtful)} made from these" * bool(doubtful) + f", {left} not done" * bool(left)
+        rest = f", {len(doubtful) - begun} made from these" * bool(doubtful) + f", {left} not done" * bool(left)
+        rest += f"; {begun} unfinished begun from these" * bool(begun)
         print(f"{finished} finished steps: {whole_ones} whole, {len(damaged)} damaged{rest}")
         if old:
             names = ", ".join([step.title for step in found if not step.hashed][:MOST_NAMES]) + ", ..." * (

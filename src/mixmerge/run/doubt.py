@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,9 +68,17 @@ def mend(found: Iterable[Checked], store: Store, stamps: Mapping[Path, Stamp] | 
     """Remove what is damaged or in doubt, so that the next run makes it again; `stamps`: `stamps_of` the store before it was read.
 
     What has changed goes last, and only where nothing is left that may have been made from it: its damage is all that tells of
-    that. What a study that is running now is made of stays, and so do links.
+    that. What a study that is running now is made of stays, and so do links, and what the system lets nobody remove.
     """
     steps = sorted((step for step in found if step.problems), key=lambda step: (step.changed, -step.generation))
+    try:
+        _mend(steps, store, stamps)
+    except CheckpointError as error:  # the store cannot be written at all
+        for step in (step for step in steps if not step.mended):
+            step.mend = f"nothing can be removed: {error}"
+
+
+def _mend(steps: Sequence[Checked], store: Store, stamps: Mapping[Path, Stamp] | None) -> None:
     needed: dict[str, str] = {}
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
@@ -79,7 +87,7 @@ def mend(found: Iterable[Checked], store: Store, stamps: Mapping[Path, Stamp] | 
         now = stamps_of(store)
         before = now if stamps is None else stamps
         fresh = {folder for folder, found in now.items() if found != before.get(folder)}
-        made = not fresh.isdisjoint(store.folders().values())
+        made = any(folder.name.rpartition("-")[2] not in (running or ()) for folder in fresh)
         for step in steps:
             if not alone:
                 step.mend = "another removal is at this store; wait until it has ended"
@@ -92,19 +100,26 @@ def mend(found: Iterable[Checked], store: Store, stamps: Mapping[Path, Stamp] | 
             elif step.changed and made:
                 step.mend = "steps were made meanwhile, perhaps from it; verify again"
             elif link_of(step.folder) is None:
-                with store.hold(step.step, roomless=True) as held:
-                    if not held or step.step in running:
-                        step.mend = "a live run has it; wait until that has ended"
-                    else:
-                        if step.folder.exists():
-                            store.remove(step.folder)
-                        step.mended, step.mend = True, "removed; the next run makes it again"
+                try:
+                    _remove(step, store, running)
+                except CheckpointError as error:
+                    step.mend = f"it cannot be removed: {error}"
             if not step.mended:
                 needed = dict.fromkeys(step.roots, step.title) | needed
         if alone:
             store.sweep()
         if alone and not live and any(step.mended and step.changed for step in steps):
             shutil.rmtree(store.tokens, ignore_errors=True)  # rows as trainings read them
+
+
+def _remove(step: Checked, store: Store, running: Collection[str]) -> None:
+    with store.hold(step.step, roomless=True) as held:
+        if not held or step.step in running:
+            step.mend = "a live run has it; wait until that has ended"
+        else:
+            if step.folder.exists():
+                store.remove(step.folder)
+            step.mended, step.mend = True, "removed; the next run makes it again"
 
 
 def stamps_of(store: Store) -> dict[Path, Stamp]:

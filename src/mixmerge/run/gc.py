@@ -84,6 +84,8 @@ def remove(garbage: Garbage, store: Store) -> None:
     Raises:
         CheckpointError: a folder that may not be removed.
     """
+    if not garbage.found:
+        return
     with store.hold(GC, roomless=True) as alone:
         live = store.leases.live() - {GC}
         running = running_steps(store, live)

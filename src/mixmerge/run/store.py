@@ -362,7 +362,7 @@ def _fault(folder: Path, step_id: str, record: Mapping[str, Any]) -> str | None:
     for name, size in files.items():
         try:
             found = (folder / name).stat()
-        except OSError:
+        except (OSError, ValueError):  # or no name that a file can have
             return f"{name} is missing"
         if found.st_size != size:
             return f"{name} has {found.st_size} bytes, its record says {size}"

@@ -57,7 +57,7 @@ class Checked:
         bad = "doubtful" if self.doubtful else "damaged"
         state = "mended" if self.mended else bad if self.problems else "whole"
         told = {"step": self.title, "id": self.step, "folder": str(self.folder), "state": state}
-        return told | {"hashed": self.hashed, "problems": self.problems, "mend": self.mend}
+        return told | {"partial": self.partial, "hashed": self.hashed, "problems": self.problems, "mend": self.mend}
 
 
 def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) -> list[Checked]:
