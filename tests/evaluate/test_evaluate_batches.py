@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.generate import GenerationSettings, TransformersEngine, generate, plan_batches, read_responses
 from mixmerge.evaluate.prompts import Prompt
+from mixmerge.kept import sealed, unsealed
 
 SETTINGS = GenerationSettings(max_new_tokens=4)
 SAMPLED = GenerationSettings(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=1)
@@ -150,7 +151,7 @@ def test_a_file_is_carried_on_in_the_batches_that_it_was_begun_with(talker: Path
     with pytest.raises(KeyboardInterrupt):
         generate(small, asked, out, SETTINGS, progress=stop)
     begun = out.with_name("out.batches")
-    assert json.loads(begun.read_text(encoding="utf-8").partition("\n")[0]) == plan
+    assert unsealed(begun.read_text(encoding="utf-8").partition("\n")[0]) == plan
     with out.open("ab") as file:
         file.write(b'{"prompt_id": "s/en')
     assert generate(large, asked, out, SETTINGS)["resumed"] == plan[0] + plan[1]
@@ -158,9 +159,21 @@ def test_a_file_is_carried_on_in_the_batches_that_it_was_begun_with(talker: Path
     assert not begun.exists()
 
 
-@pytest.mark.parametrize("damage", ["[1, 2", "[3, 4]", '{"a": 1}', "[-1, 11]", "[0, 10]", "7"])
-def test_a_damaged_plan_is_named_and_nothing_is_made(engine: TransformersEngine, tmp_path: Path, damage: str) -> None:
-    (tmp_path / "out.batches").write_text(damage, encoding="utf-8")
+@pytest.mark.parametrize("damage", ["[1, 2", "[3, 7]", '{"a": 1}', "", "null", "\x00\x00"])
+def test_a_plan_that_has_changed_is_told_of_and_all_is_answered_again(
+    engine: TransformersEngine, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = tmp_path / "out.batches"
+    generate(engine, prompts(10), tmp_path / "whole", SETTINGS)
+    (tmp_path / "out").write_bytes((tmp_path / "whole").read_bytes().replace(b"text", b"test"))
+    plan.write_text(damage, encoding="utf-8")
+    assert generate(engine, prompts(10), tmp_path / "out", SETTINGS)["resumed"] == 0
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert caplog.messages == [f"{plan} has changed since it was written: all is answered again"]
+
+
+def test_a_plan_of_other_prompts_is_named_and_nothing_is_made(engine: TransformersEngine, tmp_path: Path) -> None:
+    (tmp_path / "out.batches").write_text(sealed([3, 4]), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"out\.batches: not the batches of 10 prompts; delete it and out"):
         generate(engine, prompts(10), tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out").exists()

@@ -218,19 +218,32 @@ def test_a_batch_in_which_a_bit_has_flipped_is_answered_again_with_what_follows(
     assert message == f"{out}: batch {kept // 3 + 1} has changed since it was written: answered again from there on"
 
 
-@pytest.mark.parametrize(("digests", "resumed"), [(1, 3), (0, 0), (None, 6)])
+@pytest.mark.parametrize(("digests", "resumed"), [(1, 3), (0, 0)])
 def test_a_batch_whose_digest_a_kill_left_unwritten_is_answered_again(tmp_path, caplog, digests, resumed):
-    """None: the file of an older mixmerge, which wrote no digests."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     generate(Scripted(), prompts(10), whole, SETTINGS, batch_size=3)
     interrupted(out, after=6)
     plan = tmp_path / "out.batches"
     lines = plan.read_text().splitlines(keepends=True)
     assert len(lines) == 3, "the sizes and a digest for each batch that is there"
-    plan.write_text(lines[0].rstrip() if digests is None else "".join(lines[: 1 + digests]))
+    plan.write_text("".join(lines[: 1 + digests]))
     assert generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3)["resumed"] == resumed
     assert out.read_bytes() == whole.read_bytes()
     assert caplog.messages == []
+
+
+def test_a_plan_of_the_callers_stays_and_tells_of_rows_that_change_after_the_last(tmp_path, caplog):
+    whole, out, plan = tmp_path / "whole", tmp_path / "out", tmp_path / "plan"
+    generate(Scripted(), prompts(10), whole, SETTINGS, batch_size=3)
+    generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3, plan=plan)
+    assert generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3, plan=plan)["resumed"] == 10
+    data = bytearray(out.read_bytes())
+    data[-30] ^= 2
+    out.write_bytes(data)
+    assert generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3, plan=plan)["resumed"] == 9
+    assert out.read_bytes() == whole.read_bytes()
+    assert len(caplog.messages) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out", "plan"}
 
 
 def interrupted(out: Path, *, after: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -11,8 +12,9 @@ from mixmerge.errors import CheckpointError, StepError, retold
 from mixmerge.evaluate.engine import GenerationSettings
 from mixmerge.evaluate.generate import generate
 from mixmerge.evaluate.prompts import Prompt
-from mixmerge.evaluate.shared import BATCHES, generate_share, join_shares
+from mixmerge.evaluate.shared import BATCHES, begin_shares, generate_share, join_shares
 from mixmerge.evaluate.transformers_engine import TransformersEngine
+from mixmerge.kept import sealed, unsealed
 
 SETTINGS = GenerationSettings(max_new_tokens=6)
 SAMPLED = GenerationSettings(max_new_tokens=6, temperature=1.0, seed=3)
@@ -66,7 +68,7 @@ def test_what_is_answered_is_not_asked_again_also_by_another_number_of_processes
 
 
 def test_batches_of_other_prompts_are_refused_with_what_to_remove(engine, prompts, tmp_path):
-    (tmp_path / BATCHES).write_text("[3, 4]", encoding="utf-8")
+    (tmp_path / BATCHES).write_text(sealed([3, 4]), encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"not the batches of {len(prompts)} prompts"):
         generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1)
     assert [path.name for path in tmp_path.iterdir()] == [BATCHES]
@@ -85,16 +87,37 @@ def test_a_batch_that_has_changed_is_found_when_all_are_joined_and_answered_agai
     first.write_bytes(whole.partition(b"\n")[2] if damage == "lost rows" else whole[:-9] + b"x" + whole[-8:])
     with pytest.raises(CheckpointError, match="batch-000000: no process has answered this batch; run it again"):
         join_shares(tmp_path, tmp_path / "joined.jsonl")
-    assert caplog.messages == [f"{first} has changed since it was written: answered again"]
+    assert caplog.messages == [f"{first} has changed since it was written: it is made again"]
     share()
     assert first.read_bytes() == whole
     assert join_shares(tmp_path, tmp_path / "joined.jsonl")["rows"] == len(prompts)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "empty", "null", "cut"])
+def test_where_nobody_can_tell_how_batches_were_cut_all_are_answered_again(engine, prompts, tmp_path, damage, caplog):
+    def share(name="joined"):
+        begin_shares(tmp_path)
+        generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
+        join_shares(tmp_path, tmp_path / name)
+
+    share("whole")
+    place = tmp_path / BATCHES
+    told = place.read_bytes()
+    place.write_bytes({"flipped": told.replace(b"[", b"z"), "empty": b"", "null": b"null", "cut": told[:9]}[damage])
+    again = f"{place}: the file has changed since it was written; run it again, which begins anew"
+    with pytest.raises(CheckpointError, match=re.escape(again)):
+        generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
+    share()
+    assert (tmp_path / "joined").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert caplog.messages == [f"{place} has changed since it was written: all is answered again"]
+    share()
+    assert len(caplog.messages) == 1
+
+
 def test_batches_that_hold_too_few_rows_are_refused_when_they_are_joined(engine, prompts, tmp_path):
     generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
-    sizes = json.loads((tmp_path / BATCHES).read_text())
-    (tmp_path / BATCHES).write_text(json.dumps([sizes[0] + 1, *sizes[1:]]))
+    sizes = unsealed((tmp_path / BATCHES).read_bytes())
+    (tmp_path / BATCHES).write_text(sealed([sizes[0] + 1, *sizes[1:]]))
     with pytest.raises(CheckpointError, match=rf"{len(prompts)} rows for {len(prompts) + 1} prompts"):
         join_shares(tmp_path, tmp_path / "joined.jsonl")
 

@@ -95,7 +95,7 @@ def test_a_file_in_which_a_bit_has_flipped_anywhere_is_made_anew_and_named(asked
         file.write_bytes(flipped)
         assert asked()[1], place
         assert file.read_bytes() == whole
-    assert set(caplog.messages) == {f"{file} has changed since it was written: tokenised again"}
+    assert set(caplog.messages) == {f"{file} has changed since it was written: it is made again"}
 
 
 def test_without_a_folder_nothing_is_kept(model, tmp_path):

@@ -1,9 +1,9 @@
-import json
 import shutil
 
 import pytest
 
 from mixmerge.errors import StepError
+from mixmerge.kept import unsealed
 from mixmerge.train.checkpoints import MARKER, last_whole, mark_whole
 
 
@@ -67,19 +67,23 @@ def test_a_checkpoint_whose_bytes_have_changed_is_not_carried_on_from_and_is_nam
     assert caplog.messages == [f"{file} has changed since it was written: not carried on from"]
 
 
-def test_a_checkpoint_of_an_older_mixmerge_has_no_digests_and_is_whole_by_its_sizes(tmp_path, caplog):
-    folder = checkpoint(tmp_path, 5, "t")
-    marker = json.loads((folder / MARKER).read_text())
-    assert marker.pop("xxh3").keys() == marker["files"].keys()
-    (folder / MARKER).write_text(json.dumps(marker))
-    assert last_whole(tmp_path, "t") == folder
-    assert caplog.messages == []
+def test_a_marker_with_a_flipped_bit_or_that_is_none_of_ours_marks_nothing(tmp_path):
+    folder = checkpoint(tmp_path / "made", 5, "t")
+    whole = (folder / MARKER).read_bytes()
+    flipped = [
+        whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :] for place in range(len(whole))
+    ]
+    for marker in [*flipped, b"", b"null", b"[]", b"3", b"{}", b'{"files": []}']:
+        shutil.copytree(folder, tmp_path / "work" / folder.name)
+        (tmp_path / "work" / folder.name / MARKER).write_bytes(marker)
+        assert last_whole(tmp_path / "work", "t") is None, marker
+        assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_weights_that_are_shared_out_among_machines_are_not_read_back_by_one(tmp_path):
     folder = checkpoint(tmp_path, 5)
     mark_whole(folder, "t", fsdp=True)
-    assert json.loads((folder / MARKER).read_text())["xxh3"] == {}
+    assert unsealed((folder / MARKER).read_bytes())["xxh3"] == {}
     assert last_whole(tmp_path, "t", fsdp=True) == folder
 
 

@@ -83,7 +83,7 @@ def test_a_checkpoint_that_is_cut_is_dropped_and_the_training_starts_from_the_on
     half = tmp_path / "work" / "checkpoint-12"
     shutil.copytree(whole, half)
     marker = json.loads((half / "whole.json").read_text())
-    largest = max(marker["files"], key=marker["files"].get)
+    largest = max(marker["value"]["files"], key=marker["value"]["files"].get)
     (half / largest).write_bytes((half / largest).read_bytes()[:-100])
     train(llama, mixture, tmp_path, None, 4, epochs=3, **KINDS[kind])
     assert same(weights(tmp_path), weights(unbroken(kind)))

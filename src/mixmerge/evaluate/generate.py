@@ -2,10 +2,10 @@
 
 An engine turns texts into completions; `generate` keeps the file. Prompts are sorted by length, so a batch pads little.
 How they are cut into batches depends on what the engine may hold here and now, and the shape of a batch can change the last
-bits of its arithmetic: so the batches are written beside the file before its first row, and a call that carries on keeps to
-them. Rows are appended and synced a batch at a time, then the batch's digest is written beside: what is on disk is whole
-batches of one fixed order, and what follows the last that is as its digest says is cut off and made again. So a killed run
-that is called again ends with the same file.
+bits of its arithmetic: so the batches are written to a plan before the first row, and a call that carries on keeps to them.
+Rows are appended and synced a batch at a time, then the batch's digest is added to the plan: what is on disk is whole batches
+of one fixed order, and what follows the last that is as its digest says is cut off and made again. So a killed run that is
+called again ends with the same file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.batches import plan_batches
 from mixmerge.evaluate.engine import Completion, Engine, Finish, GenerationSettings
 from mixmerge.evaluate.prompts import Prompt
 from mixmerge.evaluate.transformers_engine import TransformersEngine
+from mixmerge.kept import digest, sealed, unsealed
 from mixmerge.whole import write_whole
 
 __all__ = [
@@ -51,8 +50,12 @@ def generate(
     *,
     batch_size: int = 32,
     progress: Progress = None,
+    plan: Path | None = None,
 ) -> dict[str, Any]:
     """Append a response row for every prompt to `out` (JSONL), carrying on where an earlier call was killed.
+
+    `plan`: the file of the batches and their digests, which stays for the caller to remove once `out` is in its place; without
+    one it lies beside `out` until that is complete.
 
     Rows: the prompt's key, `text`, `tokens`, `finish`; and `reason` where a server gave none. A prompt that leaves no room
     for `max_new_tokens` in the model's context is not cut: its row is empty with finish `too_long`, and the result names it.
@@ -68,12 +71,13 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} is not positive")
     ordered, lengths = ordered_by_length(engine, prompts)
-    sizes, digests = _recorded(out, len(ordered))
+    place = plan or out.with_name(f"{out.name}.batches")
+    sizes, digests = _recorded(place, out, len(ordered))
     planned = sizes or cut(engine, ordered, lengths, settings, batch_size)
     rows = _recover(out, ordered, planned, digests)
     resumed = len(rows)
-    if resumed < len(ordered):
-        _record(out, planned)
+    if plan is not None or resumed < len(ordered):
+        _record(place, out, planned)
     with out.open("ab") as file:
         for end, size in zip(accumulate(planned), planned, strict=True):
             if end <= resumed:
@@ -86,10 +90,11 @@ def generate(
             file.write(batch)
             file.flush()
             os.fsync(file.fileno())
-            with _plan_of(out).open("ab") as plan:  # a digest that is lost costs its batch
-                plan.write(f"{digest(batch)}\n".encode())
+            with place.open("ab") as told:  # a digest that is lost costs its batch
+                told.write(f"{digest(batch)}\n".encode())
             rows += fresh
-    _plan_of(out).unlink(missing_ok=True)
+    if plan is None:
+        place.unlink(missing_ok=True)
     if progress:
         progress(len(rows), len(ordered))
     return account(rows) | {"resumed": resumed}
@@ -171,36 +176,29 @@ def _row(prompt: Prompt, made: Completion | None) -> dict[str, Any]:
     return row if made.reason is None else row | {"reason": made.reason}
 
 
-def _plan_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}.batches")
+def _recorded(place: Path, out: Path, prompts: int) -> tuple[list[int] | None, list[str]]:
+    """The sizes of the batches that the file was begun with, and the digests of those in it; None where it was not, or is finished.
 
-
-def digest(batch: bytes) -> str:
-    """What tells a batch's rows from such as have changed since."""
-    return xxhash.xxh3_128(batch).hexdigest()
-
-
-def _recorded(out: Path, prompts: int) -> tuple[list[int] | None, list[str]]:
-    """The sizes of the batches that the file was begun with, and the digests of those in it; None where it was not, or is finished."""
-    place = _plan_of(out)
+    A plan that has changed since it was written tells nothing of the rows any more: they go too.
+    """
     if not place.exists():
         return None, []
     first, *digests = place.read_text(encoding="utf-8", errors="replace").split("\n")
-    try:
-        sizes = json.loads(first)
-        whole = sum(sizes) == prompts and all(isinstance(size, int) and size > 0 for size in sizes)
-    except (ValueError, TypeError):
-        whole = False
-    if not whole:
+    if (sizes := unsealed(first)) is None:
+        log.warning("%s has changed since it was written: all is answered again", place)
+        out.unlink(missing_ok=True)
+        place.unlink()
+        return None, []
+    if sum(sizes) != prompts:
         what = f"not the batches of {prompts} prompts"
         raise CheckpointError(what, where=str(place), do=f"delete it and {out.name} to generate afresh")
-    return list(sizes), digests
+    return sizes, digests
 
 
-def _record(out: Path, sizes: Sequence[int]) -> None:
+def _record(place: Path, out: Path, sizes: Sequence[int]) -> None:
     """Write down the batches, and the digests of those that are in `out`."""
     digests = [digest(batch) for batch in _batches(out, sizes)]
-    write_whole(_plan_of(out), "\n".join([json.dumps(sizes), *digests, ""]))
+    write_whole(place, "\n".join([sealed(list(sizes)), *digests, ""]))
 
 
 def _batches(out: Path, sizes: Sequence[int]) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,24 @@ from uuid import uuid4
 
 from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.engine import Engine, GenerationSettings
-from mixmerge.evaluate.generate import Progress, account, answered, cut, digest, ordered_by_length, read_responses
+from mixmerge.evaluate.generate import Progress, account, answered, cut, ordered_by_length, read_responses
 from mixmerge.evaluate.prompts import Prompt
+from mixmerge.kept import keep, kept, sealed, unsealed
 from mixmerge.whole import write_whole
 
 BATCHES = "batches.json"
+BATCH, JSONL = "batch-", ".jsonl"
 
 log = logging.getLogger(__name__)
+
+
+def begin_shares(folder: Path) -> None:
+    """Before any process is at it: where nobody can tell any more how the batches were cut, all are thrown away."""
+    place = folder / BATCHES
+    if place.exists() and unsealed(place.read_bytes()) is None:
+        log.warning("%s has changed since it was written: all is answered again", place)
+        for file in [*folder.glob(f"{BATCH}*"), place]:
+            file.unlink()
 
 
 def generate_share(
@@ -47,12 +59,12 @@ def generate_share(
     own = [(at, end) for at, end in enumerate(accumulate(sizes)) if at % of == number]
     done, total = 0, sum(sizes[at] for at, _ in own)
     for at, end in own:
-        if _file(folder, at) is None:
+        if kept(folder, _name(at), JSONL) is None:
             if progress:
                 progress(done, total)
             rows = answered(engine, ordered[end - sizes[at] : end], lengths, settings)
-            batch = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_whole(folder / f"{_name(at)}-{digest(batch.encode())}.jsonl", batch)
+            batch = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+            keep(folder, _name(at), JSONL, partial(Path.write_bytes, data=batch))
         done += sizes[at]
     if progress:
         progress(done, total)
@@ -64,13 +76,13 @@ def join_shares(folder: Path, out: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a batch is not there.
     """
-    sizes = json.loads((folder / BATCHES).read_bytes())
+    sizes = _sizes(folder)
     batches = []
     for at in range(len(sizes)):
-        if (file := _file(folder, at)) is None:
+        if (batch := kept(folder, _name(at), JSONL)) is None:
             where = str(folder / _name(at))
             raise CheckpointError("no process has answered this batch", where=where, do="run it again to carry on")
-        batches.append(file.read_text(encoding="utf-8"))
+        batches.append(str(batch, "utf-8"))
     write_whole(out, "".join(batches))
     rows = read_responses(out)
     if len(rows) != sum(sizes):
@@ -82,29 +94,27 @@ def join_shares(folder: Path, out: Path) -> dict[str, Any]:
 def _agreed(folder: Path, mine: Sequence[int], prompts: int) -> list[int]:
     """The batches that the first process wrote down: this one's, if it is the first."""
     place, own = folder / BATCHES, folder / f".{BATCHES}.{uuid4().hex[:8]}"
-    write_whole(own, json.dumps(list(mine)))
+    write_whole(own, sealed(list(mine)))
     try:
         os.link(own, place)  # fails where it is there, and shows it whole where it is not
     except FileExistsError:
         pass
     finally:
         own.unlink()
-    sizes = json.loads(place.read_bytes())
+    sizes = _sizes(folder)
     if sum(sizes) != prompts:
         what = f"not the batches of {prompts} prompts"
         raise CheckpointError(what, where=str(place), do=f"remove {folder} to generate afresh")
-    return list(sizes)
+    return sizes
+
+
+def _sizes(folder: Path) -> list[int]:
+    sizes: list[int] | None = unsealed((folder / BATCHES).read_bytes())
+    if sizes is None:
+        what = "the file has changed since it was written"
+        raise CheckpointError(what, where=str(folder / BATCHES), do="run it again, which begins anew")
+    return sizes
 
 
 def _name(at: int) -> str:
-    return f"batch-{at:06d}"
-
-
-def _file(folder: Path, at: int) -> Path | None:
-    """The batch's file; one whose bytes have changed since it was written is removed."""
-    for file in folder.glob(f"{_name(at)}-*.jsonl"):
-        if file.stem == f"{_name(at)}-{digest(file.read_bytes())}":
-            return file
-        log.warning("%s has changed since it was written: answered again", file)
-        file.unlink(missing_ok=True)
-    return None
+    return f"{BATCH}{at:06d}"

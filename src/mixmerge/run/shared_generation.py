@@ -27,8 +27,9 @@ def generate_shared(context: StepContext, processes: int, prompts: int) -> Measu
     Raises:
         UserError, StepError: as they raise in any of the processes; names the process.
     """
-    from mixmerge.evaluate.shared import join_shares
+    from mixmerge.evaluate.shared import begin_shares, join_shares
 
+    begin_shares(context.work)
     done = dict.fromkeys(range(processes), 0)
     ended: set[int] = set()
     address = ray_address()

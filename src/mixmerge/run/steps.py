@@ -341,7 +341,15 @@ def generate(context: StepContext) -> Measurements:
     # a server batches by itself: it gets everything at once, and its client keeps every answer
     batch_size = max(1, len(prompts)) if "server" in how else how["batch_size"]
     out = context.out / "responses.jsonl"
-    return generate_rows(_engine(context), prompts, out, settings, batch_size=batch_size, progress=context.progress)
+    return generate_rows(
+        _engine(context),
+        prompts,
+        out,
+        settings,
+        batch_size=batch_size,
+        progress=context.progress,
+        plan=context.work / "responses.batches",
+    )
 
 
 def generate_part(context: StepContext, number: int, of: int) -> None:

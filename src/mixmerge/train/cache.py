@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
-import xxhash
-
+from mixmerge.kept import keep, kept
 from mixmerge.model.folder import TOKENIZER_FILES
 from mixmerge.train import group
 from mixmerge.train.tokens import Tokenised, TokenisedPairs
 
-log = logging.getLogger(__name__)
 T = TypeVar("T", Tokenised, TokenisedPairs)
 FORMAT = 1
 COUNTS = ("kept", "truncated", "dropped", "diverging")
@@ -60,36 +55,23 @@ def _write(folder: Path, name: str, tokens: Tokenised | TokenisedPairs) -> None:
     table = arrow.table(columns).replace_schema_metadata(
         {"counts": json.dumps({name: getattr(tokens, name) for name in COUNTS})}
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{name}.{uuid4().hex}.part"  # other machines write here too
-    with arrow.ipc.new_file(str(partial), table.schema) as out:
-        out.write_table(table, max_chunksize=max(1, table.num_rows))  # in one piece, which is read without a copy
-    partial.replace(folder / f"{name}-{_digest(_mapped(partial))}.arrow")
+
+    def write(file: Path) -> None:
+        with arrow.ipc.new_file(str(file), table.schema) as out:
+            out.write_table(table, max_chunksize=max(1, table.num_rows))  # in one piece, which is read without a copy
+
+    keep(folder, name, ".arrow", write)
 
 
 def _read(folder: Path, name: str, kind: type[T]) -> T | None:
     import pyarrow as arrow
 
-    for file in folder.glob(f"{name}-*.arrow"):
-        with suppress(FileNotFoundError):  # removed since it was listed
-            held = _mapped(file)
-            if file.stem == f"{name}-{_digest(held)}":  # asked first: of other bytes arrow may crash
-                table = arrow.ipc.open_file(held).read_all()
-                columns: dict[str, Any] = {column: _rows(table.column(column)) for column in kind.columns}
-                return kind(**columns, **json.loads(table.schema.metadata[b"counts"]))
-            log.warning("%s has changed since it was written: tokenised again", file)
-            file.unlink()
-    return None
-
-
-def _mapped(file: Path) -> Any:
-    import pyarrow as arrow
-
-    return arrow.memory_map(str(file)).read_buffer() if file.stat().st_size else arrow.py_buffer(b"")
-
-
-def _digest(held: Any) -> str:
-    return xxhash.xxh3_128(held).hexdigest()
+    held = kept(folder, name, ".arrow")  # of bytes that have changed arrow may crash
+    if held is None:
+        return None
+    table = arrow.ipc.open_file(arrow.py_buffer(held)).read_all()
+    columns: dict[str, Any] = {column: _rows(table.column(column)) for column in kind.columns}
+    return kind(**columns, **json.loads(table.schema.metadata[b"counts"]))
 
 
 def _rows(column: Any) -> list[Any]:

@@ -8,19 +8,16 @@ or none was due yet.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 from pathlib import Path
 
-import xxhash
-
 from mixmerge.errors import StepError
+from mixmerge.kept import digest, mapped, sealed, unsealed
 
 MARKER = "whole.json"
 PREFIX = "checkpoint-"
-PIECE = 16 << 20  # bytes read at once
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +29,10 @@ def mark_whole(checkpoint: Path, training: str, *, fsdp: bool = False) -> None:
     """
     files = {str(f.relative_to(checkpoint)): f for f in sorted(checkpoint.rglob("*")) if f.is_file()}
     sizes = {name: file.stat().st_size for name, file in files.items()}
-    digests = {} if fsdp else {name: _digest(file) for name, file in files.items()}
+    digests = {} if fsdp else {name: digest(mapped(file)) for name, file in files.items()}
     partial = checkpoint / f"{MARKER}.part"
     with partial.open("w", encoding="utf-8") as stream:
-        json.dump({"training": training, "fsdp": fsdp, "files": sizes, "xxh3": digests}, stream)
+        stream.write(sealed({"training": training, "fsdp": fsdp, "files": sizes, "xxh3": digests}))
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(checkpoint / MARKER)
@@ -85,25 +82,15 @@ def last_whole(work: Path, training: str, *, fsdp: bool = False, read: bool = Tr
 def _owner(folder: Path) -> tuple[str, bool] | None:
     """The training that a whole checkpoint belongs to, and whether it is shared out; None where anything is missing or has another size."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        if any((folder / name).stat().st_size != size for name, size in marker["files"].items()):
+        marker = unsealed((folder / MARKER).read_bytes())
+        if marker is None or any((folder / name).stat().st_size != size for name, size in marker["files"].items()):
             return None
-        return str(marker["training"]), bool(marker.get("fsdp"))
-    except (OSError, ValueError, KeyError):
+        return marker["training"], marker["fsdp"]
+    except OSError:
         return None
 
 
 def _changed(folder: Path) -> str | None:
-    """The first file of a whole checkpoint that has other bytes than were written, as far as its marker tells."""
-    digests = json.loads((folder / MARKER).read_text(encoding="utf-8")).get("xxh3", {})
-    return next((name for name, digest in digests.items() if _digest(folder / name) != digest), None)
-
-
-def _digest(file: Path) -> str:
-    """Of all bytes: ten times as fast as a sha256, since every checkpoint of a training waits for it."""
-    digest = xxhash.xxh3_128()
-    with file.open("rb", buffering=0) as stream:
-        piece = memoryview(bytearray(PIECE))
-        while got := stream.readinto(piece):
-            digest.update(piece[:got])
-    return digest.hexdigest()
+    """The first file of a whole checkpoint that has other bytes than were written."""
+    digests = unsealed((folder / MARKER).read_bytes())["xxh3"]
+    return next((name for name, told in digests.items() if digest(mapped(folder / name)) != told), None)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from mixmerge.kept import keep, kept
 from mixmerge.train import group
 from mixmerge.train.adapter import adapter_config
 from mixmerge.train.fit import Place
@@ -25,7 +25,7 @@ from mixmerge.train.settings import DpoSettings
 from mixmerge.train.tokens import BLANK, TokenisedPairs
 from mixmerge.train.trainer import Watched, blanks_of, by_length, callbacks, padding, trainer_arguments, watch
 
-REFERENCE = "reference.npz"
+REFERENCE = "reference"
 TRAINED = "the pairs trained on"  # no language is called so
 MEANS = ("rewards/", "logps/")  # what TRL's names of means over the pairs of a step begin with
 HELD = {"loss": "", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}  # measure -> TRL's name
@@ -59,18 +59,18 @@ def build_trainer(
         data_collator=DataCollatorForPreference(pad_token_id=padding(tokenizer)),
         callbacks=callbacks(place),
         peft_config=None if settings.adapter is None else adapter_config(settings.adapter),
-        reference=Reference({TRAINED: tokens, **(held or {})}, rows, place.work / REFERENCE, training),
+        reference=Reference({TRAINED: tokens, **(held or {})}, rows, place.work, training),
     )
     return watch(trainer, training, held, place, blanks)
 
 
 class Reference:
     """The start's log-probabilities of the two answers of every pair: float32 (pairs, 2) for those trained on and for each
-    language's held-out ones; from the file if they are there.
+    language's held-out ones; from a file in `folder` if they are there.
     """
 
-    def __init__(self, pairs: Mapping[str, TokenisedPairs], order: Sequence[int], file: Path, training: str) -> None:
-        self.pairs, self.order, self.file, self.training = pairs, order, file, training
+    def __init__(self, pairs: Mapping[str, TokenisedPairs], order: Sequence[int], folder: Path, training: str) -> None:
+        self.pairs, self.order, self.folder, self.name = pairs, order, folder, f"{REFERENCE}-{training[:16]}"
         self.logps = self._read()
 
     def fill(self, ask: Callable[[TokenisedPairs], Any]) -> None:
@@ -80,10 +80,12 @@ class Reference:
         self.logps |= {name: ask(pairs) for name, pairs in self.pairs.items()}
         if not group.first():
             return
-        partial = self.file.with_name(f"{REFERENCE}.part")
-        with partial.open("wb") as stream:
-            np.savez(stream, training=np.array(self.training), **{f"of {k}": v for k, v in self.logps.items()})
-        partial.replace(self.file)
+
+        def write(file: Path) -> None:
+            with file.open("wb") as stream:
+                np.savez(stream, **{f"of {name}": logps for name, logps in self.logps.items()})
+
+        keep(self.folder, self.name, ".npz", write)
 
     def dataset(self, name: str, order: Sequence[int]) -> Referenced:
         """The pairs of this name in this order, with their reference, which has to be there once they are read."""
@@ -91,13 +93,11 @@ class Reference:
 
     def _read(self) -> dict[str, Any]:
         """What an earlier call of this very training wrote, or nothing."""
-        try:
-            with np.load(BytesIO(self.file.read_bytes()), allow_pickle=False) as held:
-                if str(held["training"]) == self.training:
-                    return {name: held[f"of {name}"] for name in self.pairs}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            pass
-        return {}
+        data = kept(self.folder, self.name, ".npz")
+        if data is None:
+            return {}
+        with np.load(BytesIO(data), allow_pickle=False) as held:
+            return {name: held[f"of {name}"] for name in self.pairs}
 
 
 class Referenced(Dataset[dict[str, Any]]):

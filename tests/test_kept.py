@@ -1,0 +1,89 @@
+"""Work that is carried on from is there as it was written, or not at all."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixmerge.kept import digest, keep, kept, mapped, sealed, unsealed
+
+JSON = st.recursive(
+    st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner | st.none()) | st.dictionaries(st.text(), inner | st.none()),
+    max_leaves=9,
+)
+
+
+def write(folder: Path, data: bytes, name: str = "tokens") -> Path:
+    keep(folder, name, ".x", partial(Path.write_bytes, data=data))
+    (file,) = folder.glob(f"{name}-*.x")
+    return file
+
+
+@pytest.mark.parametrize("data", [b"", b"a", b"\n" * 9999])
+def test_what_was_kept_is_found_by_its_name_alone(tmp_path, data):
+    assert kept(tmp_path / "none", "tokens", ".x") is None
+    file = write(tmp_path / "new", data)
+    assert bytes(kept(tmp_path / "new", "tokens", ".x")) == bytes(mapped(file)) == data
+    assert kept(tmp_path / "new", "token", ".x") is None
+    assert kept(tmp_path / "new", "tokens", ".y") is None
+    assert list((tmp_path / "new").iterdir()) == [file]
+
+
+@pytest.mark.parametrize("damage", [*range(24), "cut", "empty", "longer"])
+def test_what_has_changed_is_told_of_and_removed(tmp_path, caplog, damage):
+    file = write(tmp_path, b"abc")
+    data = {"cut": b"ab", "empty": b"", "longer": b"abcd"}.get(damage) if isinstance(damage, str) else None
+    if data is None:
+        flipped = bytearray(b"abc")
+        flipped[damage // 8] ^= 1 << damage % 8
+        data = bytes(flipped)
+    file.write_bytes(data)
+    assert kept(tmp_path, "tokens", ".x") is None
+    assert caplog.messages == [f"{file} has changed since it was written: it is made again"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_one_is_found_beside_one_that_has_changed(tmp_path):
+    write(tmp_path, b"one").write_bytes(b"two")
+    keep(tmp_path, "tokens", ".x", partial(Path.write_bytes, data=b"three"))
+    assert bytes(kept(tmp_path, "tokens", ".x")) == b"three"
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    def half(file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        keep(tmp_path, "tokens", ".x", half)
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(JSON)
+def test_what_is_sealed_is_read_as_it_was(value):
+    text = sealed(value)
+    assert "\n" not in text
+    assert unsealed(text) == unsealed(text.encode()) == value
+
+
+def test_no_flipped_bit_in_what_is_sealed_gives_another_value():
+    value = {"training": "t", "files": {"a": 3}, "fsdp": False}
+    whole = sealed(value).encode()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert unsealed(bytes(flipped)) in (None, value), bit
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", "{}", '{"xxh3": 1}', '{"value": 1}', "[" * 99_999])
+def test_what_nobody_sealed_is_none(text):
+    assert unsealed(text) is None
+
+
+def test_a_digest_is_that_of_all_bytes():
+    assert len({digest(data) for data in (b"", b"a", b"b", b"ab", b"a\0")}) == 5
