@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmerge.kept import digest, keep, kept, mapped, sealed, unsealed
+from mixmerge.kept import PIECE, digest, file_digest, keep, kept, sealed, unsealed
 
 JSON = st.recursive(
     st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
@@ -28,7 +29,8 @@ def write(folder: Path, data: bytes, name: str = "tokens") -> Path:
 def test_what_was_kept_is_found_by_its_name_alone(tmp_path, data):
     assert kept(tmp_path / "none", "tokens", ".x") is None
     file = write(tmp_path / "new", data)
-    assert bytes(kept(tmp_path / "new", "tokens", ".x")) == bytes(mapped(file)) == data
+    assert kept(tmp_path / "new", "tokens", ".x") == file
+    assert file.read_bytes() == data
     assert kept(tmp_path / "new", "token", ".x") is None
     assert kept(tmp_path / "new", "tokens", ".y") is None
     assert list((tmp_path / "new").iterdir()) == [file]
@@ -51,7 +53,7 @@ def test_what_has_changed_is_told_of_and_removed(tmp_path, caplog, damage):
 def test_a_whole_one_is_found_beside_one_that_has_changed(tmp_path):
     write(tmp_path, b"one").write_bytes(b"two")
     keep(tmp_path, "tokens", ".x", partial(Path.write_bytes, data=b"three"))
-    assert bytes(kept(tmp_path, "tokens", ".x")) == b"three"
+    assert kept(tmp_path, "tokens", ".x").read_bytes() == b"three"
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
@@ -85,5 +87,20 @@ def test_what_nobody_sealed_is_none(text):
     assert unsealed(text) is None
 
 
-def test_a_digest_is_that_of_all_bytes():
-    assert len({digest(data) for data in (b"", b"a", b"b", b"ab", b"a\0")}) == 5
+@pytest.mark.parametrize(
+    "data", [b"", b"a", b"b", b"ab", b"a\0", b"\0" * (PIECE - 1), b"\0" * PIECE, b"\0" * PIECE + b"a"]
+)
+def test_a_file_has_the_digest_of_all_its_bytes(tmp_path, data):
+    (tmp_path / "file").write_bytes(data)
+    assert file_digest(tmp_path / "file") == digest(data)
+
+
+def test_what_cannot_be_read_is_told_of_and_is_not_there(tmp_path, caplog, monkeypatch):
+    file = write(tmp_path, b"abc")
+
+    def failing(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("mixmerge.kept.file_digest", failing)
+    assert kept(tmp_path, "tokens", ".x") is None
+    assert caplog.messages == [f"{file} cannot be read: Input/output error: it is made again"]

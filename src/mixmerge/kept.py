@@ -9,36 +9,35 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import xxhash
 
-Bytes = bytes | mmap.mmap
+PIECE = 16 << 20  # bytes read at once
 
 log = logging.getLogger(__name__)
 
 
-def digest(data: Bytes) -> str:
+def digest(data: bytes) -> str:
     """128 bits of all bytes, as hex digits."""
     return xxhash.xxh3_128(data).hexdigest()
 
 
-def mapped(file: Path) -> Bytes:
-    """The bytes of a file, read when they are looked at.
+def file_digest(file: Path) -> str:
+    """As `digest`, of a file's bytes, which need not fit into memory.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be read.
     """
-    with file.open("rb") as stream:
-        if not os.fstat(stream.fileno()).st_size:
-            return b""
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    found, piece = xxhash.xxh3_128(), memoryview(bytearray(PIECE))
+    with file.open("rb", buffering=0) as stream:
+        while got := stream.readinto(piece):
+            found.update(piece[:got])
+    return found.hexdigest()
 
 
 def keep(folder: Path, name: str, suffix: str, write: Callable[[Path], object]) -> None:
@@ -53,20 +52,24 @@ def keep(folder: Path, name: str, suffix: str, write: Callable[[Path], object]) 
         write(scratch)
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
-        scratch.replace(folder / f"{name}-{digest(mapped(scratch))}{suffix}")
+        scratch.replace(folder / f"{name}-{file_digest(scratch)}{suffix}")
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def kept(folder: Path, name: str, suffix: str) -> Bytes | None:
-    """The bytes of the file of this name, mapped; None where there is none. One that has changed is told of in the log, and removed."""
+def kept(folder: Path, name: str, suffix: str) -> Path | None:
+    """The file of this name; None where there is none. One that has changed is told of in the log, and removed."""
     for file in folder.glob(f"{name}-*{suffix}"):
-        with suppress(FileNotFoundError):  # removed since it was listed
-            data = mapped(file)
-            if file.name == f"{name}-{digest(data)}{suffix}":
-                return data
-            file.unlink()
-            log.warning("%s has changed since it was written: it is made again", file)
+        try:
+            if file.name == f"{name}-{file_digest(file)}{suffix}":
+                return file
+            what = "has changed since it was written"
+        except FileNotFoundError:  # removed since it was listed
+            continue
+        except OSError as error:
+            what = f"cannot be read: {error.strerror}"
+        log.warning("%s %s: it is made again", file, what)
+        file.unlink(missing_ok=True)
     return None
 
 

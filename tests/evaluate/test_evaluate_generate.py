@@ -242,6 +242,8 @@ def test_a_plan_of_the_callers_stays_and_tells_of_rows_that_change_after_the_las
     out.write_bytes(data)
     assert generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3, plan=plan)["resumed"] == 9
     assert out.read_bytes() == whole.read_bytes()
+    plan.unlink()
+    assert generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3, plan=plan)["resumed"] == 0
     assert len(caplog.messages) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out", "plan"}
 

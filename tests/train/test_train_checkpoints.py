@@ -1,3 +1,4 @@
+import errno
 import shutil
 
 import pytest
@@ -65,6 +66,18 @@ def test_a_checkpoint_whose_bytes_have_changed_is_not_carried_on_from_and_is_nam
     assert last_whole(tmp_path, "t") is None
     assert not folder.exists()
     assert caplog.messages == [f"{file} has changed since it was written: not carried on from"]
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_back_is_not_carried_on_from(tmp_path, caplog, monkeypatch):
+    folder = checkpoint(tmp_path, 5, "t")
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("mixmerge.train.checkpoints.file_digest", failing)
+    assert last_whole(tmp_path, "t") is None
+    unread = folder / "deep" / "optimizer.pt"
+    assert caplog.messages == [f"{unread} cannot be read: Input/output error: not carried on from"]
 
 
 def test_a_marker_with_a_flipped_bit_or_that_is_none_of_ours_marks_nothing(tmp_path):

@@ -54,8 +54,8 @@ def generate(
 ) -> dict[str, Any]:
     """Append a response row for every prompt to `out` (JSONL), carrying on where an earlier call was killed.
 
-    `plan`: the file of the batches and their digests, which stays for the caller to remove once `out` is in its place; without
-    one it lies beside `out` until that is complete.
+    `plan`: the file of the batches and their digests, which stays for the caller to remove once `out` is in its place, and
+    without which no row is believed. If none is named it lies beside `out` until that is complete.
 
     Rows: the prompt's key, `text`, `tokens`, `finish`; and `reason` where a server gave none. A prompt that leaves no room
     for `max_new_tokens` in the model's context is not cut: its row is empty with finish `too_long`, and the result names it.
@@ -73,6 +73,8 @@ def generate(
     ordered, lengths = ordered_by_length(engine, prompts)
     place = plan or out.with_name(f"{out.name}.batches")
     sizes, digests = _recorded(place, out, len(ordered))
+    if plan is not None and sizes is None:
+        out.unlink(missing_ok=True)
     planned = sizes or cut(engine, ordered, lengths, settings, batch_size)
     rows = _recover(out, ordered, planned, digests)
     resumed = len(rows)

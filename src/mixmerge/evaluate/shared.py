@@ -1,8 +1,8 @@
 """Generation that several processes share: each answers whole batches, which are joined in the order of one process.
 
 The batches are cut once, by whichever process comes first, and every process keeps to them; each batch is a file that is there
-whole or not at all, and named by its number and its digest. So what a batch gives does not depend on who answers it, a killed generation carries on with any number
-of processes, and the joined file has the very bytes that one process writes.
+whole or not at all, and named by its number and its digest. So what a batch gives does not depend on who answers it, a killed
+generation carries on with any number of processes, and the joined file has the very bytes that one process writes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def join_shares(folder: Path, out: Path) -> dict[str, Any]:
         if (batch := kept(folder, _name(at), JSONL)) is None:
             where = str(folder / _name(at))
             raise CheckpointError("no process has answered this batch", where=where, do="run it again to carry on")
-        batches.append(str(batch, "utf-8"))
+        batches.append(batch.read_text(encoding="utf-8"))
     write_whole(out, "".join(batches))
     rows = read_responses(out)
     if len(rows) != sum(sizes):

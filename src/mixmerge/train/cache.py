@@ -66,10 +66,10 @@ def _write(folder: Path, name: str, tokens: Tokenised | TokenisedPairs) -> None:
 def _read(folder: Path, name: str, kind: type[T]) -> T | None:
     import pyarrow as arrow
 
-    held = kept(folder, name, ".arrow")  # of bytes that have changed arrow may crash
-    if held is None:
+    file = kept(folder, name, ".arrow")  # of bytes that have changed arrow may crash
+    if file is None:
         return None
-    table = arrow.ipc.open_file(arrow.py_buffer(held)).read_all()
+    table = arrow.ipc.open_file(arrow.memory_map(str(file))).read_all()
     columns: dict[str, Any] = {column: _rows(table.column(column)) for column in kind.columns}
     return kind(**columns, **json.loads(table.schema.metadata[b"counts"]))
 

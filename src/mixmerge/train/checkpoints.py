@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from mixmerge.errors import StepError
-from mixmerge.kept import digest, mapped, sealed, unsealed
+from mixmerge.kept import file_digest, sealed, unsealed
 
 MARKER = "whole.json"
 PREFIX = "checkpoint-"
@@ -29,7 +29,7 @@ def mark_whole(checkpoint: Path, training: str, *, fsdp: bool = False) -> None:
     """
     files = {str(f.relative_to(checkpoint)): f for f in sorted(checkpoint.rglob("*")) if f.is_file()}
     sizes = {name: file.stat().st_size for name, file in files.items()}
-    digests = {} if fsdp else {name: digest(mapped(file)) for name, file in files.items()}
+    digests = {} if fsdp else {name: file_digest(file) for name, file in files.items()}
     partial = checkpoint / f"{MARKER}.part"
     with partial.open("w", encoding="utf-8") as stream:
         stream.write(sealed({"training": training, "fsdp": fsdp, "files": sizes, "xxh3": digests}))
@@ -54,7 +54,7 @@ def last_whole(work: Path, training: str, *, fsdp: bool = False, read: bool = Tr
     for folder in work.glob(f"{PREFIX}*"):
         found = _owner(folder)
         if found is not None and read and (changed := _changed(folder)):
-            log.warning("%s has changed since it was written: not carried on from", folder / changed)
+            log.warning("%s: not carried on from", changed)
             found = None
         if found is None:
             shutil.rmtree(folder)
@@ -91,6 +91,11 @@ def _owner(folder: Path) -> tuple[str, bool] | None:
 
 
 def _changed(folder: Path) -> str | None:
-    """The first file of a whole checkpoint that has other bytes than were written."""
-    digests = unsealed((folder / MARKER).read_bytes())["xxh3"]
-    return next((name for name, told in digests.items() if digest(mapped(folder / name)) != told), None)
+    """What is wrong with the first file of a whole checkpoint that has other bytes than were written."""
+    for name, digest in unsealed((folder / MARKER).read_bytes())["xxh3"].items():
+        try:
+            if file_digest(folder / name) != digest:
+                return f"{folder / name} has changed since it was written"
+        except OSError as error:
+            return f"{folder / name} cannot be read: {error.strerror}"
+    return None

@@ -7,7 +7,6 @@ written beside the checkpoints; so one model is in memory, and carrying on asks 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +92,10 @@ class Reference:
 
     def _read(self) -> dict[str, Any]:
         """What an earlier call of this very training wrote, or nothing."""
-        data = kept(self.folder, self.name, ".npz")
-        if data is None:
+        file = kept(self.folder, self.name, ".npz")
+        if file is None:
             return {}
-        with np.load(BytesIO(data), allow_pickle=False) as held:
+        with np.load(file, allow_pickle=False) as held:
             return {name: held[f"of {name}"] for name in self.pairs}
 
 
