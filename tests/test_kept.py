@@ -95,6 +95,18 @@ def test_a_file_has_the_digest_of_all_its_bytes(tmp_path, data):
     assert file_digest(tmp_path / "file") == digest(data)
 
 
+def test_what_cannot_be_read_just_now_stays(tmp_path, monkeypatch):
+    file = write(tmp_path, b"abc")
+
+    def failing(path: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("mixmerge.kept.file_digest", failing)
+    with pytest.raises(OSError, match="Stale file handle"):
+        kept(tmp_path, "tokens", ".x")
+    assert file.exists()
+
+
 def test_what_cannot_be_read_is_told_of_and_is_not_there(tmp_path, caplog, monkeypatch):
     file = write(tmp_path, b"abc")
 

@@ -7,6 +7,7 @@ finds what disks and crashes do, and no forger.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from uuid import uuid4
 import xxhash
 
 PIECE = 16 << 20  # bytes read at once
+LOST = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # a disk that does not give back what was written
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,11 @@ def keep(folder: Path, name: str, suffix: str, write: Callable[[Path], object]) 
 
 
 def kept(folder: Path, name: str, suffix: str) -> Path | None:
-    """The file of this name; None where there is none. One that has changed is told of in the log, and removed."""
+    """The file of this name; None where there is none. One that has changed, or is lost, is told of in the log, and removed.
+
+    Raises:
+        OSError: it cannot be read for another reason, which may pass.
+    """
     for file in folder.glob(f"{name}-*{suffix}"):
         try:
             if file.name == f"{name}-{file_digest(file)}{suffix}":
@@ -67,6 +73,8 @@ def kept(folder: Path, name: str, suffix: str) -> Path | None:
         except FileNotFoundError:  # removed since it was listed
             continue
         except OSError as error:
+            if error.errno not in LOST:
+                raise
             what = f"cannot be read: {error.strerror}"
         log.warning("%s %s: it is made again", file, what)
         file.unlink(missing_ok=True)

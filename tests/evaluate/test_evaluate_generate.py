@@ -202,7 +202,7 @@ def test_a_file_cut_anywhere_is_carried_on_to_the_same_bytes(tmp_path: Path, kep
     }
 
 
-@pytest.mark.parametrize("place", range(0, 500, 23))
+@pytest.mark.parametrize("place", [*range(0, 500, 23), -1])
 def test_a_batch_in_which_a_bit_has_flipped_is_answered_again_with_what_follows(tmp_path, caplog, place):
     whole, out = tmp_path / "whole", tmp_path / "out"
     generate(Scripted(), prompts(10), whole, SETTINGS, batch_size=3)
@@ -211,7 +211,7 @@ def test_a_batch_in_which_a_bit_has_flipped_is_answered_again_with_what_follows(
     data[place % len(data)] ^= 4
     out.write_bytes(data)
     lengths = [len(line) + 1 for line in whole.read_bytes().split(b"\n")]
-    kept = 3 * (place % len(data) >= sum(lengths[:3]))
+    kept = 3 * (place % len(data) >= sum(lengths[:3]))  # -1: the end of the last line
     assert generate(Scripted(), prompts(10), out, SETTINGS, batch_size=3)["resumed"] == kept
     assert out.read_bytes() == whole.read_bytes()
     (message,) = caplog.messages

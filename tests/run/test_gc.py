@@ -18,6 +18,9 @@ from mixmerge.linking import link_or_copy
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run import lease
 from mixmerge.run.gc import remove, unreached
+from mixmerge.run.plans import read_plan
+from mixmerge.run.progress import Progress
+from mixmerge.run.runner import run_plan, run_step
 from mixmerge.run.store import Store, write_json
 
 KEPT, OLD = Step("merge", "kept", {"density": 0.5}), Step("merge", "old", {"density": 0.7})
@@ -290,6 +293,23 @@ def test_the_lease_of_a_dead_run_on_another_machine_is_removed_by_the_first_that
     assert dead.exists(), "nobody has watched it"
     assert mixmerge("gc", study.recipe, "--out", store.root)[0] == 0
     assert list(store.leases.folder.iterdir()) == [young]
+
+
+def test_a_runner_has_its_plan_written_before_anybody_can_see_that_it_is_there(chain, store, monkeypatch):
+    class SeenError(Exception):
+        pass
+
+    def seen(self: Store, study: str, waits: object = None) -> None:
+        assert read_plan(self.root / "runs" / study / "plan.json").by_id == chain.by_id
+        raise SeenError
+
+    (store.root / "runs/chain").mkdir(parents=True)
+    write_json(store.root / "runs/chain/plan.json", Plan("chain", (OLD,), {}).to_json())
+    monkeypatch.setattr(Store, "at_work", seen)
+    with pytest.raises(SeenError):
+        run_plan(chain, store.root, jobs=1, threads=1, progress=Progress())
+    with pytest.raises(SeenError):
+        run_step(chain, chain.steps[0], store.root, threads=1, progress=Progress())
 
 
 def test_a_runner_that_was_thought_dead_says_anew_that_it_is_there(store, monkeypatch, helpers):

@@ -70,14 +70,14 @@ def test_changed_trainings_are_told_with_what_the_last_ones_took(asked, finished
     assert found["total"]["seconds"]["value"] == pytest.approx(sum(values))
 
 
-def test_a_training_of_twenty_times_the_work_takes_what_its_range_says(copy):
-    longer = ("--set", "training.epochs=20")
-    planned = json.loads(copy.call("plan", *longer, "--json").stdout)
+def test_a_training_of_twenty_times_the_work_has_a_range_that_holds_twenty_times_the_time(copy):
+    planned = json.loads(copy.call("plan", "--set", "training.epochs=20", "--json").stdout)
     told = next(s for s in planned["steps"] if (s["kind"], s["name"]) == ("train", "general"))["estimate"]["seconds"]
-    ran = copy.call("run", *longer, "--only", "train/general")
-    assert ran.returncode == 0, ran.stderr
-    took = max(records(copy, "train"), key=lambda record: record["measurements"]["steps"])["provenance"]["seconds"]
-    assert told["low"] <= took <= told["high"]
+    took = [record["provenance"]["seconds"] for record in records(copy, "train")]
+    assert told["low"] <= 20 * max(took)
+    assert 20 * min(took) <= told["high"], "as if nothing of it had been a start"
+    assert 2 * told["low"] <= told["high"]
+    assert told["low"] <= told["value"] <= told["high"]
     assert planned["total"]["starting"]["value"] > planned["total"]["processes"] / 2 > 0
 
 

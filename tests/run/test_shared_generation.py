@@ -82,12 +82,14 @@ def test_a_batch_that_has_changed_is_found_when_all_are_joined_and_answered_agai
         generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
 
     share()
-    (first,) = tmp_path.glob("batch-000000-*.jsonl")
+    (first,) = tmp_path.glob("batch-*-000000.json")
     whole = first.read_bytes()
-    first.write_bytes(whole.partition(b"\n")[2] if damage == "lost rows" else whole[:-9] + b"x" + whole[-8:])
-    with pytest.raises(CheckpointError, match="batch-000000: no process has answered this batch; run it again"):
+    first.write_bytes(whole.replace(b'{\\"', b"", 1) if damage == "lost rows" else whole[:99] + b"x" + whole[100:])
+    with pytest.raises(
+        CheckpointError, match=r"batch-\w+-000000\.json: no process has answered this batch; run it again"
+    ):
         join_shares(tmp_path, tmp_path / "joined.jsonl")
-    assert caplog.messages == [f"{first} has changed since it was written: it is made again"]
+    assert caplog.messages == [f"{first} has changed since it was written: it is answered again"]
     share()
     assert first.read_bytes() == whole
     assert join_shares(tmp_path, tmp_path / "joined.jsonl")["rows"] == len(prompts)
@@ -109,16 +111,24 @@ def test_where_nobody_can_tell_how_batches_were_cut_all_are_answered_again(engin
         generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
     share()
     assert (tmp_path / "joined").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert caplog.messages == [f"{place} has changed since it was written: all is answered again"]
-    share()
-    assert len(caplog.messages) == 1
+    again = "the prompts are cut into batches again"
+    assert caplog.messages == [f"{place} has changed since it was written: {again}"]
+
+
+def test_batches_that_were_cut_otherwise_are_not_taken_for_those_of_a_new_cut(engine, prompts, tmp_path):
+    for size, name in ((3, "first"), (4, "joined")):
+        generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=size)
+        join_shares(tmp_path, tmp_path / name)
+        (tmp_path / BATCHES).unlink()
+    generate(engine, prompts, tmp_path / "alone", SETTINGS, batch_size=4)
+    assert (tmp_path / "joined").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
 def test_batches_that_hold_too_few_rows_are_refused_when_they_are_joined(engine, prompts, tmp_path):
     generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
-    sizes = unsealed((tmp_path / BATCHES).read_bytes())
-    (tmp_path / BATCHES).write_text(sealed([sizes[0] + 1, *sizes[1:]]))
-    with pytest.raises(CheckpointError, match=rf"{len(prompts)} rows for {len(prompts) + 1} prompts"):
+    (first,) = tmp_path.glob("batch-*-000000.json")
+    first.write_text(sealed(unsealed(first.read_bytes()).partition("\n")[2]))
+    with pytest.raises(CheckpointError, match=rf"{len(prompts) - 1} rows for {len(prompts)} prompts"):
         join_shares(tmp_path, tmp_path / "joined.jsonl")
 
 

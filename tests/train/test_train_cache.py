@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_training import FACTS, metrics_of, same, tiny_model, tiny_tokenizer, train, weights
 
+from mixmerge.kept import keep, kept
 from mixmerge.train.cache import kept_tokens
 from mixmerge.train.tokens import Tokenised, TokenisedPairs, tokenise, tokenise_pairs
 
@@ -96,6 +97,26 @@ def test_a_file_in_which_a_bit_has_flipped_anywhere_is_made_anew_and_named(asked
         assert asked()[1], place
         assert file.read_bytes() == whole
     assert set(caplog.messages) == {f"{file} has changed since it was written: it is made again"}
+
+
+def test_a_folder_that_a_run_which_ended_throws_away_costs_the_tokens_alone(asked, tmp_path, monkeypatch):
+    asked()
+    found = kept
+
+    def gone(*of):
+        file = found(*of)
+        shutil.rmtree(tmp_path / "cache")
+        return file
+
+    def going(folder, name, suffix, write):
+        keep(folder, name, suffix, lambda file: (write(file), shutil.rmtree(folder)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mixmerge.train.cache.kept", gone)
+        patched.setattr("mixmerge.train.cache.keep", going)
+        assert asked()[1]
+    assert asked()[1]
+    assert not asked()[1]
 
 
 def test_without_a_folder_nothing_is_kept(model, tmp_path):

@@ -1,4 +1,5 @@
 import errno
+import os
 import shutil
 
 import pytest
@@ -76,11 +77,24 @@ def test_a_checkpoint_that_the_disk_does_not_give_back_is_not_carried_on_from(tm
 
     monkeypatch.setattr("mixmerge.train.checkpoints.file_digest", failing)
     assert last_whole(tmp_path, "t") is None
-    unread = folder / "deep" / "optimizer.pt"
-    assert caplog.messages == [f"{unread} cannot be read: Input/output error: not carried on from"]
+    assert caplog.messages == [f"{folder} cannot be read: Input/output error: not carried on from"]
 
 
-def test_a_marker_with_a_flipped_bit_or_that_is_none_of_ours_marks_nothing(tmp_path):
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_checkpoint_that_cannot_be_read_just_now_stays(tmp_path, monkeypatch, number):
+    folder = checkpoint(tmp_path, 5, "t")
+
+    def failing(path):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mixmerge.train.checkpoints.file_digest", failing)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            last_whole(tmp_path, "t")
+    assert last_whole(tmp_path, "t") == folder
+
+
+def test_a_marker_with_a_flipped_bit_or_that_is_none_of_ours_marks_nothing(tmp_path, caplog):
     folder = checkpoint(tmp_path / "made", 5, "t")
     whole = (folder / MARKER).read_bytes()
     flipped = [
@@ -91,6 +105,10 @@ def test_a_marker_with_a_flipped_bit_or_that_is_none_of_ours_marks_nothing(tmp_p
         (tmp_path / "work" / folder.name / MARKER).write_bytes(marker)
         assert last_whole(tmp_path / "work", "t") is None, marker
         assert list((tmp_path / "work").iterdir()) == []
+        assert (
+            caplog.messages.pop()
+            == f"{tmp_path / 'work' / folder.name / MARKER} has changed since it was written: not carried on from"
+        )
 
 
 def test_weights_that_are_shared_out_among_machines_are_not_read_back_by_one(tmp_path):

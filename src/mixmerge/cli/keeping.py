@@ -84,7 +84,7 @@ def verify(
                 print(visible(f"{step.title}  {step.step}  {problem}"))
             print(visible(f"  to mend it: {step.mend}" if not step.mended else f"  {step.mend}"))
         if answers is not None:
-            print(f"{store.answers}: damaged: {answers}")
+            print(visible(f"{store.answers}: damaged: {answers}"))
             print(
                 "  to mend it: save what can be read with `sqlite3 FILE .recover`; removed, all is asked and paid anew"
             )

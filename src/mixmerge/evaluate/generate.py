@@ -76,7 +76,7 @@ def generate(
     if plan is not None and sizes is None:
         out.unlink(missing_ok=True)
     planned = sizes or cut(engine, ordered, lengths, settings, batch_size)
-    rows = _recover(out, ordered, planned, digests)
+    rows = _recover(out, ordered, planned, None if sizes is None else digests)
     resumed = len(rows)
     if plan is not None or resumed < len(ordered):
         _record(place, out, planned)
@@ -212,12 +212,12 @@ def _batches(out: Path, sizes: Sequence[int]) -> Iterator[bytes]:
 
 
 def _recover(
-    out: Path, ordered: Sequence[Prompt], sizes: Sequence[int], digests: Sequence[str]
+    out: Path, ordered: Sequence[Prompt], sizes: Sequence[int], digests: Sequence[str] | None
 ) -> list[dict[str, Any]]:
     """The rows of whole batches already in `out`; whatever follows them is cut off the file."""
     if not out.exists():
         return []
-    if digests:
+    if digests is not None:
         _cut(out, _as_written(out, sizes, digests))
     rows, _, size = _scan(out)
     for number, (row, prompt) in enumerate(zip(rows, ordered, strict=False), 1):
@@ -239,11 +239,11 @@ def _recover(
 
 def _as_written(out: Path, sizes: Sequence[int], digests: Sequence[str]) -> int:
     """The bytes of the batches up to the first that is not as its digest says, or has none."""
-    keep = 0
-    for number, (batch, told) in enumerate(zip(_batches(out, sizes), digests, strict=False), 1):
+    keep, batches = 0, _batches(out, sizes)
+    for number, told in enumerate(filter(None, digests), 1):
+        batch = next(batches, b"")
         if digest(batch) != told:
-            if told:
-                log.warning("%s: batch %d has changed since it was written: answered again from there on", out, number)
+            log.warning("%s: batch %d has changed since it was written: answered again from there on", out, number)
             break
         keep += len(batch)
     return keep

@@ -1,7 +1,7 @@
 """Generation that several processes share: each answers whole batches, which are joined in the order of one process.
 
 The batches are cut once, by whichever process comes first, and every process keeps to them; each batch is a file that is there
-whole or not at all, and named by its number and its digest. So what a batch gives does not depend on who answers it, a killed
+whole or not at all, with its digest, and named by its number and by how all were cut. So what a batch gives does not depend on who answers it, a killed
 generation carries on with any number of processes, and the joined file has the very bytes that one process writes.
 """
 
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,20 @@ from mixmerge.errors import CheckpointError
 from mixmerge.evaluate.engine import Engine, GenerationSettings
 from mixmerge.evaluate.generate import Progress, account, answered, cut, ordered_by_length, read_responses
 from mixmerge.evaluate.prompts import Prompt
-from mixmerge.kept import keep, kept, sealed, unsealed
+from mixmerge.kept import digest, sealed, unsealed
 from mixmerge.whole import write_whole
 
 BATCHES = "batches.json"
-BATCH, JSONL = "batch-", ".jsonl"
 
 log = logging.getLogger(__name__)
 
 
 def begin_shares(folder: Path) -> None:
-    """Before any process is at it: where nobody can tell any more how the batches were cut, all are thrown away."""
+    """Before any process is at it: where nobody can tell any more how the batches were cut, they are cut anew."""
     place = folder / BATCHES
     if place.exists() and unsealed(place.read_bytes()) is None:
-        log.warning("%s has changed since it was written: all is answered again", place)
-        for file in [*folder.glob(f"{BATCH}*"), place]:
-            file.unlink()
+        log.warning("%s has changed since it was written: the prompts are cut into batches again", place)
+        place.unlink()
 
 
 def generate_share(
@@ -59,12 +56,12 @@ def generate_share(
     own = [(at, end) for at, end in enumerate(accumulate(sizes)) if at % of == number]
     done, total = 0, sum(sizes[at] for at, _ in own)
     for at, end in own:
-        if kept(folder, _name(at), JSONL) is None:
+        file = _file(folder, sizes, at)
+        if _text(file) is None:
             if progress:
                 progress(done, total)
             rows = answered(engine, ordered[end - sizes[at] : end], lengths, settings)
-            batch = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-            keep(folder, _name(at), JSONL, partial(Path.write_bytes, data=batch))
+            write_whole(file, sealed("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
         done += sizes[at]
     if progress:
         progress(done, total)
@@ -79,10 +76,9 @@ def join_shares(folder: Path, out: Path) -> dict[str, Any]:
     sizes = _sizes(folder)
     batches = []
     for at in range(len(sizes)):
-        if (batch := kept(folder, _name(at), JSONL)) is None:
-            where = str(folder / _name(at))
-            raise CheckpointError("no process has answered this batch", where=where, do="run it again to carry on")
-        batches.append(batch.read_text(encoding="utf-8"))
+        if (batch := _text(file := _file(folder, sizes, at))) is None:
+            raise CheckpointError("no process has answered this batch", where=str(file), do="run it again to carry on")
+        batches.append(batch)
     write_whole(out, "".join(batches))
     rows = read_responses(out)
     if len(rows) != sum(sizes):
@@ -116,5 +112,17 @@ def _sizes(folder: Path) -> list[int]:
     return sizes
 
 
-def _name(at: int) -> str:
-    return f"{BATCH}{at:06d}"
+def _file(folder: Path, sizes: Sequence[int], at: int) -> Path:
+    return folder / f"batch-{digest(sealed(sizes).encode())[:12]}-{at:06d}.json"
+
+
+def _text(file: Path) -> str | None:
+    """The rows of a batch; one that has changed since it was written is told of, and removed."""
+    try:
+        found: str | None = unsealed(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    if found is None:
+        log.warning("%s has changed since it was written: it is answered again", file)
+        file.unlink(missing_ok=True)
+    return found

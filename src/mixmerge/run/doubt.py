@@ -73,7 +73,7 @@ def mend(found: Iterable[Checked], store: Store, stamps: Mapping[Path, Stamp] | 
     steps = sorted((step for step in found if step.problems), key=lambda step: (step.changed, -step.generation))
     try:
         _mend(steps, store, stamps)
-    except CheckpointError as error:  # the store cannot be written at all
+    except (CheckpointError, OSError) as error:  # the store cannot be written at all
         for step in (step for step in steps if not step.mended):
             step.mend = f"nothing can be removed: {error}"
 

@@ -171,8 +171,9 @@ def run_plan(
     """
     wanted = chosen(plan, only) if only else plan.by_id.keys()
     study, store = Study(root, plan.study), Store(root)
+    study.open(plan)  # before the lease: a removal that sees that looks here for the steps which it has to keep
     with store.at_work(plan.study, progress.removal):
-        plan = study.open(plan)
+        plan = study.open(plan)  # and again: another run that ended meanwhile may have tidied
         outcome = Outcome()
         asked = [step for step in plan.steps if step.id in wanted]
         todo = [step for step in asked if step.kind in kinds and store.find(step.id) is None]
@@ -213,6 +214,7 @@ def run_step(plan: Plan, step: Step, root: Path, *, threads: int | None, progres
             needed = plan.by_id[wanted].title
             what = f"it needs {needed}, which is {'damaged' if store.damage(wanted) else 'not done'}"
             raise UserError(what, where=step.title, do=f"carry out {needed} first")
+    study.open(plan)
     with store.at_work(plan.study, progress.removal):
         plan = study.open(plan)
         outcome = Outcome()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +61,8 @@ def _write(folder: Path, name: str, tokens: Tokenised | TokenisedPairs) -> None:
         with arrow.ipc.new_file(str(file), table.schema) as out:
             out.write_table(table, max_chunksize=max(1, table.num_rows))  # in one piece, which is read without a copy
 
-    keep(folder, name, ".arrow", write)
+    with suppress(FileNotFoundError):  # a run that ended has thrown the folder away
+        keep(folder, name, ".arrow", write)
 
 
 def _read(folder: Path, name: str, kind: type[T]) -> T | None:
@@ -69,7 +71,10 @@ def _read(folder: Path, name: str, kind: type[T]) -> T | None:
     file = kept(folder, name, ".arrow")  # of bytes that have changed arrow may crash
     if file is None:
         return None
-    table = arrow.ipc.open_file(arrow.memory_map(str(file))).read_all()
+    try:
+        table = arrow.ipc.open_file(arrow.memory_map(str(file))).read_all()
+    except FileNotFoundError:  # a run that ended has thrown the folder away
+        return None
     columns: dict[str, Any] = {column: _rows(table.column(column)) for column in kind.columns}
     return kind(**columns, **json.loads(table.schema.metadata[b"counts"]))
 

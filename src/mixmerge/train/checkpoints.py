@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mixmerge.errors import StepError
-from mixmerge.kept import file_digest, sealed, unsealed
+from mixmerge.kept import LOST, file_digest, sealed, unsealed
 
 MARKER = "whole.json"
 PREFIX = "checkpoint-"
@@ -47,15 +49,13 @@ def last_whole(work: Path, training: str, *, fsdp: bool = False, read: bool = Tr
     `read`: also those whose bytes have changed, which the log tells; of a group, one process reads them all.
 
     Raises:
+        OSError: one cannot be read now, for a reason that may pass.
         StepError: the newest belongs to another training (other data, settings or model), or its weights are shared out
             where they are not now, or the other way round.
     """
     whole: list[tuple[int, tuple[str, bool], Path]] = []
     for folder in work.glob(f"{PREFIX}*"):
-        found = _owner(folder)
-        if found is not None and read and (changed := _changed(folder)):
-            log.warning("%s: not carried on from", changed)
-            found = None
+        found = _owner(folder, read=read)
         if found is None:
             shutil.rmtree(folder)
         else:
@@ -79,23 +79,28 @@ def last_whole(work: Path, training: str, *, fsdp: bool = False, read: bool = Tr
     return newest
 
 
-def _owner(folder: Path) -> tuple[str, bool] | None:
-    """The training that a whole checkpoint belongs to, and whether it is shared out; None where anything is missing or has another size."""
+def _owner(folder: Path, *, read: bool) -> tuple[str, bool] | None:
+    """The training that a whole checkpoint belongs to, and whether it is shared out; None where anything is missing or has changed."""
+    if not (folder / MARKER).exists():
+        return None  # a kill left it half
     try:
         marker = unsealed((folder / MARKER).read_bytes())
-        if marker is None or any((folder / name).stat().st_size != size for name, size in marker["files"].items()):
-            return None
-        return marker["training"], marker["fsdp"]
-    except OSError:
+        wrong = MARKER if marker is None else _changed(folder, marker, read=read)
+        told = f"{folder / wrong} has changed since it was written" if wrong is not None else None
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) and error.errno not in LOST:
+            raise
+        told = f"{folder} cannot be read: {error.strerror}"
+    if told is not None:
+        log.warning("%s: not carried on from", told)
         return None
+    return marker["training"], marker["fsdp"]
 
 
-def _changed(folder: Path) -> str | None:
-    """What is wrong with the first file of a whole checkpoint that has other bytes than were written."""
-    for name, digest in unsealed((folder / MARKER).read_bytes())["xxh3"].items():
-        try:
-            if file_digest(folder / name) != digest:
-                return f"{folder / name} has changed since it was written"
-        except OSError as error:
-            return f"{folder / name} cannot be read: {error.strerror}"
-    return None
+def _changed(folder: Path, marker: Mapping[str, dict[str, Any]], *, read: bool) -> str | None:
+    """The first file of a checkpoint that has other bytes than were written, or another size."""
+    for name, size in marker["files"].items():
+        if (folder / name).stat().st_size != size:
+            return name
+    digests = marker["xxh3"].items() if read else ()
+    return next((name for name, digest in digests if file_digest(folder / name) != digest), None)

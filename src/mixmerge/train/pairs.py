@@ -7,6 +7,7 @@ written beside the checkpoints; so one model is in memory, and carrying on asks 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ class Reference:
         file = kept(self.folder, self.name, ".npz")
         if file is None:
             return {}
-        with np.load(file, allow_pickle=False) as held:
+        with suppress(FileNotFoundError), np.load(file, allow_pickle=False) as held:  # another process has removed it
             return {name: held[f"of {name}"] for name in self.pairs}
+        return {}
 
 
 class Referenced(Dataset[dict[str, Any]]):
