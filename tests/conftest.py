@@ -18,8 +18,10 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
-# a shell lets what it starts in the background ignore Ctrl-C, and so would all that the tests start
+# a shell lets what it starts in the background ignore Ctrl-C, and `nohup` a hang-up: so would all that the tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # nothing is done here all the same, while what is started hears it
 
 # No test is timed; in CI the examples are the same every time, elsewhere they are new ones.
 settings.register_profile(

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import termios
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -53,10 +54,16 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.end, text.encode())
 
-    def exit_status(self) -> int:
+    def exit_status(self, seconds: float = 300.0) -> int:
         """Wait for the end."""
         if self.status is None:
-            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            end = time.monotonic() + seconds
+            while not (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+                assert time.monotonic() < end, (
+                    f"{seconds:.0f} s and no end; the last that it wrote:\n{self.text[-2000:]}"
+                )
+                time.sleep(0.02)
+            self.status = os.waitstatus_to_exitcode(ended[1])
             self._reader.join(10)
         return self.status
 
