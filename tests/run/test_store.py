@@ -15,7 +15,7 @@ import pytest
 from mixmerge.errors import CheckpointError, StepError
 from mixmerge.plan.graph import Step
 from mixmerge.run.history import History
-from mixmerge.run.record import files_of
+from mixmerge.run.record import files_of, sealed
 from mixmerge.run.store import RECORD, Store, named_os_error, read_record, write_json
 
 STEP = Step("merge", "ties", {"density": 0.5})
@@ -162,6 +162,30 @@ def test_a_partial_step_that_lost_a_file_after_its_record_is_not_put_into_its_pl
     write_json(out / RECORD, {"id": STEP.id, "files": {"weights": 2}})
     assert not Store(store.root).rescue(STEP)
     assert Store(store.root).find(STEP.id) is None
+
+
+@pytest.mark.parametrize("damage", ["none", "flipped", "lost", "record"])
+def test_a_partial_step_whose_bytes_changed_after_its_record_is_told_of_and_made_again(store, caplog, damage):
+    out = store.begin(STEP).out
+    (out / "weights").write_text("12")
+    write_json(out / RECORD, sealed({"id": STEP.id, **files_of(out)}))
+    if damage == "flipped":
+        (out / "weights").write_text("13")
+    elif damage == "lost":
+        (out / "weights").unlink()
+    elif damage == "record":
+        (out / RECORD).write_text((out / RECORD).read_text().replace("weights", "weighty"))
+    again = Store(store.root)
+    assert again.rescue(STEP) == (damage == "none")
+    assert (again.find(STEP.id) is not None) == (damage == "none")
+    told = {
+        "flipped": "weights has changed since it was written",
+        "lost": "weights is missing",
+        "record": "record.json has changed since it was written",
+    }
+    assert caplog.messages == ([] if damage == "none" else [f"{out}: {told[damage]}: the step is made again"])
+    assert not again.rescue(STEP), "there is none any more"
+    assert len(caplog.messages) == (damage != "none")
 
 
 def test_a_step_is_found_by_its_id_whatever_it_was_called(store):

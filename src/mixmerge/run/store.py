@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from typing import Any
 from uuid import uuid4
 
 from mixmerge.errors import FREE_SOME, FULL, CheckpointError, FullDiskError, StepError, reason
-from mixmerge.hashes import FileHashes, cache_folder
+from mixmerge.hashes import FileHashes, cache_folder, each_sha256, sha256_or_error
 from mixmerge.plan.graph import Step
 from mixmerge.run.lease import Lease, Leases
 from mixmerge.run.record import RECORD, fault_of
@@ -37,6 +38,8 @@ RUN = "run-"  # how the leases of runs begin
 GC = "gc"  # the lease of the one that removes what no recipe reaches
 BEGUN = "step.json"  # in a partial folder: what it is of, and what that is made from
 GONE = "gone-"  # what the folder of a removed step is called while its files go
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +195,19 @@ class Store:
         return self._publish(step)
 
     def rescue(self, step: Step) -> bool:
-        """Finish a step that was killed between its record and its place; says whether there was one."""
+        """Finish a step that was killed between its record and its place; says whether there was one.
+
+        One that has changed since is told of in the log, and is made again.
+        """
         out = self.partial(step) / "out"
-        whole = (out / RECORD).is_file() and _damage(out, step.id) is None
-        if whole:
-            self._publish(step)
-        return whole
+        if not (out / RECORD).is_file():
+            return False
+        if (wrong := _damage(out, step.id) or _changed(out)) is not None:
+            log.warning("%s: %s: the step is made again", out, wrong)
+            (out / RECORD).unlink()
+            return False
+        self._publish(step)
+        return True
 
     def tidy(self, step: Step) -> None:
         """Throw away what a kill left of a step after it was in its place."""
@@ -368,6 +378,15 @@ def _fault(folder: Path, step_id: str, record: Mapping[str, Any]) -> str | None:
             return f"{name} has {found.st_size} bytes, its record says {size}"
         if linked.get(name, found.st_mtime_ns) != found.st_mtime_ns and _sha256(folder / name) != hashes.get(name):
             return f"{name} has changed under another name that it had (a hard link)"
+    return None
+
+
+def _changed(folder: Path) -> str | None:
+    """The first file of a step that is not what its record says, by reading them all."""
+    said = read_record(folder).get("sha256", {})
+    for name, found in zip(said, each_sha256((folder / name for name in said), sha256_or_error), strict=True):
+        if found != said[name]:
+            return f"{name} {'cannot be read' if isinstance(found, OSError) else 'has changed since it was written'}"
     return None
 
 
