@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from mixmerge.errors import CheckpointError
 from mixmerge.linking import link_or_copy
 from mixmerge.plan.graph import Plan, Step
 from mixmerge.run import lease
@@ -204,6 +207,19 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next(store):
     assert [(entry.kind, entry.title) for entry in garbage.found] == [("partial", "rest of a removed step")]
     remove(garbage, again)
     assert list((store.folder / ".partial").iterdir()) == []
+
+
+def test_a_rest_that_may_not_be_removed_is_named_with_its_folder(store, monkeypatch):
+    rest = store.folder / ".partial" / f"gone-old--{OLD.id}"
+    shutil.move(store.find(OLD.id), rest)
+    again = Store(store.root)
+
+    def refused(folder):  # as for a file that is immutable: the system names it alone
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), "weights")
+
+    monkeypatch.setattr("mixmerge.run.gc.shutil.rmtree", refused)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(rest))}: no permission to write; "):
+        remove(unreached(again, [PLAN]), again)
 
 
 def test_tokenised_rows_go_once_no_training_is_to_come_and_nothing_runs(store, holding):

@@ -114,8 +114,8 @@ def _remove(garbage: Garbage, store: Store, running: Collection[str]) -> None:
                 entry.removed = True
         except CheckpointError:
             raise
-        except OSError as error:
-            raise named_os_error(error, entry.folder) from error
+        except OSError as error:  # it names the file alone, without its folder
+            raise named_os_error(OSError(error.errno, error.strerror), entry.folder) from error
 
 
 def running_steps(store: Store, live: Collection[str]) -> set[str] | None:
