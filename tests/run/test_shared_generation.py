@@ -74,7 +74,7 @@ def test_batches_of_other_prompts_are_refused_with_what_to_remove(engine, prompt
     assert [path.name for path in tmp_path.iterdir()] == [BATCHES]
 
 
-@pytest.mark.parametrize("damage", ["lost rows", "flipped"])
+@pytest.mark.parametrize("damage", ["lost rows", "flipped", "that of the next"])
 def test_a_batch_that_has_changed_is_found_when_all_are_joined_and_answered_again(
     engine, prompts, tmp_path, damage, caplog
 ):
@@ -84,7 +84,12 @@ def test_a_batch_that_has_changed_is_found_when_all_are_joined_and_answered_agai
     share()
     (first,) = tmp_path.glob("batch-*-000000.json")
     whole = first.read_bytes()
-    first.write_bytes(whole.replace(b'{\\"', b"", 1) if damage == "lost rows" else whole[:99] + b"x" + whole[100:])
+    damaged = {
+        "lost rows": whole.replace(b'{\\"', b"", 1),
+        "flipped": whole[:199] + b"x" + whole[200:],
+        "that of the next": next(tmp_path.glob("batch-*-000001.json")).read_bytes(),
+    }
+    first.write_bytes(damaged[damage])
     with pytest.raises(
         CheckpointError, match=r"batch-\w+-000000\.json: no process has answered this batch; run it again"
     ):
@@ -127,7 +132,8 @@ def test_batches_that_were_cut_otherwise_are_not_taken_for_those_of_a_new_cut(en
 def test_batches_that_hold_too_few_rows_are_refused_when_they_are_joined(engine, prompts, tmp_path):
     generate_share(engine, prompts, tmp_path, SETTINGS, number=0, of=1, batch_size=4)
     (first,) = tmp_path.glob("batch-*-000000.json")
-    first.write_text(sealed(unsealed(first.read_bytes()).partition("\n")[2]))
+    name, rows = unsealed(first.read_bytes())
+    first.write_text(sealed([name, rows.partition("\n")[2]]))
     with pytest.raises(CheckpointError, match=rf"{len(prompts) - 1} rows for {len(prompts)} prompts"):
         join_shares(tmp_path, tmp_path / "joined.jsonl")
 

@@ -1,8 +1,9 @@
 """Generation that several processes share: each answers whole batches, which are joined in the order of one process.
 
 The batches are cut once, by whichever process comes first, and every process keeps to them; each batch is a file that is there
-whole or not at all, with its digest, and named by its number and by how all were cut. So what a batch gives does not depend on who answers it, a killed
-generation carries on with any number of processes, and the joined file has the very bytes that one process writes.
+whole or not at all, named by its number and by how all were cut, which stands in it too, with its digest. So what a batch gives
+does not depend on who answers it, a killed generation carries on with any number of processes, and the joined file has the very
+bytes that one process writes.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def generate_share(
             if progress:
                 progress(done, total)
             rows = answered(engine, ordered[end - sizes[at] : end], lengths, settings)
-            write_whole(file, sealed("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
+            write_whole(file, sealed([file.name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)]))
         done += sizes[at]
     if progress:
         progress(done, total)
@@ -119,10 +120,11 @@ def _file(folder: Path, sizes: Sequence[int], at: int) -> Path:
 def _text(file: Path) -> str | None:
     """The rows of a batch; one that has changed since it was written is told of, and removed."""
     try:
-        found: str | None = unsealed(file.read_bytes())
+        found = unsealed(file.read_bytes())
     except FileNotFoundError:
         return None
-    if found is None:
-        log.warning("%s has changed since it was written: it is answered again", file)
-        file.unlink(missing_ok=True)
-    return found
+    if isinstance(found, list) and found[0] == file.name:
+        return str(found[1])
+    log.warning("%s has changed since it was written: it is answered again", file)
+    file.unlink(missing_ok=True)
+    return None
