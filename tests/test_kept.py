@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmerge.kept import PIECE, digest, file_digest, keep, kept, sealed, unsealed
+from mixmerge.kept import (
+    MARKER,
+    PIECE,
+    digest,
+    file_digest,
+    keep,
+    kept,
+    mark_whole,
+    marked,
+    sealed,
+    stretch_digest,
+    unsealed,
+)
 
 JSON = st.recursive(
     st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
@@ -116,3 +128,28 @@ def test_what_cannot_be_read_is_told_of_and_is_not_there(tmp_path, caplog, monke
     monkeypatch.setattr("mixmerge.kept.file_digest", failing)
     assert kept(tmp_path, "tokens", ".x") is None
     assert caplog.messages == [f"{file} cannot be read: Input/output error: it is made again"]
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 0), (0, 9), (3, PIECE), (5, 2 * PIECE), (PIECE, 10 * PIECE)])
+def test_a_stretch_of_a_file_has_the_digest_of_its_bytes(tmp_path, start, size):
+    data = bytes(range(256)) * (2 * PIECE // 256 + 1)
+    (tmp_path / "file").write_bytes(data)
+    with (tmp_path / "file").open("rb") as file:
+        assert stretch_digest(file.fileno(), start, size) == digest(data[start : start + size])
+
+
+def test_a_marked_folder_may_be_marked_again_and_tells_what_it_was_told(tmp_path, caplog):
+    (tmp_path / "a").write_bytes(b"1")
+    for told in ("one", "two"):
+        mark_whole(tmp_path, {"told": told})
+        found = marked(tmp_path)
+        assert found["told"] == told
+        assert list(found["files"]) == list(found["xxh3"]) == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", MARKER]
+    (tmp_path / "a").write_bytes(b"2")
+    assert marked(tmp_path, read=False) == found
+    assert marked(tmp_path) is None
+    assert caplog.messages == [f"{tmp_path / 'a'} has changed since it was written: not carried on from"]
+    (tmp_path / MARKER).unlink()
+    assert marked(tmp_path) is None
+    assert len(caplog.messages) == 1, "a kill leaves one without, which is nothing to tell"

@@ -138,6 +138,21 @@ def test_finished_merges_of_a_chain_survive_a_kill_and_are_not_made_again(share,
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_a_finished_merge_of_a_chain_that_has_changed_since_is_made_again(chain, tmp_path, caplog):
+    command = [sys.executable, "-c", KILLED, str(chain), str(tmp_path / "out"), "0.9"]
+    assert subprocess.run(command, env=os.environ, capture_output=True).returncode == -signal.SIGKILL
+    flipped = next((tmp_path / ".out.earlier").glob("blend-*/model.safetensors"))
+    data = bytearray(flipped.read_bytes())
+    data[-5] ^= 1
+    flipped.write_bytes(data)
+    merge(chain, tmp_path / "out")
+    assert f"{flipped} has changed since it was written: not carried on from" in caplog.messages
+    assert left(tmp_path) == {"out"}
+    merge(chain, tmp_path / "clean")
+    for path in (tmp_path / "clean").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 def test_a_chain_that_cannot_end_is_refused_before_its_first_merge_writes(chain, tmp_path):
     chain.write_text(CHAIN.replace("layer_range: [0, 3]", "layer_range: [0, 2]"))  # 3 layers instead of 4
     wrote = []

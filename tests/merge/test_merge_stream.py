@@ -1,8 +1,10 @@
 """Whole merges: what appears, what survives a kill, what is refused on the way, and that transformers takes it."""
 
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import torch
 from model_folders import config_for, example, merge_tensors, read_model, write_model
 
 from mixmerge.errors import ModelError, RecipeError
+from mixmerge.kept import stretch_digest
 from mixmerge.merge import METHODS, load_config, merge, parse_config, tensors
 from mixmerge.merge.card import model_card, to_yaml
 
@@ -73,6 +76,79 @@ def test_a_merge_killed_half_way_and_run_again_carries_on_and_gives_the_same_byt
     assert resumed["kept_share"] == clean["kept_share"]
     assert contents(out) == contents(tmp_path / "clean")
     assert not (tmp_path / ".out.partial").exists()
+
+
+def flip(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "flipped": lambda shard: flip(shard, -1),
+    "header": lambda shard: flip(shard, 12),
+    "cut": lambda shard: os.truncate(shard, 5000),
+    "emptied": lambda shard: shard.write_bytes(b""),
+    "lost": lambda shard: shard.unlink(),
+    "longer": lambda shard: shard.write_bytes(shard.read_bytes() + b"x"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_tensors_that_changed_after_they_were_finished_are_made_again(killed, damage, tmp_path, caplog):
+    path, out = killed
+    shard = min((tmp_path / ".out.partial" / "model").glob("*.safetensors"))
+    DAMAGE[damage](shard)
+    resumed = merge(path, out, shard_bytes=20_000)
+    clean = merge(path, tmp_path / "clean", shard_bytes=20_000)
+    assert contents(out) == contents(tmp_path / "clean")
+    assert 0 < resumed["tensors_resumed"] < clean["tensors"], "those of the other shards"
+    again = r": finished tensors that changed since they were written, or cannot be read, and are made again: \d+"
+    if damage == "header":  # it is known, and is written in any case
+        assert caplog.messages == []
+    else:
+        (told,) = caplog.messages
+        assert re.fullmatch(re.escape(str(shard)) + again, told)
+
+
+def test_tensors_that_the_disk_does_not_give_back_are_made_again(killed, tmp_path, caplog, monkeypatch):
+    path, out = killed
+    lost = [1]
+
+    def failing(descriptor, start, size):
+        if lost:
+            lost.clear()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stretch_digest(descriptor, start, size)
+
+    monkeypatch.setattr("mixmerge.merge.writer.stretch_digest", failing)
+    merge(path, out, shard_bytes=20_000)
+    (told,) = caplog.messages
+    assert told.endswith(
+        ": finished tensors that changed since they were written, or cannot be read, and are made again: 1"
+    )
+    merge(path, tmp_path / "clean", shard_bytes=20_000)
+    assert contents(out) == contents(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "null", "older", "not text"])
+def test_a_line_of_the_journal_that_has_changed_counts_for_nothing(killed, damage, tmp_path, caplog):
+    path, out = killed
+    journal = tmp_path / ".out.partial" / "journal"
+    first, *rest = journal.read_bytes().splitlines(keepends=True)
+    changed = {
+        "flipped": first.replace(b"weight", b"wdight"),
+        "null": b"null\n",
+        "older": b'["model.norm.weight", [0.0, 0.0]]\n',
+        "not text": b"\xff\xfe{\n",
+    }
+    journal.write_bytes(b"".join([changed[damage], *rest]))
+    resumed = merge(path, out, shard_bytes=20_000)
+    assert resumed["tensors_resumed"] == len(rest)
+    told = f"{journal}: 1 of {len(rest) + 1} lines changed since they were written: not carried on from"
+    assert caplog.messages == [told]
+    merge(path, tmp_path / "clean", shard_bytes=20_000)
+    assert contents(out) == contents(tmp_path / "clean")
 
 
 def test_killed_at_twenty_random_moments_a_merge_ends_with_the_same_bytes(tmp_path):

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from mixmerge.errors import StepError
-from mixmerge.kept import unsealed
-from mixmerge.train.checkpoints import MARKER, last_whole, mark_whole
+from mixmerge.kept import MARKER, unsealed
+from mixmerge.train.checkpoints import last_whole, mark_whole
 
 
 def checkpoint(work, step, mark=None):
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_the_disk_does_not_give_back_is_not_carried_on_from(tm
     def failing(path):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("mixmerge.train.checkpoints.file_digest", failing)
+    monkeypatch.setattr("mixmerge.kept.file_digest", failing)
     assert last_whole(tmp_path, "t") is None
     assert caplog.messages == [f"{folder} cannot be read: Input/output error: not carried on from"]
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_stays(tmp_path, monkeypatch, 
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr("mixmerge.train.checkpoints.file_digest", failing)
+        patched.setattr("mixmerge.kept.file_digest", failing)
         with pytest.raises(OSError, match=os.strerror(number)):
             last_whole(tmp_path, "t")
     assert last_whole(tmp_path, "t") == folder

@@ -180,6 +180,22 @@ def test_a_damaged_reference_is_taken_anew(llama, choices, tmp_path):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
+def test_a_training_that_lost_its_reference_begins_anew_and_carries_on_from_what_it_does_then(llama, choices, tmp_path):
+    settings = {**SLOW, "method": "dpo", "epochs": 3}
+    assert run_child(llama, choices, tmp_path / "whole", -1, **settings).returncode == 0
+    assert run_child(llama, choices, tmp_path / "cut", 11, **settings).returncode == -signal.SIGKILL
+    (kept,) = (tmp_path / "cut" / "work").glob(f"{REFERENCE}-*.npz")
+    (checkpoint,) = (tmp_path / "cut" / "work").glob("checkpoint-*")
+    kept.unlink()
+    again = run_child(llama, choices, tmp_path / "cut", 11, **settings)
+    assert again.returncode == -signal.SIGKILL
+    assert f"{checkpoint}: the reference that it needs is not there: not carried on from" in again.stderr
+    steps = []
+    dpo(llama, choices, tmp_path / "cut", lambda done, _: steps.append(done), 4, epochs=3)
+    assert steps == list(range(9, 19)), "a checkpoint that was saved twice is whole"
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
 def test_the_reference_of_other_settings_is_not_used(llama, choices, tmp_path):
     dpo(llama, choices, tmp_path)
     (first,) = (tmp_path / "work").glob(f"{REFERENCE}-*.npz")

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from mixmerge import kept
 from mixmerge.errors import CheckpointError, UserError
 from mixmerge.machine import usable_cores
 from mixmerge.merge.block import Measured
@@ -93,7 +94,7 @@ def _run_chain(
 ) -> dict[str, Any]:
     """The named merges that feed the last, each into a folder of its own beside OUT until OUT is there, then the last.
 
-    A folder has its merge's digest in its name: one that is there after a kill is this very merge's.
+    A folder has its merge's digest in its name: one that is there after a kill is this very merge's, where it has not changed.
     """
     earlier = out.absolute().parent / f".{out.absolute().name}.earlier"
     if earlier.exists() and not (earlier.is_dir() and all(_OURS.fullmatch(path.name) for path in earlier.iterdir())):
@@ -115,9 +116,12 @@ def _run_chain(
                 inputs |= job.inputs
                 place = out if one is config else earlier / f"{one.name}-{job.digest(shard_bytes)[:16]}"
                 folders[str(one.name)] = place
-                if one is config or not place.exists():
+                if one is config or kept.marked(place) is None:
                     place.parent.mkdir(parents=True, exist_ok=True)
-                    measured = run(job, place, threads, partial(counted, before=done), shard_bytes, device)
+                    if one is not config:
+                        shutil.rmtree(place, ignore_errors=True)
+                    onward = partial(counted, before=done)
+                    measured = run(job, place, threads, onward, shard_bytes, device, mark=one is not config)
                     bytes_read += measured["bytes_read"]
                     bytes_written += measured["bytes_written"]
                     resumed += measured["tensors_resumed"]
@@ -138,8 +142,10 @@ def run(
     progress: Callable[[int, int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
     device: str = "cpu",
+    *,
+    mark: bool = False,
 ) -> dict[str, Any]:
-    """One merge whose models are all there, into its folder."""
+    """One merge whose models are all there, into its folder, with a `mark` if it is to be carried on from."""
     outputs, config = job.outputs, job.config
     digest = job.digest(shard_bytes)
     counting = _Counting(progress, sum(tensor.size for tensor in outputs.values()))
@@ -161,7 +167,7 @@ def run(
         if config.method.share is not None:
             part, whole = (math.fsum(note[i] for note in notes.values()) for i in range(2))
             measured[config.method.share] = part / whole if whole else 0.0
-        writer.publish(companions(job) | _told(job, measured))
+        writer.publish(companions(job) | _told(job, measured), mark=mark)
     return measured | {
         "bytes_read": crew.bytes_read,
         "bytes_written": writer.bytes_written,

@@ -2,8 +2,9 @@
 
 The one idea: the layout (which tensors in which shard, at which offset) is known before the first tensor is, so shards
 have their full size from the start and every stretch goes to its final place. A thread flushes what is finished to the
-disk behind the work, then notes the tensor in a journal. Invariants: OUT appears by one rename, complete; a tensor in
-the journal is on the disk; the partial folder says which job it belongs to.
+disk behind the work, then notes the tensor in a journal, with a digest of its bytes. Invariants: OUT appears by one rename,
+complete; a tensor in the journal is on the disk, and one that has changed there since is made again; the partial folder says
+which job it belongs to.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import queue
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +26,11 @@ from typing import Any
 
 from mixmerge.amounts import in_bytes
 from mixmerge.errors import FULL, CheckpointError, FullDiskError, ModelError
+from mixmerge.kept import LOST, mark_whole, sealed, stretch_digest, unsealed
 from mixmerge.merge.checkpoint import INDEX, ITEM_BYTES, SINGLE, Tensor
 from mixmerge.merge.sources import Raw
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +50,8 @@ class CheckpointWriter:
     """A model folder that appears whole or not at all, and carries on after a kill. Use as a context manager.
 
     It grows in `.NAME.partial/model` beside OUT. `job` says what is being written: a partial folder with the same job
-    keeps its finished tensors, any other is thrown away. An error of the kind `hopeless` leaves nothing behind: running
-    again would end the same way.
+    keeps its `finished` tensors (known once entered, with their notes), any other is thrown away. An error of the kind
+    `hopeless` leaves nothing behind: running again would end the same way.
     """
 
     def __init__(
@@ -71,7 +77,7 @@ class CheckpointWriter:
         self._behind: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
         self._trouble: list[BaseException] = []
         self._lock_file = self._claim(job)
-        self.finished = self._read_journal()
+        self.finished: dict[str, Any] = {}
         self._flusher = threading.Thread(target=self._flush, daemon=True, name="flush")
 
     def __enter__(self) -> CheckpointWriter:
@@ -79,6 +85,8 @@ class CheckpointWriter:
             for shard in self.shards:
                 with _naming(shard.file):
                     self._size(shard)
+            with _naming(self._journal):
+                self.finished = self._unchanged(self._read_journal())
         except BaseException as error:  # this process may try again, once there is room
             self.__exit__(type(error))
             raise
@@ -124,7 +132,8 @@ class CheckpointWriter:
                     done = [entry for entry in batch if entry is not None]
                     for file in {self.tensors[name].file for name, _ in done}:
                         os.fsync(self._files[file])
-                    journal.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in done))
+                    lines = [sealed([name, note, self._digest(name)]) for name, note in done]
+                    journal.write("".join(f"{line}\n" for line in lines).encode())
                     journal.flush()
                     os.fsync(journal.fileno())
         except BaseException as error:
@@ -161,15 +170,42 @@ class CheckpointWriter:
             raise CheckpointError(what, where=str(self.out), do="free space, or write somewhere else")
         return lock
 
-    def _read_journal(self) -> dict[str, Any]:
-        """The notes of the tensors that an earlier run finished; a torn last line is no line."""
+    def _read_journal(self) -> dict[str, tuple[Any, str]]:
+        """The notes and digests of the tensors that an earlier run finished; a torn last line is no line."""
         if not self._journal.exists():
             return {}
         data = self._journal.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             self._write_small(self._journal, whole)
-        return dict(json.loads(line) for line in whole.splitlines())
+        found = [unsealed(line) for line in whole.splitlines()]
+        if changed := found.count(None):
+            told = "%s: %d of %d lines changed since they were written: not carried on from"
+            log.warning(told, self._journal, changed, len(found))
+        return {name: (note, digest) for name, note, digest in filter(None, found)}
+
+    def _unchanged(self, journaled: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
+        """The notes of those whose bytes are as they were written."""
+        still, changed = {}, Counter[Path]()
+        for name, (note, digest) in journaled.items():
+            try:
+                if self._digest(name) == digest:
+                    still[name] = note
+                    continue
+            except OSError as error:
+                if error.errno not in LOST:
+                    raise
+            changed[self.tensors[name].file] += 1
+        for file, count in changed.items():
+            told = (
+                "%s: finished tensors that changed since they were written, or cannot be read, and are made again: %d"
+            )
+            log.warning(told, file, count)
+        return still
+
+    def _digest(self, name: str) -> str:
+        tensor = self.tensors[name]
+        return stretch_digest(self._files[tensor.file], tensor.offset, tensor.bytes)
 
     def _size(self, shard: Shard) -> None:
         """Open a shard at its full size, its header written."""
@@ -185,8 +221,11 @@ class CheckpointWriter:
             os.ftruncate(descriptor, shard.bytes)
         os.pwrite(descriptor, shard.header, 0)
 
-    def publish(self, files: Mapping[str, bytes | Path]) -> None:
-        """Once all is flushed, add the index and the given files (bytes, or a file to copy), and let the folder appear."""
+    def publish(self, files: Mapping[str, bytes | Path], *, mark: bool = False) -> None:
+        """Once all is flushed, add the index and the given files (bytes, or a file to copy), and let the folder appear.
+
+        `mark`: with a marker that tells later whether it is as it was written.
+        """
         self._behind.put(None)
         self._flusher.join()
         if self._trouble:
@@ -199,6 +238,8 @@ class CheckpointWriter:
         with _naming(self.out):
             for name, content in files.items():
                 self._write_small(self.model / name, content if isinstance(content, bytes) else content.read_bytes())
+            if mark:
+                mark_whole(self.model, {})
             refuse_existing(self.out)
             self.model.rename(self.out)
             self._remove()

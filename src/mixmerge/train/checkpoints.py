@@ -8,20 +8,13 @@ or none was due yet.
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from mixmerge import kept
 from mixmerge.errors import StepError
-from mixmerge.kept import LOST, file_digest, sealed, unsealed
 
-MARKER = "whole.json"
 PREFIX = "checkpoint-"
-
-log = logging.getLogger(__name__)
 
 
 def mark_whole(checkpoint: Path, training: str, *, fsdp: bool = False) -> None:
@@ -29,15 +22,7 @@ def mark_whole(checkpoint: Path, training: str, *, fsdp: bool = False) -> None:
 
     `fsdp`: its weights are shared out among files, which other machines may have written; so no process reads them all.
     """
-    files = {str(f.relative_to(checkpoint)): f for f in sorted(checkpoint.rglob("*")) if f.is_file()}
-    sizes = {name: file.stat().st_size for name, file in files.items()}
-    digests = {} if fsdp else {name: file_digest(file) for name, file in files.items()}
-    partial = checkpoint / f"{MARKER}.part"
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(sealed({"training": training, "fsdp": fsdp, "files": sizes, "xxh3": digests}))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(checkpoint / MARKER)
+    kept.mark_whole(checkpoint, {"training": training, "fsdp": fsdp}, digests=not fsdp)
     for other in checkpoint.parent.glob(f"{PREFIX}*"):
         if other != checkpoint:
             shutil.rmtree(other)
@@ -55,11 +40,11 @@ def last_whole(work: Path, training: str, *, fsdp: bool = False, read: bool = Tr
     """
     whole: list[tuple[int, tuple[str, bool], Path]] = []
     for folder in work.glob(f"{PREFIX}*"):
-        found = _owner(folder, read=read)
-        if found is None:
+        marker = kept.marked(folder, read=read)
+        if marker is None:
             shutil.rmtree(folder)
         else:
-            whole.append((int(folder.name.removeprefix(PREFIX)), found, folder))
+            whole.append((int(folder.name.removeprefix(PREFIX)), (marker["training"], marker["fsdp"]), folder))
     if not whole:
         return None
     _, (owner, shared), newest = max(whole)
@@ -77,30 +62,3 @@ def last_whole(work: Path, training: str, *, fsdp: bool = False, read: bool = Tr
             do=do,
         )
     return newest
-
-
-def _owner(folder: Path, *, read: bool) -> tuple[str, bool] | None:
-    """The training that a whole checkpoint belongs to, and whether it is shared out; None where anything is missing or has changed."""
-    if not (folder / MARKER).exists():
-        return None  # a kill left it half
-    try:
-        marker = unsealed((folder / MARKER).read_bytes())
-        wrong = MARKER if marker is None else _changed(folder, marker, read=read)
-        told = f"{folder / wrong} has changed since it was written" if wrong is not None else None
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError) and error.errno not in LOST:
-            raise
-        told = f"{folder} cannot be read: {error.strerror}"
-    if told is not None:
-        log.warning("%s: not carried on from", told)
-        return None
-    return marker["training"], marker["fsdp"]
-
-
-def _changed(folder: Path, marker: Mapping[str, dict[str, Any]], *, read: bool) -> str | None:
-    """The first file of a checkpoint that has other bytes than were written, or another size."""
-    for name, size in marker["files"].items():
-        if (folder / name).stat().st_size != size:
-            return name
-    digests = marker["xxh3"].items() if read else ()
-    return next((name for name, digest in digests if file_digest(folder / name) != digest), None)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ KEPT_FILES = (*TOKENIZER_FILES, "chat_template", "generation_config")
 COUNTS = ("tokens", "completion_tokens")
 
 Measured = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,9 @@ def _fit(
         if group.size() > 1:
             torch.manual_seed(settings.seed + group.rank())  # or dropout would draw the same in each
         carries_on = checkpoint is not None and trainer.can_carry_on()
+        if checkpoint is not None and not carries_on and group.first():
+            log.warning("%s: the reference that it needs is not there: not carried on from", checkpoint)
+            shutil.rmtree(checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if carries_on else None)
         resumed = int(checkpoint.name.removeprefix(PREFIX)) if checkpoint is not None and carries_on else 0
         trainer.log_held_out()
