@@ -47,6 +47,25 @@ def test_sft_then_dpo_and_sft_then_merge_then_dpo_run(study):
     assert not any("rejected" in row for row in rows_of(study, "general"))
 
 
+def test_a_training_that_was_killed_before_its_record_does_not_trip_over_the_links_to_its_start(study, own_base):
+    tokenizer = own_base / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().rstrip()[:-1] + " " * 1_300_000 + "}")  # large enough to be linked
+    ran = study.call("run", "--only", "train/general")
+    assert ran.returncode == 0, ran.stderr
+    made = study.only("train/general--*")
+    out = study.store / ".partial" / f"train-{made.name.partition('--')[2]}" / "out"
+    weights, start = (made / "model.safetensors").read_bytes(), study.only("base/*") / "tokenizer.json"
+    assert (made / "tokenizer.json").samefile(start), "or else there is nothing to trip over"
+    out.parent.mkdir(parents=True)
+    made.rename(out)
+    (out / "record.json").unlink()
+    again = study.call("run", "--only", "train/general")
+    assert again.returncode == 0, again.stderr
+    assert (made / "model.safetensors").read_bytes() == weights
+    assert start.read_bytes() == (made / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
+    assert study.call("verify").returncode == 0
+
+
 TRAINER = """
 import json, sys
 from pathlib import Path

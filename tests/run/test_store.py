@@ -164,6 +164,18 @@ def test_a_partial_step_that_lost_a_file_after_its_record_is_not_put_into_its_pl
     assert Store(store.root).find(STEP.id) is None
 
 
+def test_a_step_that_is_begun_again_does_not_write_into_the_files_of_its_inputs(store, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("of the input")
+    out = store.begin(STEP).out
+    (out / "deep").mkdir()
+    (out / "rows.jsonl").write_text("kept")
+    for name in ("tokenizer.json", "deep/tokenizer.json"):
+        os.link(tmp_path / "tokenizer.json", out / name)
+    store.begin(STEP)
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["rows.jsonl"]
+    assert (tmp_path / "tokenizer.json").read_text() == "of the input"
+
+
 @pytest.mark.parametrize("damage", ["none", "flipped", "lost", "record"])
 def test_a_partial_step_whose_bytes_changed_after_its_record_is_told_of_and_made_again(store, caplog, damage):
     out = store.begin(STEP).out

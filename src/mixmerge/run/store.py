@@ -29,7 +29,7 @@ from mixmerge.errors import FREE_SOME, FULL, CheckpointError, FullDiskError, Ste
 from mixmerge.hashes import FileHashes, cache_folder, each_sha256, sha256_or_error
 from mixmerge.plan.graph import Step
 from mixmerge.run.lease import Lease, Leases
-from mixmerge.run.record import RECORD, fault_of
+from mixmerge.run.record import RECORD, fault_of, step_files
 from mixmerge.whole import write_whole
 
 SCRATCH = re.compile(r"\..+\.[0-9a-f]+")  # the name of a file that gets its own once it is whole
@@ -168,12 +168,18 @@ class Store:
         return {folder.name.rpartition("-")[2] for folder in (self.folder / ".partial").glob("*-*")}
 
     def begin(self, step: Step) -> StepFolders:
-        """Partial folders of a step, with what an interrupted run left in them, less what was being written."""
+        """Partial folders of a step, with what an interrupted run left in them, less what was being written.
+
+        And less links to what an input of it has: who wrote into them would write into that.
+        """
         folders = StepFolders(self.partial(step) / "out", self.partial(step) / "work")
         folders.out.mkdir(parents=True, exist_ok=True)
         for scratch in folders.out.glob(".*"):
             if scratch.is_file():
                 scratch.unlink()
+        for file in step_files(folders.out).values():
+            if file.lstat().st_nlink > 1:
+                file.unlink()
         for half in self.partial(step).glob(".out.*"):
             if half.name != ".out.partial":  # a merge carries on from it; a model that was being copied is copied anew
                 shutil.rmtree(half)
