@@ -111,6 +111,19 @@ def test_tensors_that_changed_after_they_were_finished_are_made_again(killed, da
         assert re.fullmatch(re.escape(str(shard)) + again, told)
 
 
+@pytest.mark.parametrize("at", [0, 31])
+@pytest.mark.parametrize("bit", [1, 0x80])
+def test_a_partial_folder_that_no_longer_says_what_it_is_of_is_begun_anew(killed, at, bit, tmp_path):
+    path, out = killed
+    job = tmp_path / ".out.partial" / "job"
+    data = bytearray(job.read_bytes())
+    data[at] ^= bit
+    job.write_bytes(data)
+    assert merge(path, out, shard_bytes=20_000)["tensors_resumed"] == 0
+    merge(path, tmp_path / "clean", shard_bytes=20_000)
+    assert contents(out) == contents(tmp_path / "clean")
+
+
 def test_tensors_that_the_disk_does_not_give_back_are_made_again(killed, tmp_path, caplog, monkeypatch):
     path, out = killed
     lost = [1]

@@ -156,7 +156,7 @@ class CheckpointWriter:
                 raise CheckpointError(what, where=str(self.out), do="wait for it, or name another folder") from error
             except OSError:
                 pass  # a shared folder without such locks: a study has its leases, and by hand nobody starts a merge twice
-            if self.job.exists() and self.job.read_text() != job:
+            if self.job.exists() and self.job.read_bytes() != job.encode():
                 self._clear()
             for left_by_a_kill in self.partial.glob("*.tmp"):
                 left_by_a_kill.unlink(missing_ok=True)
