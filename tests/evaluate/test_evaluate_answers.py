@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,48 @@ def test_a_damaged_row_is_named_and_not_asked_again(tmp_path):
     client = Client(["http://127.0.0.1:9/v1"], answers=tmp_path / "a.db", scope="s")
     with client, pytest.raises(CheckpointError, match=r"was damaged after it was written; move the file away"):
         client.ask([body])
+
+
+def test_an_answer_that_changed_on_the_disk_is_told_of_and_is_not_there(tmp_path, caplog):
+    path = tmp_path / "a.db"
+    answers = Answers(path)
+    rows = [(bytes([n]) * 32, Reply(200, b"verdict %02d A" % n)) for n in range(10)]
+    answers.keep("s", rows, Spent(10))
+    answers.close()
+    path.write_bytes(
+        path.read_bytes().replace(b"verdict 04 A", b"verdict 04 B").replace(b"verdict 07 A", b"verdict 97 A")
+    )
+    answers = Answers(path)
+    whole = {key: reply for key, reply in rows if key[0] not in (4, 7)}
+    assert answers.find([key for key, _ in rows]) == whole
+    assert caplog.messages == [f"{path}: answers that changed since they were kept, and are asked for again: 2"]
+    assert answers.find([key for key, _ in rows]) == whole
+    assert len(caplog.messages) == 1
+    answers.keep("s", [rows[4]], Spent(1))
+    assert answers.find([rows[4][0]]) == dict([rows[4]]), "the new one counts"
+    assert answers.spent("s") == Spent(11)
+    answers.close()
+
+
+def test_a_file_of_an_older_version_is_read_on_and_believed(tmp_path):
+    path = tmp_path / "a.db"
+    rows = [(bytes([n]) * 32, Reply(200, b"verdict")) for n in range(3)]
+    answers = Answers(path)
+    answers.keep("s", rows[:2], Spent(2))
+    answers.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE answers DROP COLUMN xxh3")
+        connection.execute("PRAGMA user_version=1")
+    for _ in range(2):
+        answers = Answers(path)
+        answers.keep("s", rows, Spent(3))
+        assert answers.find([key for key, _ in rows]) == dict(rows)
+        answers.remove_changed()
+        answers.close()
+    path.write_bytes(path.read_bytes().replace(b"verdict", b"VERDICT"))
+    answers = Answers(path)
+    assert sorted(answers.find([key for key, _ in rows])) == [key for key, _ in rows[:2]], "only the third has a digest"
+    answers.close()
 
 
 def test_the_first_reply_to_a_request_stays_and_both_are_paid(tmp_path):

@@ -10,6 +10,8 @@ import sqlite3
 import pytest
 from damage import STEP, flip, made
 
+from mixmerge.errors import CheckpointError
+from mixmerge.evaluate.answers import Answers, Reply, Spent, request_key
 from mixmerge.hashes import file_sha256
 from mixmerge.plan.graph import Step
 from mixmerge.run.record import files_of, seal_of, sealed, step_files
@@ -292,9 +294,55 @@ def test_a_damaged_file_of_answers_is_found_and_advice_is_given(tmp_path, mixmer
     assert (found["ok"], "not a database" in found["answers"]["problem"]) == (False, True)
 
 
-def test_answers_that_a_live_run_has_open_are_checked_and_left_as_they_are(tmp_path):
-    from mixmerge.evaluate.answers import Answers, Reply, Spent, request_key
+@pytest.fixture
+def changed_answers(tmp_path):
+    """A store whose file of 50 answers has three of which a byte has changed on the disk; and that file."""
+    store = Store(tmp_path)
+    made(store, weights="abc")
+    answers = Answers(store.answers)
+    told = [(request_key("judge", {"n": number}), Reply(200, b"verdict %02d A" % number)) for number in range(50)]
+    answers.keep("judge", told, Spent(answered=50))
+    answers.close()
+    data = store.answers.read_bytes()
+    for number in (3, 14, 15):
+        data = data.replace(b"verdict %02d A" % number, b"verdict %02d B" % number)
+    store.answers.write_bytes(data)
+    return store, [key for key, _ in told]
 
+
+def test_answers_that_changed_on_the_disk_are_found_and_removed_when_asked(changed_answers, mixmerge):
+    store, keys = changed_answers
+    before = store.answers.read_bytes()
+    status, out, _ = mixmerge("verify", "--store", "--out", store.root)
+    assert status == 1
+    assert f"{store.answers}: damaged: answers that have changed since they were kept: 3\n" in out
+    assert "to mend it: run `mixmerge verify --mend`: where one is needed again, it is asked for again" in out
+    assert store.answers.read_bytes() == before
+    status, out, _ = mixmerge("verify", "--store", "--mend", "--out", store.root)
+    assert status == 0
+    assert "  removed: where one is needed again, it is asked for again\n" in out
+    assert json.loads(mixmerge("verify", "--store", "--json", "--out", store.root)[1])["answers"]["problem"] is None
+    answers = Answers(store.answers)
+    assert set(keys) - set(answers.find(keys)) == {keys[3], keys[14], keys[15]}
+    answers.close()
+
+
+def test_changed_answers_that_cannot_be_removed_are_told_with_the_reason(changed_answers, monkeypatch):
+    store, _ = changed_answers
+
+    def refused(path):
+        raise CheckpointError("a disk that may not be written to", where=str(path))
+
+    monkeypatch.setattr("mixmerge.run.verify.Answers", refused)
+    found = verify_answers(store.answers, mending=True)
+    assert found.problem == "answers that have changed since they were kept: 3"
+    assert (found.mended, found.mend) == (
+        False,
+        f"they cannot be removed: {store.answers}: a disk that may not be written to",
+    )
+
+
+def test_answers_that_a_live_run_has_open_are_checked_and_left_as_they_are(tmp_path):
     path = tmp_path / "answers.sqlite"
     answers = Answers(path)
     replies = [(request_key("judge", {"n": number}), Reply(200, bytes(1000))) for number in range(50)]

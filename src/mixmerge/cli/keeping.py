@@ -71,12 +71,13 @@ def verify(
     finished, begun = sum(not step.partial for step in found), sum(step.partial for step in found)
     old = sum(not step.hashed for step in found)
     whole_ones = sum(not step.problems for step in found)
-    answers = verify_answers(store.answers)
-    wrong = answers is not None or any(step.problems and not step.mended for step in found)
+    answers = verify_answers(store.answers, mending=mending)
+    wrong = (answers is not None and not answers.mended) or any(step.problems and not step.mended for step in found)
     if as_json:
         counts = {"whole": whole_ones, "damaged": len(damaged), "doubtful": len(doubtful)}
         counts |= {"not_done": left, "without_hashes": old}
-        told = {"file": str(store.answers), "problem": answers} if store.answers.exists() else None
+        told = None if not store.answers.exists() else {"file": str(store.answers), "problem": None}
+        told = told if answers is None else {"file": str(store.answers), **answers._asdict()}
         print_json({"ok": not wrong, **counts, "answers": told, "steps": [step.to_json() for step in found]})
     else:
         for step in [*damaged, *doubtful]:
@@ -84,10 +85,8 @@ def verify(
                 print(visible(f"{step.title}  {step.step}  {problem}"))
             print(visible(f"  to mend it: {step.mend}" if not step.mended else f"  {step.mend}"))
         if answers is not None:
-            print(visible(f"{store.answers}: damaged: {answers}"))
-            print(
-                "  to mend it: save what can be read with `sqlite3 FILE .recover`; removed, all is asked and paid anew"
-            )
+            print(visible(f"{store.answers}: damaged: {answers.problem}"))
+            print(visible(f"  to mend it: {answers.mend}" if not answers.mended else f"  {answers.mend}"))
         rest = f", {len(doubtful) - begun} made from these" * bool(doubtful) + f", {left} not done" * bool(left)
         rest += f"; {begun} unfinished begun from these" * bool(begun)
         print(f"{finished} finished steps: {whole_ones} whole, {len(damaged)} damaged{rest}")

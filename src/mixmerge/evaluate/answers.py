@@ -4,13 +4,15 @@ An answer is filed under the hash of the whole request, its body as the server s
 request is paid for once. What a scope has spent is counted in the same transaction: a budget holds over the life of the
 file, whoever writes to it. WAL with synchronous=FULL: a commit that returned survives a killed process and a lost power
 supply; the price, a sync of the log, is shared by all answers that arrive while the last one is being written. WAL needs
-shared memory: the processes that use a file must be of one machine.
+shared memory: the processes that use a file must be of one machine. SQLite does not see that a byte of an answer has changed on
+the disk since, so each has a digest: one that does not fit it is not there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixmerge.errors import CheckpointError, FullDiskError, reason
+from mixmerge.kept import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 APPLICATION = 0x6D786D67  # "mxmg": marks the file as ours
-LAYOUT = 1
+LAYOUT = 2  # 1: without digests
 BUSY_S = 60.0  # how long another process may hold the file
 ASKED_AT_ONCE = 500  # keys in one SELECT; SQLite takes at least 999 parameters
 
@@ -35,7 +38,8 @@ CREATE TABLE IF NOT EXISTS answers (
   scope TEXT NOT NULL,
   status INTEGER NOT NULL,           -- of HTTP
   body BLOB NOT NULL,                -- as sent, less our key where the server repeats it
-  at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+  at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+  xxh3 TEXT                          -- of key, status and body; NULL: kept by a version that had none
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (
   scope TEXT PRIMARY KEY,
@@ -45,6 +49,9 @@ CREATE TABLE IF NOT EXISTS spent (
   tokens_out INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 """
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,23 @@ def request_key(scope: str, body: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(text.encode("ascii")).digest()
 
 
+def changed_keys(connection: sqlite3.Connection) -> list[bytes]:
+    """The keys of answers that are not as they were kept; one without a digest is believed."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
+    if "xxh3" not in columns:
+        return []  # an older mixmerge kept none
+    rows = connection.execute("SELECT key, status, body, xxh3 FROM answers WHERE xxh3 IS NOT NULL")
+    return [row[0] for row in rows if not _as_kept(*row)]
+
+
+def _as_kept(key: bytes, status: Any, body: Any, xxh3: str | None) -> bool:
+    return xxh3 is None or (isinstance(body, bytes) and xxh3 == _digest(key, status, body))
+
+
+def _digest(key: bytes, status: int, body: bytes) -> str:
+    return digest(key + f" {status} ".encode() + body)
+
+
 class Answers:
     """An open file of answers; made where it is missing. Usable from any thread."""
 
@@ -119,15 +143,34 @@ class Answers:
                 raise
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
-        """The replies that are on disk, by key."""
+        """The replies that are on disk, by key; those that have changed there since are told of in the log, and removed."""
         found: dict[bytes, Reply] = {}
+        changed: list[bytes] = []
         with self._named(), self._locks[0]:
             for start in range(0, len(keys), ASKED_AT_ONCE):
                 some = keys[start : start + ASKED_AT_ONCE]
                 marks = ",".join("?" * len(some))
-                rows = self._reader.execute(f"SELECT key, status, body FROM answers WHERE key IN ({marks})", some)
-                found.update((bytes(key), Reply(status, bytes(body))) for key, status, body in rows)
+                rows = self._reader.execute(f"SELECT key, status, body, xxh3 FROM answers WHERE key IN ({marks})", some)
+                for row in rows:
+                    if _as_kept(*row):
+                        found[bytes(row[0])] = Reply(row[1], bytes(row[2]))
+                    else:
+                        changed.append(row[0])
+        if changed:
+            told = "%s: answers that changed since they were kept, and are asked for again: %d"
+            log.warning(told, self.path, len(changed))
+            self._remove(changed)
         return found
+
+    def remove_changed(self) -> None:
+        """Remove all answers that have changed on the disk since they were kept."""
+        with self._named(), self._locks[0]:
+            changed = changed_keys(self._reader)
+        self._remove(changed)
+
+    def _remove(self, keys: Sequence[bytes]) -> None:
+        with self._named(), self._locks[1], self._transaction():
+            self._writer.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in keys])
 
     def keep(self, scope: str, replies: Iterable[tuple[bytes, Reply]], spent: Spent) -> Spent:
         """Commit replies and what they cost, in one transaction; give what the scope has spent in all.
@@ -136,8 +179,11 @@ class Answers:
         """
         with self._named(), self._locks[1], self._transaction():
             self._writer.executemany(
-                "INSERT OR IGNORE INTO answers (key, scope, status, body) VALUES (?, ?, ?, ?)",
-                [(key, scope, reply.status, reply.body) for key, reply in replies],
+                "INSERT OR IGNORE INTO answers (key, scope, status, body, xxh3) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (key, scope, reply.status, reply.body, _digest(key, reply.status, reply.body))
+                    for key, reply in replies
+                ],
             )
             self._writer.execute(
                 "INSERT INTO spent VALUES (?, ?, ?, ?, ?) ON CONFLICT (scope) DO UPDATE SET"
@@ -173,7 +219,10 @@ class Answers:
                 self._writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
             )
             empty = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-            if not (empty and mark == 0) and (mark, layout) != (APPLICATION, LAYOUT):
+            if (mark, layout) == (APPLICATION, 1):
+                self._writer.execute("ALTER TABLE answers ADD COLUMN xxh3 TEXT")
+                self._writer.execute(f"PRAGMA user_version={LAYOUT}")
+            elif not (empty and mark == 0) and (mark, layout) != (APPLICATION, LAYOUT):
                 raise CheckpointError(
                     f"not a file of answers that this version can read (mark {mark:#x}, layout {layout})",
                     where=str(self.path),

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from mixmerge.errors import CheckpointError, reason
+from mixmerge.evaluate.answers import Answers, changed_keys
 from mixmerge.hashes import each_sha256, sha256_or_error
 from mixmerge.plan.identity import step_id
 from mixmerge.run.record import RECORD, as_written, shape_fault, step_files
@@ -83,33 +85,51 @@ def verify_steps(folders: Mapping[str, Path], progress: Progress | None = None) 
     return [found for found, _ in checked.values()]
 
 
-def verify_answers(path: Path) -> str | None:
-    """What is wrong with the file of servers' answers, by SQLite's own integrity check; None where nothing is.
+class DamagedAnswers(NamedTuple):
+    """What is wrong with the file of servers' answers, and what mends it, or has."""
+
+    problem: str
+    mend: str
+    mended: bool = False
+
+
+def verify_answers(path: Path, *, mending: bool = False) -> DamagedAnswers | None:
+    """Look at the file of servers' answers, by SQLite's own integrity check and by each answer's digest; None where it is whole.
 
     Where nobody has it open it is read as a file that nobody changes: nothing is left beside it, and it may be read-only. A
-    run that begins meanwhile makes that wrong, so only damage that is seen twice is told.
+    run that begins meanwhile makes that wrong, so only damage that is seen twice is told. `mending` removes answers that have
+    changed, which are no answers any more; a file that is damaged as a whole is left.
     """
     if not path.exists():
         return None
-    problem = None
+    found: str | int | None = None
     for _ in range(2):
         idle = not path.with_name(f"{path.name}-wal").exists()
-        problem = _integrity(path, "mode=ro&immutable=1" if idle else "mode=ro")
-        if problem is None:
-            break
-    return problem
-
-
-def _integrity(path: Path, how: str) -> str | None:
+        found = _look(path, "mode=ro&immutable=1" if idle else "mode=ro")
+        if not found:
+            return None
+    if isinstance(found, str):
+        mend = "save what can be read with `sqlite3 FILE .recover`; removed, all is asked and paid anew"
+        return DamagedAnswers(found, mend)
+    problem = f"answers that have changed since they were kept: {found}"
+    if not mending:
+        return DamagedAnswers(problem, "run `mixmerge verify --mend`: where one is needed again, it is asked for again")
     try:
-        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=60)
-        try:
+        with closing(Answers(path)) as answers:
+            answers.remove_changed()
+    except CheckpointError as error:
+        return DamagedAnswers(problem, f"they cannot be removed: {error}")
+    return DamagedAnswers(problem, "removed: where one is needed again, it is asked for again", mended=True)
+
+
+def _look(path: Path, how: str) -> str | int | None:
+    """What is wrong with the file in words, or how many of its answers have changed."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=60)) as connection:
             rows = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
-        finally:
-            connection.close()
+            return len(changed_keys(connection)) if rows == ["ok"] else "; ".join(" ".join(row.split()) for row in rows)
     except sqlite3.Error as error:
         return reason(error)
-    return None if rows == ["ok"] else "; ".join(" ".join(row.split()) for row in rows)
 
 
 def _checked(step: str, folder: Path) -> tuple[Checked, list[_File]]:
