@@ -140,6 +140,7 @@ def test_a_stretch_of_a_file_has_the_digest_of_its_bytes(tmp_path, start, size):
 
 def test_a_marked_folder_may_be_marked_again_and_tells_what_it_was_told(tmp_path, caplog):
     (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / f"{MARKER}.part").write_bytes(b"left by a kill")
     for told in ("one", "two"):
         mark_whole(tmp_path, {"told": told})
         found = marked(tmp_path)

@@ -114,15 +114,16 @@ def mark_whole(folder: Path, told: Mapping[str, Any], *, digests: bool = True) -
     Raises:
         OSError: a file cannot be read, or the marker cannot be written.
     """
-    files = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file() and f != folder / MARKER}
+    marker, partial = folder / MARKER, folder / f"{MARKER}.part"  # which a kill may have left
+    ours = [file for file in sorted(folder.rglob("*")) if file.is_file() and file not in (marker, partial)]
+    files = {str(file.relative_to(folder)): file for file in ours}
     sizes = {name: file.stat().st_size for name, file in files.items()}
     found = {name: file_digest(file) for name, file in files.items()} if digests else {}
-    partial = folder / f"{MARKER}.part"
     with partial.open("w", encoding="utf-8") as stream:
         stream.write(sealed({**told, "files": sizes, "xxh3": found}))
         stream.flush()
         os.fsync(stream.fileno())
-    partial.replace(folder / MARKER)
+    partial.replace(marker)
 
 
 def marked(folder: Path, *, read: bool = True) -> dict[str, Any] | None:

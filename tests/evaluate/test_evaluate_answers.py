@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mixmerge.errors import CheckpointError
-from mixmerge.evaluate.answers import Answers, Reply, Spent, request_key
+from mixmerge.evaluate.answers import Answers, Reply, Spent, changed_answers, request_key
 from mixmerge.evaluate.client import Client
 
 
@@ -66,6 +66,45 @@ def test_an_answer_that_changed_on_the_disk_is_told_of_and_is_not_there(tmp_path
     assert answers.find([rows[4][0]]) == dict([rows[4]]), "the new one counts"
     assert answers.spent("s") == Spent(11)
     answers.close()
+
+
+@pytest.mark.parametrize("bit", [1, 0x80])
+@pytest.mark.parametrize("at", range(0, 200, 7))
+def test_a_flip_anywhere_in_a_row_is_an_answer_that_is_not_there_or_damage_that_is_named(tmp_path, at, bit):
+    path = tmp_path / "a.db"
+    answers = Answers(path)
+    rows = [(bytes([n]) * 32, Reply(200, b"%02d verdict " % n * 9)) for n in range(9)]
+    answers.keep("s", rows, Spent(9))
+    answers.close()
+    data = bytearray(path.read_bytes())
+    data[data.index(rows[4][0]) - 8 + at] ^= bit
+    path.write_bytes(data)
+    try:
+        answers = Answers(path)
+        found = answers.find([key for key, _ in rows])
+        assert found.items() <= dict(rows).items(), "no other answer is taken for one of these"
+        assert len(found) >= 7
+        answers.keep("s", rows, Spent(9))
+        assert answers.find([key for key, _ in rows]) == dict(rows)
+        answers.close()
+    except CheckpointError as error:
+        assert "the file of answers is damaged" in str(error)  # noqa: PT017
+
+
+def test_an_answer_that_another_process_asked_for_again_meanwhile_stays(tmp_path):
+    path = tmp_path / "a.db"
+    one = Answers(path)
+    one.keep("s", [(b"k" * 32, Reply(200, b"verdict A"))], Spent(1))
+    one.close()
+    path.write_bytes(path.read_bytes().replace(b"verdict A", b"verdict B"))
+    one, other = Answers(path), Answers(path)
+    changed = changed_answers(one._reader)
+    assert other.find([b"k" * 32]) == {}
+    other.keep("s", [(b"k" * 32, Reply(200, b"verdict C"))], Spent(1))
+    one._remove(changed)
+    assert one.find([b"k" * 32]) == {b"k" * 32: Reply(200, b"verdict C")}
+    one.close()
+    other.close()
 
 
 def test_a_file_of_an_older_version_is_read_on_and_believed(tmp_path):

@@ -316,7 +316,7 @@ def test_answers_that_changed_on_the_disk_are_found_and_removed_when_asked(chang
     status, out, _ = mixmerge("verify", "--store", "--out", store.root)
     assert status == 1
     assert f"{store.answers}: damaged: answers that have changed since they were kept: 3\n" in out
-    assert "to mend it: run `mixmerge verify --mend`: where one is needed again, it is asked for again" in out
+    assert "to mend it: run `mixmerge verify --store --mend`: where one is needed again, it is asked for again" in out
     assert store.answers.read_bytes() == before
     status, out, _ = mixmerge("verify", "--store", "--mend", "--out", store.root)
     assert status == 0

@@ -32,6 +32,8 @@ LAYOUT = 2  # 1: without digests
 BUSY_S = 60.0  # how long another process may hold the file
 ASKED_AT_ONCE = 500  # keys in one SELECT; SQLite takes at least 999 parameters
 
+# as bytes: what has changed on the disk need not be text any more, nor a number
+ROWS = "SELECT CAST(key AS BLOB), CAST(status AS INTEGER), CAST(body AS BLOB), CAST(xxh3 AS BLOB) FROM answers"
 TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
   key BLOB PRIMARY KEY,              -- sha256 of the canonical JSON of [scope, body]
@@ -103,17 +105,16 @@ def request_key(scope: str, body: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(text.encode("ascii")).digest()
 
 
-def changed_keys(connection: sqlite3.Connection) -> list[bytes]:
-    """The keys of answers that are not as they were kept; one without a digest is believed."""
+def changed_answers(connection: sqlite3.Connection) -> list[tuple[bytes, bytes]]:
+    """Keys and digests of answers that are not as they were kept; one without a digest is believed."""
     columns = {row[1] for row in connection.execute("PRAGMA table_info(answers)")}
     if "xxh3" not in columns:
         return []  # an older mixmerge kept none
-    rows = connection.execute("SELECT key, status, body, xxh3 FROM answers WHERE xxh3 IS NOT NULL")
-    return [row[0] for row in rows if not _as_kept(*row)]
+    return [(row[0], row[3]) for row in connection.execute(ROWS) if not _as_kept(*row)]
 
 
-def _as_kept(key: bytes, status: Any, body: Any, xxh3: str | None) -> bool:
-    return xxh3 is None or (isinstance(body, bytes) and xxh3 == _digest(key, status, body))
+def _as_kept(key: bytes, status: int, body: bytes, xxh3: bytes | None) -> bool:
+    return xxh3 is None or xxh3 == _digest(key, status, body).encode()
 
 
 def _digest(key: bytes, status: int, body: bytes) -> str:
@@ -145,17 +146,17 @@ class Answers:
     def find(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
         """The replies that are on disk, by key; those that have changed there since are told of in the log, and removed."""
         found: dict[bytes, Reply] = {}
-        changed: list[bytes] = []
+        changed: list[tuple[bytes, bytes]] = []
         with self._named(), self._locks[0]:
             for start in range(0, len(keys), ASKED_AT_ONCE):
                 some = keys[start : start + ASKED_AT_ONCE]
                 marks = ",".join("?" * len(some))
-                rows = self._reader.execute(f"SELECT key, status, body, xxh3 FROM answers WHERE key IN ({marks})", some)
+                rows = self._reader.execute(f"{ROWS} WHERE key IN ({marks})", some)
                 for row in rows:
                     if _as_kept(*row):
-                        found[bytes(row[0])] = Reply(row[1], bytes(row[2]))
+                        found[row[0]] = Reply(row[1], row[2])
                     else:
-                        changed.append(row[0])
+                        changed.append((row[0], row[3]))
         if changed:
             told = "%s: answers that changed since they were kept, and are asked for again: %d"
             log.warning(told, self.path, len(changed))
@@ -165,12 +166,13 @@ class Answers:
     def remove_changed(self) -> None:
         """Remove all answers that have changed on the disk since they were kept."""
         with self._named(), self._locks[0]:
-            changed = changed_keys(self._reader)
+            changed = changed_answers(self._reader)
         self._remove(changed)
 
-    def _remove(self, keys: Sequence[bytes]) -> None:
+    def _remove(self, changed: Sequence[tuple[bytes, bytes]]) -> None:
+        # by its digest too: another process may have kept a new one meanwhile
         with self._named(), self._locks[1], self._transaction():
-            self._writer.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in keys])
+            self._writer.executemany("DELETE FROM answers WHERE key = ? AND CAST(xxh3 AS BLOB) = ?", changed)
 
     def keep(self, scope: str, replies: Iterable[tuple[bytes, Reply]], spent: Spent) -> Spent:
         """Commit replies and what they cost, in one transaction; give what the scope has spent in all.
@@ -272,5 +274,5 @@ class Answers:
                 do = "check that its folder is there, on a local disk, and may be written to"
             else:
                 what = f"the file of answers is damaged ({reason(error)})"
-                do = "save what can be read with `sqlite3 FILE .recover`, or move it away (with its -wal and -shm) to ask anew"
+                do = "save what can be read with `sqlite3 FILE .recover` (or `.dump`), or move it away (with its -wal and -shm) to ask anew"
             raise CheckpointError(what, where=where, do=do) from None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from mixmerge.errors import CheckpointError, reason
-from mixmerge.evaluate.answers import Answers, changed_keys
+from mixmerge.evaluate.answers import Answers, changed_answers
 from mixmerge.hashes import each_sha256, sha256_or_error
 from mixmerge.plan.identity import step_id
 from mixmerge.run.record import RECORD, as_written, shape_fault, step_files
@@ -109,11 +109,13 @@ def verify_answers(path: Path, *, mending: bool = False) -> DamagedAnswers | Non
         if not found:
             return None
     if isinstance(found, str):
-        mend = "save what can be read with `sqlite3 FILE .recover`; removed, all is asked and paid anew"
+        mend = "save what can be read with `sqlite3 FILE .recover` (or `.dump`); removed, all is asked and paid anew"
         return DamagedAnswers(found, mend)
     problem = f"answers that have changed since they were kept: {found}"
     if not mending:
-        return DamagedAnswers(problem, "run `mixmerge verify --mend`: where one is needed again, it is asked for again")
+        return DamagedAnswers(
+            problem, "run `mixmerge verify --store --mend`: where one is needed again, it is asked for again"
+        )
     try:
         with closing(Answers(path)) as answers:
             answers.remove_changed()
@@ -127,7 +129,9 @@ def _look(path: Path, how: str) -> str | int | None:
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=60)) as connection:
             rows = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(3)")]
-            return len(changed_keys(connection)) if rows == ["ok"] else "; ".join(" ".join(row.split()) for row in rows)
+            return (
+                len(changed_answers(connection)) if rows == ["ok"] else "; ".join(" ".join(row.split()) for row in rows)
+            )
     except sqlite3.Error as error:
         return reason(error)
 
