@@ -327,6 +327,25 @@ def test_answers_that_changed_on_the_disk_are_found_and_removed_when_asked(chang
     answers.close()
 
 
+def test_a_file_of_answers_whose_own_description_is_damaged_is_one_line(changed_answers, mixmerge):
+    store, _ = changed_answers
+    whole, problems = store.answers.read_bytes(), set()
+    for at in range(whole.index(b"CREATE TABLE answers"), 4096, 13):
+        data = bytearray(whole)
+        data[at] ^= 0x80
+        store.answers.write_bytes(data)
+        problems.add(verify_answers(store.answers).problem)
+        try:
+            answers = Answers(store.answers)
+            answers.keep("judge", [(b"k", Reply(200, b"{}"))], Spent(1))
+            answers.close()
+        except CheckpointError as error:
+            assert "damaged" in str(error)  # noqa: PT017
+    assert any("codec can't decode" in problem for problem in problems), "SQLite quotes the damage"
+    status, out, err = mixmerge("verify", "--store", "--out", store.root)
+    assert (status, "damaged: " in out, err) == (1, True, "")
+
+
 def test_changed_answers_that_cannot_be_removed_are_told_with_the_reason(changed_answers, monkeypatch):
     store, _ = changed_answers
 

@@ -239,7 +239,9 @@ class Answers:
     @staticmethod
     def _spent(connection: sqlite3.Connection, scope: str) -> Spent:
         row = connection.execute(
-            "SELECT answered, lost, tokens_in, tokens_out FROM spent WHERE scope = ?", (scope,)
+            "SELECT CAST(answered AS INTEGER), CAST(lost AS INTEGER), CAST(tokens_in AS INTEGER),"
+            " CAST(tokens_out AS INTEGER) FROM spent WHERE scope = ?",
+            (scope,),
         ).fetchone()
         return Spent(*row) if row else Spent()
 
@@ -259,7 +261,7 @@ class Answers:
         """SQLite's errors as ours: which file, what, what to do."""
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last where SQLite quotes what is damaged
             if isinstance(error, CheckpointError):
                 raise
             name = getattr(error, "sqlite_errorname", "") or ""

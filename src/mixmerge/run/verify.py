@@ -132,7 +132,7 @@ def _look(path: Path, how: str) -> str | int | None:
             return (
                 len(changed_answers(connection)) if rows == ["ok"] else "; ".join(" ".join(row.split()) for row in rows)
             )
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the last where SQLite quotes what is damaged
         return reason(error)
 
 
