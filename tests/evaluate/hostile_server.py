@@ -237,7 +237,7 @@ class Hostile:
                 self.answered[text] += 1
             writer.write(content)
             await writer.drain()
-            return name in {"ok", "cookie"} or name[0].isdigit()
+            return name in {"ok", "cookie", "truncated"} or name[0].isdigit()
         good = spoken("ok", text, key, usage) or b""
         if name == "drop":  # before the headers
             return False

@@ -208,8 +208,7 @@ def test_one_poisonous_request_does_not_end_the_call(client, server):
     assert sum(answer.error is None for answer in answers) == 38
     assert "HTTP 500" in answers[1].error
     assert "not whole JSON" in answers[2].error
-    # on a busy machine one of them may meet a connection that the server has just closed
-    assert server.counts()["texts"]["p1"] in (QUICK.attempts - 1, QUICK.attempts)
+    assert server.counts()["texts"]["p1"] == QUICK.attempts
     server.plan()
     assert client.ask(many(3))[1].error == answers[1].error
     assert server.requests() == 0, "it is on disk with its reason"
