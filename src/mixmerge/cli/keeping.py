@@ -76,8 +76,8 @@ def verify(
     if as_json:
         counts = {"whole": whole_ones, "damaged": len(damaged), "doubtful": len(doubtful)}
         counts |= {"not_done": left, "without_hashes": old}
-        told = None if not store.answers.exists() else {"file": str(store.answers), "problem": None}
-        told = told if answers is None else {"file": str(store.answers), **answers._asdict()}
+        damage = {"problem": None} if answers is None else answers._asdict()
+        told = {"file": str(store.answers), **damage} if store.answers.exists() else None
         print_json({"ok": not wrong, **counts, "answers": told, "steps": [step.to_json() for step in found]})
     else:
         for step in [*damaged, *doubtful]:
