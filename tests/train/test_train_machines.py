@@ -18,6 +18,7 @@ from tiny_training import tiny_model, train, weights
 
 from mixmerge.errors import StepError, UserError
 from mixmerge.train.settings import Devices
+from mixmerge.train.together import KilledError
 
 LAUNCHER = """
 import subprocess, sys
@@ -74,6 +75,7 @@ def test_machines_are_ended_with_the_training_and_the_process_that_failed_is_nam
     [
         ("no-such-launcher -n 2", UserError, "how.launcher: 'no-such-launcher' cannot be started: No such file"),
         ("false", StepError, "the launcher: it ended with status 1 without a word; see the log"),
+        ("sh -c 'kill -9 $$'", KilledError, "the launcher: it was ended by SIGKILL without a word; see the log"),
         ("true", StepError, "the launcher: it ended with status 0 without a word; see the log"),
     ],
 )

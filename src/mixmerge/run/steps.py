@@ -273,7 +273,7 @@ def train(context: StepContext) -> Measurements:
 
         if launcher not in ("", "ray"):
             context.tell("how.launcher is not used: Ray starts the processes")
-        train_here = partial(train_on_ray, address, devices, context.tell)
+        train_here = partial(train_on_ray, address, devices, tell=context.tell)
     elif devices.nodes > 1 and launcher == "ray":
         raise UserError("Ray starts nothing here", where="how.launcher", do="run with --backend ray")
     elif devices.size > 1:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any
 
 from mixmerge.events import read_events
 from mixmerge.keeper import ends_with_us
@@ -64,17 +64,10 @@ class Process:
         self.process.stdout.close()
 
 
-class Started(Protocol):
-    """What was started, and has to be ended."""
-
-    def stop(self) -> None:
-        """End it, if it has not ended."""
-
-
 @contextmanager
-def running(processes: Iterator[Started]) -> Iterator[None]:
+def running(processes: Iterator[Process]) -> Iterator[None]:
     """Start them one by one; none is left when this is left, however that comes."""
-    started: list[Started] = []
+    started: list[Process] = []
     try:
         started += processes
         yield

@@ -14,23 +14,38 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from mixmerge.errors import MixmergeError, StepError, UserError, retold
 from mixmerge.train.command import how_it_ended
 from mixmerge.train.memory import memory_advice
 from mixmerge.train.settings import Devices, settings_from
-from mixmerge.train.team import GRACE_S, Event, Process, Started, ranks, running
+from mixmerge.train.team import GRACE_S, Event, Process, ranks, running
 
 MEETING = "meeting-"
 BEAT_S = 5.0  # how often machines are told that they are heard
 COME_S = 300.0  # for all machines to come, once one has
 MIXED = ("aot", "aot_unpaired")  # losses that compare the pairs of a part with each other
+
+
+class Starter(NamedTuple):
+    """What starts the processes in the place of this one: a `name` for errors, and a command.
+
+    The file that tells of the training is added to the command, which says what the processes say, each event with its
+    `rank`, and at last that each has ended.
+    """
+
+    name: str
+    command: Sequence[str]
+
+
+class KilledError(StepError):
+    """A signal ended what starts the processes: no fault of the training, which may be started again."""
 
 
 def shares_refused(what: Mapping[str, Any], devices: Devices) -> str | None:
@@ -60,20 +75,22 @@ def train_together(
     launcher: str = "",
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-    starting: Callable[[Path, Queue[Event]], Iterator[Started]] | None = None,
+    starter: Starter | None = None,
+    tell: Callable[[str], None] | None = None,
     **place: Any,
 ) -> dict[str, Any]:
     """Train as `train_sft` or `train_dpo` does, which `what` tells, in the processes of `given`.
 
     Those of a machine share `threads`. `launcher` is a command that runs what follows it once on each of the machines, all
-    of which see the folders; with one machine it is not used. `starting` starts them another way, from the file that tells of
-    the training, and has a queue for what they say. `place` holds what else the methods take. Killed at any
-    moment and called again, it carries on from the last whole checkpoint, also with another number of processes.
+    of which see the folders; with one machine it is not used. A `starter` starts them another way, and `tell` hears what it has
+    to say besides. `place` holds what else the methods take. Killed at any moment and called again, it carries on from the
+    last whole checkpoint, also with another number of processes.
 
     Raises:
         UserError, ModelError, DataError, StepError: as they raise in any of the processes.
         UserError: there is no such launcher.
-        StepError: a process or the launcher ended without a word, or with a bug; names it and its last error.
+        KilledError: the launcher or the starter was ended by a signal.
+        StepError: a process, the launcher or the starter ended without a word, or with a bug; names it and its last error.
     """
     work.mkdir(parents=True, exist_ok=True)
     for left in work.glob(f"{MEETING}*"):  # machines that a kill has left alone see by it that they are
@@ -81,22 +98,26 @@ def train_together(
     meeting = work / f"{MEETING}{uuid4().hex[:8]}"
     meeting.mkdir()
     folders = {"model": model, "mixture": mixture, "out": out, "work": work, "meeting": meeting, "cache": cache}
-    told = {name: None if folder is None else str(folder.absolute()) for name, folder in folders.items()}
-    rest = {"devices": asdict(given), "what": dict(what), "threads": max(1, threads // given.processes)}
+    told: dict[str, Any] = {
+        name: None if folder is None else str(folder.absolute()) for name, folder in folders.items()
+    }
+    told |= {"devices": asdict(given), "what": dict(what), "device": device, "place": place}
+    shared = {"cores": threads, "threads": max(1, threads // given.processes)}
     spec = meeting.absolute() / "spec.json"
-    spec.write_text(json.dumps(told | rest | {"device": device, "place": place}), encoding="utf-8")
+    spec.write_text(json.dumps(told | shared), encoding="utf-8")
     queue: Queue[Event] = Queue()
+    watch = _Watch(given if starter is None else Devices(), spec)
+    if starter is None and given.nodes > 1:
+        starter = Starter("the launcher", [*shlex.split(launcher), sys.executable, "-m", "mixmerge.train.node"])
     try:
-        if starting is not None:
-            with running(starting(spec, queue)):
-                return _hear(replace(given, nodes=1, processes=given.size), queue, progress, _Watch(Devices(), spec))
-        with running(ranks(spec, 0, queue) if given.nodes == 1 else _launched(launcher, spec, queue)):
+        with running(ranks(spec, 0, queue) if starter is None else _started(starter, spec, queue)):
             try:
-                return _hear(given, queue, progress, _Watch(given, spec))
+                return _hear(given.size, starter, queue, progress, tell, watch)
             finally:
-                spec.unlink()  # by which machines see that it is over, whatever becomes of their launcher
+                spec.unlink(missing_ok=True)  # by it machines see that it is over, whatever becomes of their launcher
     except _DeathError as death:
-        raise _named(death.told, model, what, bool(place.get("gradient_checkpointing")), given) from None
+        who = starter.name if starter is not None and death.told["rank"] is None else None
+        raise _named(death.told, who, model, what, bool(place.get("gradient_checkpointing")), given) from None
     finally:
         shutil.rmtree(meeting, ignore_errors=True)
 
@@ -108,12 +129,11 @@ class _DeathError(Exception):
         self.told = told
 
 
-def _launched(launcher: str, spec: Path, queue: Queue[Event]) -> Iterator[Process]:
-    command = [*shlex.split(launcher), sys.executable, "-m", "mixmerge.train.node", str(spec)]
+def _started(starter: Starter, spec: Path, queue: Queue[Event]) -> Iterator[Process]:
     try:
-        yield Process(command, {}, None, queue)
+        yield Process([*starter.command, str(spec)], {}, None, queue)
     except OSError as error:
-        what = f"'{command[0]}' cannot be started: {error.strerror}"
+        what = f"'{starter.command[0]}' cannot be started: {error.strerror}"
         raise UserError(what, where="how.launcher", do="give a command that runs another on each machine") from error
 
 
@@ -140,11 +160,16 @@ class _Watch:
 
 
 def _hear(
-    given: Devices, queue: Queue[Event], progress: Callable[[int, int], None] | None, watch: _Watch
+    size: int,
+    starter: Starter | None,
+    queue: Queue[Event],
+    progress: Callable[[int, int], None] | None,
+    tell: Callable[[str], None] | None,
+    watch: _Watch,
 ) -> dict[str, Any]:
     """What the first process measured, once all have ended well; _DeathError with the cause where one has not."""
     measured: dict[str, Any] | None = None
-    alive: set[int | None] = {*range(given.size), *([None] if given.nodes > 1 else [])}  # None is the launcher
+    alive: set[int | None] = {*range(size), *([] if starter is None else [None])}  # None is the starter
     silent = set(alive)
     lost: _DeathError | None = None
     until: float | None = None
@@ -160,6 +185,9 @@ def _hear(
         if told["event"] == "progress":
             if progress is not None:
                 progress(told["done"], told["total"])
+        elif told["event"] == "note":
+            if tell is not None:
+                tell(told["text"])
         elif told["event"] == "done":
             silent.discard(rank)
             measured = told["measured"] if rank == 0 else measured
@@ -180,13 +208,16 @@ def _hear(
     return measured
 
 
-def _named(told: Event, model: Path, what: Mapping[str, Any], checkpointing: bool, devices: Devices) -> MixmergeError:
+def _named(
+    told: Event, starter: str | None, model: Path, what: Mapping[str, Any], checkpointing: bool, devices: Devices
+) -> MixmergeError:
     """The error to tell: that of the process, where a person can mend it, else one that names the process."""
-    who = "the launcher" if told["rank"] is None else f"training process {told['rank']} of {devices.size}"
+    who = starter or f"training process {told['rank']} of {devices.size}"
     if told["event"] == "failed":
         return retold(told, who)
     status = told["status"]
     if status == -signal.SIGKILL and told["rank"] is not None:
         advice = memory_advice(model, settings_from(what), checkpointing=checkpointing, devices=devices)
         return StepError("it was ended by SIGKILL", where=who, do=f"was there memory enough? {advice}")
-    return StepError(f"it {how_it_ended(status)} without a word", where=who, do="see the log")
+    kind = KilledError if status < 0 and told["rank"] is None else StepError
+    return kind(f"it {how_it_ended(status)} without a word", where=who, do="see the log")
