@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, Queue
@@ -29,23 +30,26 @@ from mixmerge.train.team import GRACE_S, Event, Process, ranks, running
 
 MEETING = "meeting-"
 BEAT_S = 5.0  # how often machines are told that they are heard
+PRINTED = "printed-"
+PRINT_S = 1.0  # how often to look for what was printed
 COME_S = 300.0  # for all machines to come, once one has
 MIXED = ("aot", "aot_unpaired")  # losses that compare the pairs of a part with each other
 
 
 class Starter(NamedTuple):
-    """What starts the processes in the place of this one: a `name` for errors, and a command.
+    """A command that starts the processes in the place of this one; `name` and `key` (of the recipe) are for errors.
 
-    The file that tells of the training is added to the command, which says what the processes say, each event with its
-    `rank`, and at last that each has ended.
+    The file that tells of the training is appended. It writes the events of the processes, each with its `rank`, and their
+    exits. Where they cannot print to its standard error, they print to files of the meeting folder, PRINTED*.
     """
 
     name: str
     command: Sequence[str]
+    key: str | None = None
 
 
 class KilledError(StepError):
-    """A signal ended what starts the processes: no fault of the training, which may be started again."""
+    """A signal ended what starts the processes."""
 
 
 def shares_refused(what: Mapping[str, Any], devices: Devices) -> str | None:
@@ -98,27 +102,38 @@ def train_together(
     meeting = work / f"{MEETING}{uuid4().hex[:8]}"
     meeting.mkdir()
     folders = {"model": model, "mixture": mixture, "out": out, "work": work, "meeting": meeting, "cache": cache}
-    told: dict[str, Any] = {
-        name: None if folder is None else str(folder.absolute()) for name, folder in folders.items()
+    told = {
+        **{name: None if folder is None else str(folder.absolute()) for name, folder in folders.items()},
+        "devices": asdict(given),
+        "what": dict(what),
+        "device": device,
+        "place": place,
+        "cores": threads,
+        "threads": max(1, threads // given.processes),
     }
-    told |= {"devices": asdict(given), "what": dict(what), "device": device, "place": place}
-    shared = {"cores": threads, "threads": max(1, threads // given.processes)}
     spec = meeting.absolute() / "spec.json"
-    spec.write_text(json.dumps(told | shared), encoding="utf-8")
+    spec.write_text(json.dumps(told), encoding="utf-8")
     queue: Queue[Event] = Queue()
-    watch = _Watch(given if starter is None else Devices(), spec)
+    watch, printed = _Watch(given if starter is None else Devices(), spec), _Printed(meeting)
     if starter is None and given.nodes > 1:
-        starter = Starter("the launcher", [*shlex.split(launcher), sys.executable, "-m", "mixmerge.train.node"])
+        command = [*shlex.split(launcher), sys.executable, "-m", "mixmerge.train.node"]
+        starter = Starter("the launcher", command, "how.launcher")
+
+    def look() -> None:
+        watch.look()
+        printed.look()
+
     try:
         with running(ranks(spec, 0, queue) if starter is None else _started(starter, spec, queue)):
             try:
-                return _hear(given.size, starter, queue, progress, tell, watch)
+                return _hear(given.size, starter, queue, progress, tell, look)
             finally:
                 spec.unlink(missing_ok=True)  # by it machines see that it is over, whatever becomes of their launcher
     except _DeathError as death:
         who = starter.name if starter is not None and death.told["rank"] is None else None
         raise _named(death.told, who, model, what, bool(place.get("gradient_checkpointing")), given) from None
     finally:
+        printed.bring()
         shutil.rmtree(meeting, ignore_errors=True)
 
 
@@ -133,8 +148,10 @@ def _started(starter: Starter, spec: Path, queue: Queue[Event]) -> Iterator[Proc
     try:
         yield Process([*starter.command, str(spec)], {}, None, queue)
     except OSError as error:
+        if starter.key is None:
+            raise
         what = f"'{starter.command[0]}' cannot be started: {error.strerror}"
-        raise UserError(what, where="how.launcher", do="give a command that runs another on each machine") from error
+        raise UserError(what, where=starter.key, do="give a command that runs another on each machine") from error
 
 
 class _Watch:
@@ -159,13 +176,35 @@ class _Watch:
             raise StepError(what, where="how.launcher", do="have it run the command that follows it once on each")
 
 
+class _Printed:
+    """Brings to this process's log what others print to files of the meeting folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.read, self.last = folder, dict[Path, int](), time.monotonic()
+
+    def look(self) -> None:
+        """To be called often; does something every second."""
+        if time.monotonic() - self.last > PRINT_S:
+            self.bring()
+
+    def bring(self) -> None:
+        """Bring what is there and was not there the last time."""
+        self.last = time.monotonic()
+        for file in sorted(self.folder.glob(f"{PRINTED}*")):
+            with suppress(OSError), file.open("rb") as stream:
+                stream.seek(self.read.get(file, 0))
+                sys.stderr.write(stream.read().decode(errors="replace"))
+                self.read[file] = stream.tell()
+                sys.stderr.flush()
+
+
 def _hear(
     size: int,
     starter: Starter | None,
     queue: Queue[Event],
     progress: Callable[[int, int], None] | None,
     tell: Callable[[str], None] | None,
-    watch: _Watch,
+    look: Callable[[], None],
 ) -> dict[str, Any]:
     """What the first process measured, once all have ended well; _DeathError with the cause where one has not."""
     measured: dict[str, Any] | None = None
@@ -174,7 +213,7 @@ def _hear(
     lost: _DeathError | None = None
     until: float | None = None
     while alive:
-        watch.look()
+        look()
         try:
             told = queue.get(timeout=BEAT_S if until is None else max(0.0, until - time.monotonic()))
         except Empty:

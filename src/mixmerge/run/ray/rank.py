@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixmerge.train.rank import failure, train
-
-PRINTED = "printed-"
+from mixmerge.train.together import PRINTED
 
 
 def in_process_of_ray(config: dict[str, Any]) -> None:
@@ -32,6 +31,7 @@ def in_process_of_ray(config: dict[str, Any]) -> None:
         measured = train(given, rank, emit, joined=True)
     except Exception as error:
         os.write(2, traceback.format_exc().encode(errors="replace"))  # Ray would print it twice
+        os.fsync(2)  # another node reads it
         told = failure(error)
         if told["lost"]:
             raise  # another one died: all start again
